@@ -1,0 +1,198 @@
+//! Find, check and load a backbone: a hub directory, a weight file with `--arch`, or random weights.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use sha2::{Digest, Sha256};
+
+use super::{Architecture, Backbone, Block, ModelConfig, ResNet, Vit, Weights, blocks};
+use crate::ops::Precision;
+use crate::safetensors::TensorFile;
+use crate::{Error, Result, bail, input_error};
+
+/// What to load and how.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// A directory in timm's hub layout, a `.safetensors` file, or (with `random_weights`) an architecture.
+    pub backbone: String,
+    /// The architecture of a bare weight file.
+    pub arch: Option<String>,
+    /// Make up weights instead of reading a file.
+    pub random_weights: bool,
+    /// Another input size than the checkpoint's, for families that allow it.
+    pub image: Option<[usize; 2]>,
+    /// Where to put it.
+    pub device: Device,
+    /// What matrix products round to.
+    pub precision: Precision,
+}
+
+/// A backbone with everything known about it.
+#[derive(Clone)]
+pub struct Loaded {
+    /// The network.
+    pub network: Arc<dyn Backbone>,
+    /// Its architecture and preprocessing.
+    pub config: ModelConfig,
+    /// Its blocks, found by a dry run at `config.preprocess.image`.
+    pub blocks: Vec<Block>,
+    /// Parameters without the classifier.
+    pub body_parameters: usize,
+    /// Parameters of its classifier.
+    pub head_parameters: usize,
+    /// SHA-256 of the weight file; `None` for random weights.
+    pub sha256: Option<String>,
+    /// The weight file.
+    pub file: Option<PathBuf>,
+    /// Where it lives.
+    pub device: Device,
+    /// What its matrix products round to.
+    pub precision: Precision,
+}
+
+/// Load a backbone.
+///
+/// # Errors
+/// Nothing is found under that name, or what is found is damaged or does not fit its architecture.
+pub fn load(options: &LoadOptions) -> Result<Loaded> {
+    if options.random_weights {
+        let config = ModelConfig::named(options.arch.as_deref().unwrap_or(&options.backbone), 1000)?;
+        return build(config, Weights::random(0, &options.device), None, options);
+    }
+    let path = Path::new(&options.backbone);
+    let (config, file) = if path.is_dir() {
+        let config = ModelConfig::from_hub(&path.join("config.json"))?;
+        (Some(config), path.join("model.safetensors"))
+    } else if path.is_file() {
+        (None, path.to_path_buf())
+    } else {
+        bail!("{}", not_found(&options.backbone));
+    };
+    let tensors = TensorFile::open(&file)?;
+    let config = match (&options.arch, config) {
+        (None, Some(config)) => config,
+        (Some(arch), config) => {
+            let mut named = ModelConfig::named(arch, 1000)?;
+            if let Some(config) = config.filter(|c| c.name == named.name) {
+                named = config;
+            }
+            named
+        }
+        (None, None) => bail!(
+            "{} is a bare weight file: say which architecture it is, as in --arch resnet18",
+            file.display()
+        ),
+    };
+    let head = format!("{}.weight", config.architecture.classifier());
+    let config = match tensors.shape(&head).as_deref() {
+        None => ModelConfig { classes: 0, ..config },
+        Some([classes, _]) if options.arch.is_some() && *classes != config.classes => {
+            // A bare file says by its classifier what it was trained on, and so what pixels it wants.
+            ModelConfig::named(&config.name, *classes)?
+        }
+        Some([classes, _]) => ModelConfig { classes: *classes, ..config },
+        Some(shape) => bail!("{}: `{head}` has shape {shape:?}, a matrix is expected", file.display()),
+    };
+    build(config, Weights::from_file(tensors, &options.device), Some(&file), options)
+}
+
+fn build(
+    mut config: ModelConfig,
+    weights: Weights,
+    file: Option<&Path>,
+    options: &LoadOptions,
+) -> Result<Loaded> {
+    if let Some(image) = options.image {
+        match &config.architecture {
+            Architecture::ResNet(_) if image.iter().all(|s| *s >= 32) => config.preprocess.image = image,
+            Architecture::ResNet(_) => bail!("--image-size {}x{} is too small: 32 at least", image[0], image[1]),
+            Architecture::Vit(c) if c.image != image => bail!(
+                "--image-size {}x{}: {} has position embeddings for {}x{} only",
+                image[0], image[1], config.name, c.image[0], c.image[1]
+            ),
+            Architecture::Vit(_) => {}
+        }
+    }
+    let precision = options.precision;
+    let network: Arc<dyn Backbone> = match &config.architecture {
+        Architecture::ResNet(c) => Arc::new(ResNet::load(c, config.classes, &weights, precision)?),
+        Architecture::Vit(c) => Arc::new(Vit::load(c, config.classes, &weights, precision)?),
+    };
+    weights.finish()?;
+    let head_parameters =
+        if config.classes > 0 { config.classes * (network.feature_width() + 1) } else { 0 };
+    Ok(Loaded {
+        blocks: blocks(network.as_ref(), config.preprocess.image, &options.device),
+        body_parameters: weights.parameters() - head_parameters,
+        head_parameters,
+        sha256: file.map(sha256).transpose()?,
+        file: file.map(Path::to_path_buf),
+        device: options.device.clone().without_autodiff(),
+        precision,
+        network,
+        config,
+    })
+}
+
+fn not_found(name: &str) -> String {
+    if Architecture::named(name.split('.').next().unwrap_or(name)).is_ok() {
+        format!(
+            "`{name}` is an architecture lotep knows, but there is no file or directory of that name: give a \
+             directory with config.json and model.safetensors, or a .safetensors file with --arch"
+        )
+    } else {
+        format!("no backbone at `{name}`: a directory with config.json and model.safetensors is expected, or a .safetensors file with --arch")
+    }
+}
+
+/// SHA-256 of a file, in hexadecimal.
+///
+/// # Errors
+/// The file can't be read.
+pub(crate) fn sha256(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0_u8; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+impl Loaded {
+    /// One line for people: name, size and where it came from.
+    pub fn describe(&self) -> String {
+        let from = self.file.as_ref().map_or("random weights".into(), |f| f.display().to_string());
+        format!(
+            "{} ({:.2}M parameters, {} blocks) from {from}",
+            self.config.name,
+            (self.body_parameters + self.head_parameters) as f64 / 1e6,
+            self.blocks.len()
+        )
+    }
+
+    /// Check that an adapter trained on `sha256` fits.
+    ///
+    /// # Errors
+    /// The hashes differ.
+    pub fn check_identity(&self, name: &str, sha256: Option<&str>) -> Result<()> {
+        if self.config.name != name {
+            return Err(input_error!(
+                "the adapter's `backbone.name` is {name}, the backbone given is {}",
+                self.config.name
+            ));
+        }
+        match (&self.sha256, sha256) {
+            (Some(have), Some(want)) if have != want => Err(input_error!(
+                "the adapter's `backbone.sha256` is {want}, {} has {have}: other weights",
+                self.file.as_ref().map_or_else(String::new, |f| f.display().to_string())
+            )),
+            _ => Ok(()),
+        }
+    }
+}

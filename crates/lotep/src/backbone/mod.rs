@@ -1,0 +1,130 @@
+//! Frozen, pretrained networks, seen as a list of blocks whose entrances a method may touch.
+//!
+//! The backbone does not know which method is in it: it calls [`Hooks`] at fixed places and goes on.
+
+mod config;
+mod load;
+mod resnet;
+#[cfg(test)]
+mod parity;
+mod vit;
+mod weights;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+pub use config::{Architecture, ModelConfig, Preprocess, architectures};
+pub use load::{Loaded, LoadOptions, load};
+pub use resnet::{ResNet, ResNetConfig};
+pub use vit::{Vit, VitConfig};
+pub use weights::Weights;
+
+use crate::ops::Linear;
+
+/// How the activations at a block's entrance are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// A feature map `[B, C, H, W]`.
+    Map,
+    /// Tokens `[B, 1 + H·W, C]`: the class token, then the patches row by row.
+    Tokens,
+}
+
+/// One residual block: its name in timm and the geometry of its entrance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// timm's module name, `layer1.0` or `blocks.3`.
+    pub name: String,
+    /// Channels at the entrance.
+    pub channels: usize,
+    /// Rows of the feature map or of the patch grid.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// Layout of the activations.
+    pub layout: Layout,
+}
+
+/// Activations at a block's entrance.
+#[derive(Clone, Debug)]
+pub enum Activation {
+    /// `[B, C, H, W]`.
+    Map(Tensor<4>),
+    /// `[B, 1 + H·W, C]`.
+    Tokens(Tensor<3>),
+}
+
+impl Activation {
+    /// The layout and `[C, H, W]`, given the patch grid for tokens.
+    fn geometry(&self, grid: [usize; 2]) -> (Layout, [usize; 3]) {
+        match self {
+            Self::Map(x) => {
+                let [_, c, h, w] = x.dims();
+                (Layout::Map, [c, h, w])
+            }
+            Self::Tokens(x) => (Layout::Tokens, [x.dims()[2], grid[0], grid[1]]),
+        }
+    }
+}
+
+/// What a method may do inside a backbone. Every hook defaults to the identity.
+pub trait Hooks {
+    /// Change the image `[B, 3, H, W]`, in [0, 1], before it is normalised.
+    fn pixels(&self, x: Tensor<4>) -> Tensor<4> {
+        x
+    }
+
+    /// Change what enters block `block` (0-based).
+    fn entrance(&self, _block: usize, x: Activation) -> Activation {
+        x
+    }
+
+    /// See what block `block` put out. For analysis and tests; the activation goes on unchanged.
+    fn exit(&self, _block: usize, _x: &Activation) {}
+}
+
+/// No method: the network as it was trained.
+#[derive(Clone, Copy, Debug)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}
+
+/// A frozen network up to its pooled features.
+pub trait Backbone: Send + Sync {
+    /// Pooled features `[B, F]` of a normalised image `[B, 3, H, W]`.
+    fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2>;
+
+    /// timm's names of the residual blocks, in order.
+    fn block_names(&self) -> Vec<String>;
+
+    /// Width F of the features.
+    fn feature_width(&self) -> usize;
+
+    /// The classifier the network was trained with, if it has one.
+    fn head(&self) -> Option<&Linear>;
+
+    /// The patch grid of an image `[H, W]` for networks of tokens; unused elsewhere.
+    fn grid(&self, image: [usize; 2]) -> [usize; 2];
+}
+
+/// Find every block's entrance geometry by running one blank image through.
+pub fn blocks(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> Vec<Block> {
+    struct Record(std::sync::Mutex<Vec<(Layout, [usize; 3])>>, [usize; 2]);
+    impl Hooks for Record {
+        fn entrance(&self, _block: usize, x: Activation) -> Activation {
+            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(x.geometry(self.1));
+            x
+        }
+    }
+    let record = Record(std::sync::Mutex::default(), backbone.grid(image));
+    let device = device.clone().without_autodiff();
+    backbone.features(Tensor::zeros([1, 3, image[0], image[1]], &device), &record);
+    let found = record.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    backbone
+        .block_names()
+        .into_iter()
+        .zip(found)
+        .map(|(name, (layout, [channels, height, width]))| Block { name, channels, height, width, layout })
+        .collect()
+}

@@ -1,0 +1,230 @@
+//! Every network against timm's float64 outputs and gradients, at small sizes and on real weights.
+
+use std::sync::Mutex;
+
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
+
+use super::*;
+use crate::fixtures::{self, Fixture};
+use crate::method::AdditivePrompts;
+use crate::ops::Precision;
+use crate::safetensors::TensorFile;
+
+const FORWARD: f64 = 1e-5;
+const GRADIENT: f64 = 5e-5;
+
+fn network(name: &str, weights: &Weights) -> Box<dyn Backbone> {
+    let resnet = |bottleneck, layers, channels| {
+        let config = ResNetConfig { bottleneck, layers, stem: 12, channels };
+        Box::new(ResNet::load(&config, 7, weights, Precision::F32).unwrap()) as Box<dyn Backbone>
+    };
+    let vit = |image, patch, width, depth, heads, qkv_bias| {
+        let config = VitConfig { image, patch, width, depth, heads, qkv_bias };
+        Box::new(Vit::load(&config, 7, weights, Precision::F32).unwrap()) as Box<dyn Backbone>
+    };
+    match name {
+        "resnet18" => resnet(false, [2, 2, 2, 2], [12, 16, 20, 24]),
+        "resnet50" => resnet(true, [3, 4, 6, 3], [4, 6, 8, 10]),
+        "vit_b16" => vit([48, 64], 16, 32, 3, 4, true),
+        "vit_b32" => vit([64, 96], 32, 16, 2, 2, true),
+        "vit_b16_miil" => vit([48, 48], 16, 24, 3, 3, false),
+        other => panic!("no network for fixture {other}"),
+    }
+}
+
+fn cross_entropy(logits: Tensor<2>, target: &[f32]) -> Tensor<1> {
+    let rows = target.len();
+    let target: Vec<i64> = target.iter().map(|t| *t as i64).collect();
+    let target = Tensor::<2, Int>::from_data(TensorData::new(target, [rows, 1]), &logits.device());
+    log_softmax(logits, 1).gather(1, target).mean().neg()
+}
+
+/// Adds prompts and records what every block put out.
+struct Probe {
+    prompts: AdditivePrompts,
+    exits: Mutex<Vec<Activation>>,
+}
+
+impl Hooks for Probe {
+    fn entrance(&self, block: usize, x: Activation) -> Activation {
+        self.prompts.entrance(block, x)
+    }
+    fn exit(&self, _block: usize, x: &Activation) {
+        self.exits.lock().unwrap().push(x.clone());
+    }
+}
+
+struct Pass {
+    logits: Tensor<2>,
+    exits: Vec<Activation>,
+    loss: Tensor<1>,
+    input: Tensor<4>,
+    prompts: Vec<Tensor<3>>,
+}
+
+fn pass(f: &Fixture, network: &dyn Backbone, prompts: Vec<Tensor<3>>, device: &Device) -> Pass {
+    let input = f.tensor::<4>("_fx.input", device).require_grad();
+    let prompts: Vec<_> = prompts.into_iter().map(|p| p.autodiff().require_grad()).collect();
+    let probe = Probe {
+        prompts: AdditivePrompts { image: None, blocks: prompts.iter().cloned().map(Some).collect() },
+        exits: Mutex::default(),
+    };
+    let features = network.features(input.clone(), &probe);
+    let logits = network.head().unwrap().forward(features);
+    let loss = cross_entropy(logits.clone(), &f.values("_fx.target"));
+    Pass { logits, exits: probe.exits.into_inner().unwrap(), loss, input, prompts }
+}
+
+fn check(name: &str) {
+    let Some(f) = fixtures::open(&format!("{name}.safetensors")) else { return };
+    let device = Device::flex().autodiff();
+    let weights = Weights::from_file(TensorFile::open(f.0.path()).unwrap(), &device).tracked();
+    let net = network(name, &weights);
+    weights.finish().unwrap();
+    let [_, _, h, w] = f.tensor::<4>("_fx.input", &device).dims();
+    let blocks = blocks(net.as_ref(), [h, w], &device);
+
+    // First pass: no prompts; outputs, every block, gradients of image, prompts and weights.
+    let zeros = blocks.iter().map(|b| Tensor::zeros([b.channels, b.height, b.width], &device)).collect();
+    let p = pass(&f, net.as_ref(), zeros, &device);
+    f.assert_close(&p.logits, "_fx.logits", FORWARD);
+    f.assert_close(&p.loss, "_fx.loss", FORWARD);
+    for (l, exit) in p.exits.iter().enumerate() {
+        let name = format!("_fx.block_out.{l}");
+        match exit {
+            Activation::Map(x) => f.assert_close(x, &name, FORWARD),
+            Activation::Tokens(x) => f.assert_close(x, &name, FORWARD),
+        }
+    }
+    let grads = p.loss.backward();
+    f.assert_close(&p.input.grad(&grads).unwrap(), "_fx.grad_input", GRADIENT);
+    for (l, prompt) in p.prompts.iter().enumerate() {
+        f.assert_close(&prompt.grad(&grads).unwrap(), &format!("_fx.grad_prompt.{l}"), GRADIENT);
+    }
+    let mut compared = 0;
+    for (name, leaf) in weights.leaves() {
+        if f.0.shape(&format!("_fx.grad_param.{name}")).is_none() {
+            continue;
+        }
+        compared += 1;
+        let grad: Vec<f32> = leaf.grad(&grads).unwrap().into_data().iter::<f32>().collect();
+        let expected = f.values(&format!("_fx.grad_param.{name}"));
+        if name.ends_with("qkv.bias") {
+            // The key's third is zero in theory and rounding noise in both: compared with the rest's scale.
+            let scale = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+            assert!(grad.iter().zip(&expected).all(|(a, e)| (a - e).abs() <= 5e-5 * scale), "{name}");
+        } else {
+            fixtures::assert_close(&grad, &expected, GRADIENT, &name);
+        }
+    }
+    assert!(compared > 20, "{name}: only {compared} weights' gradients are in the fixture");
+
+    // A tape is consumed by its backward pass: the other passes take a fresh, untracked network.
+    let weights = Weights::from_file(TensorFile::open(f.0.path()).unwrap(), &device);
+    let net = network(name, &weights);
+
+    // The class token's gradient, through a prompt that covers the whole sequence.
+    if blocks[0].layout == Layout::Tokens {
+        let whole = blocks.iter().map(|b| Tensor::zeros([b.channels, 1, 1 + b.height * b.width], &device)).collect();
+        let p = pass(&f, net.as_ref(), whole, &device);
+        let grads = p.loss.backward();
+        for (l, prompt) in p.prompts.iter().enumerate() {
+            let class_token = prompt.grad(&grads).unwrap().narrow(2, 0, 1);
+            f.assert_close(&class_token, &format!("_fx.grad_prompt_cls.{l}"), GRADIENT);
+        }
+    }
+
+    // Second pass: given prompts on every block.
+    let prompts = (0..blocks.len()).map(|l| f.tensor(&format!("_fx.prompt.{l}"), &device)).collect();
+    let p = pass(&f, net.as_ref(), prompts, &device);
+    f.assert_close(&p.logits, "_fx.prompted.logits", FORWARD);
+    f.assert_close(&p.loss, "_fx.prompted.loss", FORWARD);
+    let grads = p.loss.backward();
+    f.assert_close(&p.input.grad(&grads).unwrap(), "_fx.prompted.grad_input", GRADIENT);
+    for (l, prompt) in p.prompts.iter().enumerate() {
+        f.assert_close(&prompt.grad(&grads).unwrap(), &format!("_fx.prompted.grad_prompt.{l}"), GRADIENT);
+    }
+}
+
+#[test]
+fn resnet18() {
+    check("resnet18");
+}
+
+#[test]
+fn resnet50() {
+    check("resnet50");
+}
+
+#[test]
+fn vit_b16() {
+    check("vit_b16");
+}
+
+#[test]
+fn vit_b32() {
+    check("vit_b32");
+}
+
+#[test]
+fn vit_b16_miil() {
+    check("vit_b16_miil");
+}
+
+/// Real weights at full size: features and logits of four images, as timm computed them.
+#[test]
+fn real_weights_agree_with_timm() {
+    for name in ["resnet18", "vit_tiny_patch16_224"] {
+        let Some(dir) = fixtures::path(&format!("data/backbones/{name}")) else { return };
+        let Some(parity) = fixtures::path(&format!("data/parity/{name}.safetensors")) else { return };
+        let f = Fixture(TensorFile::open(parity).unwrap());
+        let device = Device::flex();
+        let options = LoadOptions {
+            backbone: dir.display().to_string(),
+            arch: None,
+            random_weights: false,
+            image: None,
+            device: device.clone(),
+            precision: Precision::F32,
+        };
+        let loaded = load(&options).unwrap();
+        let features = loaded.network.features(f.tensor("input", &device), &NoHooks);
+        f.assert_close(&features, "features", FORWARD);
+        f.assert_close(&loaded.network.head().unwrap().forward(features), "logits", FORWARD);
+    }
+}
+
+/// The table of `spec/blocks_224.json` comes out of a dry run.
+#[test]
+fn blocks_at_full_size() {
+    let Some(path) = fixtures::path("spec/blocks_224.json") else { return };
+    let table: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for (arch, key) in [
+        ("resnet18", "resnet18.tv_in1k"),
+        ("resnet50", "resnet50.tv_in1k"),
+        ("vit_base_patch32_224", "vit_base_patch32_224.augreg_in21k_ft_in1k"),
+    ] {
+        let options = LoadOptions {
+            backbone: arch.into(),
+            arch: None,
+            random_weights: true,
+            image: None,
+            device: Device::flex(),
+            precision: Precision::F32,
+        };
+        let loaded = load(&options).unwrap();
+        let found: Vec<_> = loaded
+            .blocks
+            .iter()
+            .map(|b| (b.name.clone(), b.channels, b.height, b.width))
+            .collect();
+        let expected: Vec<(String, usize, usize, usize)> = rows(&table, key);
+        assert_eq!(found, expected, "{arch}");
+    }
+}
+
+fn rows(table: &serde_json::Value, key: &str) -> Vec<(String, usize, usize, usize)> {
+    let n = |v: &serde_json::Value| v.as_u64().unwrap() as usize;
+    let row = |b: &serde_json::Value| (b["name"].as_str().unwrap().to_owned(), n(&b["C"]), n(&b["H"]), n(&b["W"]));
+    table[key].as_array().unwrap().iter().map(row).collect()
+}

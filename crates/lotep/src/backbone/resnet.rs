@@ -1,0 +1,168 @@
+//! ResNet-18, -34, -50, -101 as timm and torchvision store them.
+//!
+//! A block's entrance is what enters both its first convolution and its shortcut; it comes out of a ReLU, so
+//! a prompt can make it negative and no ReLU may be skipped or moved.
+
+use burn::tensor::{Tensor, activation::relu};
+use serde::{Deserialize, Serialize};
+
+use super::{Activation, Backbone, Hooks, Weights};
+use crate::Result;
+use crate::ops::{BatchNorm, Conv2d, Linear, Precision, max_pool_3x3_s2};
+
+const BN_EPS: f64 = 1e-5;
+
+/// The shape of a ResNet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResNetConfig {
+    /// Bottleneck blocks (1×1, 3×3, 1×1) instead of basic ones (3×3, 3×3).
+    pub bottleneck: bool,
+    /// Blocks of each stage.
+    pub layers: [usize; 4],
+    /// Width of the stem's convolution.
+    pub stem: usize,
+    /// Inner width of each stage's blocks; a bottleneck puts out four times as many channels.
+    pub channels: [usize; 4],
+}
+
+impl ResNetConfig {
+    /// A network of the paper's widths.
+    pub const fn new(bottleneck: bool, layers: [usize; 4]) -> Self {
+        Self { bottleneck, layers, stem: 64, channels: [64, 128, 256, 512] }
+    }
+
+    fn expansion(&self) -> usize {
+        if self.bottleneck { 4 } else { 1 }
+    }
+}
+
+struct ResBlock {
+    name: String,
+    convs: Vec<Conv2d>,
+    shortcut: Option<Conv2d>,
+}
+
+impl ResBlock {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut y = x.clone();
+        for (i, conv) in self.convs.iter().enumerate() {
+            y = conv.forward(y);
+            if i + 1 < self.convs.len() {
+                y = relu(y);
+            }
+        }
+        let shortcut = match &self.shortcut {
+            Some(conv) => conv.forward(x),
+            None => x,
+        };
+        relu(y + shortcut)
+    }
+}
+
+/// A ResNet with its batch norms folded.
+pub struct ResNet {
+    stem: Conv2d,
+    blocks: Vec<ResBlock>,
+    head: Option<Linear>,
+    width: usize,
+}
+
+impl ResNet {
+    /// Load from weights named as in timm; `classes` is what the classifier has, 0 for none.
+    ///
+    /// # Errors
+    /// A weight is missing or of another shape.
+    pub fn load(
+        config: &ResNetConfig,
+        classes: usize,
+        weights: &Weights,
+        precision: Precision,
+    ) -> Result<Self> {
+        let conv = |conv: &str, bn: &str, shape: [usize; 4], stride: usize| -> Result<Conv2d> {
+            let channels = [shape[0]];
+            let take = |leaf: &str| weights.take(&format!("{bn}.{leaf}"), channels);
+            let norm = BatchNorm {
+                weight: take("weight")?,
+                bias: take("bias")?,
+                mean: take("running_mean")?,
+                var: take("running_var")?,
+                eps: BN_EPS,
+            };
+            let kernel = weights.take(&format!("{conv}.weight"), shape)?;
+            Ok(Conv2d::with_norm(kernel, norm, stride, shape[2] / 2, precision))
+        };
+        let stem = conv("conv1", "bn1", [config.stem, 3, 7, 7], 2)?;
+        let mut blocks = Vec::new();
+        let mut input = config.stem;
+        for (stage, (&count, &inner)) in config.layers.iter().zip(&config.channels).enumerate() {
+            let output = inner * config.expansion();
+            for index in 0..count {
+                let name = format!("layer{}.{index}", stage + 1);
+                let stride = if index == 0 && stage > 0 { 2 } else { 1 };
+                // [out, in, kernel, stride]; a bottleneck strides in its 3×3 ("v1.5").
+                let plan = if config.bottleneck {
+                    vec![[inner, input, 1, 1], [inner, inner, 3, stride], [output, inner, 1, 1]]
+                } else {
+                    vec![[inner, input, 3, stride], [output, inner, 3, 1]]
+                };
+                let convs = (1..)
+                    .zip(plan)
+                    .map(|(i, [o, c, k, s])| {
+                        conv(&format!("{name}.conv{i}"), &format!("{name}.bn{i}"), [o, c, k, k], s)
+                    })
+                    .collect::<Result<_>>()?;
+                let shortcut = (stride != 1 || input != output)
+                    .then(|| {
+                        let (c, n) = (format!("{name}.downsample.0"), format!("{name}.downsample.1"));
+                        conv(&c, &n, [output, input, 1, 1], stride)
+                    })
+                    .transpose()?;
+                blocks.push(ResBlock { name, convs, shortcut });
+                input = output;
+            }
+        }
+        let head = (classes > 0)
+            .then(|| -> Result<Linear> {
+                let weight = weights.take("fc.weight", [classes, input])?;
+                Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), precision))
+            })
+            .transpose()?;
+        Ok(Self { stem, blocks, head, width: input })
+    }
+
+    /// The stem's folded kernel `[out, 3, 7, 7]`.
+    pub fn stem(&self) -> &Conv2d {
+        &self.stem
+    }
+}
+
+impl Backbone for ResNet {
+    fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
+        let mut x = max_pool_3x3_s2(relu(self.stem.forward(x)));
+        for (l, block) in self.blocks.iter().enumerate() {
+            let Activation::Map(entered) = hooks.entrance(l, Activation::Map(x)) else {
+                unreachable!("a hook keeps the layout")
+            };
+            x = block.forward(entered);
+            hooks.exit(l, &Activation::Map(x.clone()));
+        }
+        let [b, c, _, _] = x.dims();
+        x.mean_dims(&[2, 3]).reshape([b, c])
+    }
+
+    fn block_names(&self) -> Vec<String> {
+        self.blocks.iter().map(|b| b.name.clone()).collect()
+    }
+
+    fn feature_width(&self) -> usize {
+        self.width
+    }
+
+    fn head(&self) -> Option<&Linear> {
+        self.head.as_ref()
+    }
+
+    fn grid(&self, _image: [usize; 2]) -> [usize; 2] {
+        [0, 0]
+    }
+}

@@ -1,0 +1,153 @@
+//! Weights by timm's names: strict about what is missing, mis-shaped or left over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use crate::safetensors::TensorFile;
+use crate::{Result, bail, input_error};
+
+/// Where values come from.
+enum Source {
+    File(TensorFile),
+    /// Seeded values of the right scale, for benchmarks without a weight file.
+    Random(Mutex<ChaCha8Rng>),
+}
+
+/// A source of weights that notes what was taken from it.
+pub struct Weights {
+    source: Source,
+    device: Device,
+    tracked: Option<Mutex<BTreeMap<String, Tensor<1>>>>,
+    taken: Mutex<BTreeMap<String, usize>>,
+}
+
+/// Buffers that checkpoints carry and evaluation does not use.
+fn is_known_extra(name: &str) -> bool {
+    name.ends_with("num_batches_tracked") || name.starts_with("pre_logits.") || name.starts_with("_fx.")
+}
+
+impl Weights {
+    /// Read from an open safetensors file.
+    pub fn from_file(file: TensorFile, device: &Device) -> Self {
+        Self::new(Source::File(file), device)
+    }
+
+    /// Make up seeded values.
+    pub fn random(seed: u64, device: &Device) -> Self {
+        Self::new(Source::Random(Mutex::new(ChaCha8Rng::seed_from_u64(seed))), device)
+    }
+
+    fn new(source: Source, device: &Device) -> Self {
+        let device = device.clone().without_autodiff();
+        Self { source, device, tracked: None, taken: Mutex::default() }
+    }
+
+    /// Track the gradient of every weight: [`Weights::leaves`] gives them.
+    #[must_use]
+    pub fn tracked(mut self) -> Self {
+        self.device = self.device.autodiff();
+        self.tracked = Some(Mutex::default());
+        self
+    }
+
+    /// The tracked weights by name, flattened.
+    pub fn leaves(&self) -> BTreeMap<String, Tensor<1>> {
+        self.tracked.as_ref().map(|t| lock(t).clone()).unwrap_or_default()
+    }
+
+    /// Number of parameters taken so far (batch-norm statistics are not parameters).
+    pub fn parameters(&self) -> usize {
+        lock(&self.taken).iter().filter(|(name, _)| !name.contains(".running_")).map(|(_, n)| n).sum()
+    }
+
+    /// Whether the file has `name` (random weights have everything).
+    pub fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::File(file) => file.shape(name).is_some(),
+            Source::Random(_) => true,
+        }
+    }
+
+    /// The shape that the file gives for `name`; `None` for random weights or an absent name.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match &self.source {
+            Source::File(file) => file.shape(name),
+            Source::Random(_) => None,
+        }
+    }
+
+    /// Take the tensor `name`, which must have `shape`.
+    ///
+    /// # Errors
+    /// The tensor is absent or of another shape; the message names both.
+    pub fn take<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        let values = match &self.source {
+            Source::File(file) => {
+                let path = file.path().display();
+                match file.shape(name) {
+                    None => bail!("{path} has no weight `{name}` {shape:?}, which this architecture needs"),
+                    Some(found) if found != shape => {
+                        bail!("{path}: weight `{name}` has shape {found:?}, this architecture needs {shape:?}")
+                    }
+                    Some(_) => file.read(name)?.0,
+                }
+            }
+            Source::Random(rng) => random(name, &shape, &mut lock(rng)),
+        };
+        lock(&self.taken).insert(name.to_owned(), values.len());
+        let flat = Tensor::<1>::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), &self.device);
+        let Some(tracked) = &self.tracked else { return Ok(flat.reshape(shape)) };
+        let leaf = flat.require_grad();
+        lock(tracked).insert(name.to_owned(), leaf.clone());
+        Ok(leaf.reshape(shape))
+    }
+
+    /// Check that nothing in the file was left unused.
+    ///
+    /// # Errors
+    /// Names the first few weights that this architecture does not have.
+    pub fn finish(&self) -> Result<()> {
+        let Source::File(file) = &self.source else { return Ok(()) };
+        let taken = lock(&self.taken);
+        let extra: BTreeSet<_> = file
+            .shapes()
+            .into_keys()
+            .filter(|name| !taken.contains_key(name) && !is_known_extra(name))
+            .collect();
+        if extra.is_empty() {
+            return Ok(());
+        }
+        let first: Vec<_> = extra.iter().take(4).map(|n| format!("`{n}`")).collect();
+        Err(input_error!(
+            "{} has {} weights that this architecture does not: {}{}",
+            file.path().display(),
+            extra.len(),
+            first.join(", "),
+            if extra.len() > 4 { ", …" } else { "" }
+        ))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Values that keep activations of order one: kernels `N(0, 1/fan_in)`, norms near the identity.
+fn random(name: &str, shape: &[usize], rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    let mut normal = |scale: f32| -> Vec<f32> {
+        (0..count).map(|_| scale * <StandardNormal as Distribution<f32>>::sample(&StandardNormal, rng)).collect()
+    };
+    match shape.len() {
+        1 if name.ends_with("running_var") => vec![1.0; count],
+        1 if name.ends_with("weight") => vec![1.0; count],
+        1 => normal(0.02),
+        _ if name.ends_with("pos_embed") || name.ends_with("cls_token") => normal(0.02),
+        _ => normal((shape[1..].iter().product::<usize>() as f32).powf(-0.5)),
+    }
+}

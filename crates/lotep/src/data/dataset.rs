@@ -1,0 +1,281 @@
+//! What a labelled data set is, and how one on disk is recognised.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::decode::{Rgb8, decode_file};
+use super::{cifar, folder};
+use crate::{Error, Result, bail, input_error};
+
+/// Where an image's pixels come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An image file.
+    File(PathBuf),
+    /// Pixels that are in memory already, as a data set's own binary format gives them.
+    Pixels {
+        /// The file that they were read from.
+        file: PathBuf,
+        /// Which of the file's images this is, from 0.
+        index: usize,
+        /// Rows from the top, three bytes (R, G, B) a pixel.
+        rgb: Arc<[u8]>,
+        /// Pixels in a row.
+        width: u32,
+        /// Rows.
+        height: u32,
+    },
+}
+
+/// One labelled image.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Its pixels.
+    pub source: Source,
+    /// Its class, an index into [`Dataset::classes`].
+    pub label: usize,
+}
+
+impl Sample {
+    /// Say what an error calls this image: its path, or `FILE#INDEX`.
+    pub fn name(&self) -> String {
+        match &self.source {
+            Source::File(path) => path.display().to_string(),
+            Source::Pixels { file, index, .. } => format!("{}#{index}", file.display()),
+        }
+    }
+
+    /// Get the pixels, decoding the file where there is one.
+    ///
+    /// # Errors
+    /// As [`decode_file`].
+    pub fn load(&self) -> Result<Rgb8> {
+        match &self.source {
+            Source::File(path) => decode_file(path),
+            Source::Pixels { rgb, width, height, .. } => {
+                Ok(Rgb8 { width: *width as usize, height: *height as usize, data: rgb.to_vec() })
+            }
+        }
+    }
+}
+
+/// A list of labelled images.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The name of the directory that it was opened from.
+    pub name: String,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// The images, by class and then by file name.
+    pub samples: Vec<Sample>,
+}
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// What is learnt from.
+    Train,
+    /// What choices are made with.
+    Val,
+    /// What is reported.
+    Test,
+    /// All of them together.
+    All,
+}
+
+impl FromStr for Split {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "train" => Ok(Self::Train),
+            "val" => Ok(Self::Val),
+            "test" => Ok(Self::Test),
+            "all" => Ok(Self::All),
+            other => Err(input_error!("split '{other}' is not known: use train, val, test or all")),
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Val => "val",
+            Self::Test => "test",
+            Self::All => "all",
+        })
+    }
+}
+
+/// A data set as it lies on disk. All parts have the same classes.
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// The training images.
+    pub train: Option<Dataset>,
+    /// The validation images, where the data set has a part of its own for them.
+    pub val: Option<Dataset>,
+    /// The test images, where the data set has them.
+    pub test: Option<Dataset>,
+    /// How the data set was recognised, in one sentence.
+    pub layout: String,
+}
+
+impl Splits {
+    /// Name the parts that there are, in the order train, val, test.
+    pub fn parts(&self) -> impl Iterator<Item = (Split, &Dataset)> {
+        [(Split::Train, &self.train), (Split::Val, &self.val), (Split::Test, &self.test)]
+            .into_iter()
+            .filter_map(|(split, part)| part.as_ref().map(|part| (split, part)))
+    }
+
+    /// Take one part, or all of them joined.
+    ///
+    /// # Errors
+    /// Where the data set has no such part; the message names the parts that it has.
+    pub fn get(&self, split: Split) -> Result<Dataset> {
+        let mut wanted = self.parts().filter(|(part, _)| split == Split::All || *part == split);
+        let Some((_, first)) = wanted.next() else {
+            let have: Vec<_> = self.parts().map(|(part, _)| part.to_string()).collect();
+            bail!("the data set has no {split} split ({}); it has: {}", self.layout, have.join(", "));
+        };
+        let mut data = first.clone();
+        for (_, more) in wanted {
+            data.samples.extend_from_slice(&more.samples);
+        }
+        Ok(data)
+    }
+}
+
+/// A data set that is read in the format its authors publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Known {
+    /// CIFAR-10, binary version.
+    Cifar10,
+    /// CIFAR-100, binary version, with its fine labels.
+    Cifar100,
+}
+
+impl FromStr for Known {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "cifar10" => Ok(Self::Cifar10),
+            "cifar100" => Ok(Self::Cifar100),
+            other => Err(input_error!("data set '{other}' is not known: use cifar10 or cifar100")),
+        }
+    }
+}
+
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cifar10 => "cifar10",
+            Self::Cifar100 => "cifar100",
+        })
+    }
+}
+
+/// Open a data set: a directory of class folders, or the binary download of CIFAR-10 or CIFAR-100.
+///
+/// The layouts, in the order in which they are looked for:
+///
+/// 1. CIFAR's files, in the directory itself or in the folder that its archive unpacks to. `known` says which to
+///    expect; without it the file names tell.
+/// 2. `train/CLASS/*`, and beside it `val/CLASS/*` (or `valid`, `validation`) and `test/CLASS/*`. Class folders
+///    beside these are not looked at.
+/// 3. `CLASS/*`: all of it is [`Splits::train`], for the caller to split.
+///
+/// Classes are sorted by name, images by class and then by path. Hidden files are ignored, and so are, with a count
+/// in [`Splits::layout`], files that do not end in jpg, jpeg, png, webp or bmp.
+///
+/// # Errors
+/// Where the path is no directory, no layout fits, a class of train has no image, another part has a class that
+/// train lacks, or a CIFAR file is missing, cut short or inconsistent.
+pub fn open(path: &Path, known: Option<Known>) -> Result<Splits> {
+    let kind = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if !kind.is_dir() {
+        bail!("{} is a file: --data takes a directory that holds class folders", path.display());
+    }
+    match cifar::find(path, known)? {
+        Some((known, dir)) => cifar::read(&dir, known),
+        None => folder::read(path),
+    }
+}
+
+/// The last part of a path, for a data set's name.
+pub(super) fn name_of(path: &Path) -> String {
+    let resolved = path.canonicalize();
+    let path = resolved.as_deref().unwrap_or(path);
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::test_files::{shared, write_image};
+
+    #[test]
+    fn words_round_trip() {
+        for split in [Split::Train, Split::Val, Split::Test, Split::All] {
+            assert_eq!(split.to_string().parse::<Split>().unwrap(), split);
+        }
+        for known in [Known::Cifar10, Known::Cifar100] {
+            assert_eq!(known.to_string().parse::<Known>().unwrap(), known);
+        }
+        assert_eq!(
+            "dev".parse::<Split>().unwrap_err().to_string(),
+            "split 'dev' is not known: use train, val, test or all"
+        );
+        assert!("mnist".parse::<Known>().unwrap_err().to_string().contains("'mnist'"));
+    }
+
+    #[test]
+    fn a_path_that_is_no_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("nowhere");
+        let message = open(&missing, None).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("cannot read {}", missing.display())), "{message}");
+        write_image(dir.path().join("a.png"), 1);
+        let message = open(&dir.path().join("a.png"), None).unwrap_err().to_string();
+        assert!(message.contains("a.png is a file"), "{message}");
+    }
+
+    #[test]
+    fn parts_are_taken_and_joined() {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["train/a/1.png", "train/b/1.png", "test/a/2.png"] {
+            write_image(dir.path().join(file), 1);
+        }
+        let splits = open(dir.path(), None).unwrap();
+        assert_eq!(splits.get(Split::Train).unwrap().samples.len(), 2);
+        assert_eq!(splits.get(Split::All).unwrap().samples.len(), 3);
+        let message = splits.get(Split::Val).unwrap_err().to_string();
+        assert!(message.contains("no val split") && message.ends_with("it has: train, test"), "{message}");
+    }
+
+    #[test]
+    fn real_folders_are_opened() {
+        let Some(images) = shared("data/images") else { return };
+        for (name, classes, train, test) in [("cifar10", 10, 5000, 2000), ("gtsrb", 43, 4271, 880), ("dtd10", 10, 800, 400)]
+        {
+            let splits = open(&images.join(name), None).unwrap();
+            assert_eq!(splits.get(Split::Train).unwrap().classes.len(), classes);
+            assert_eq!(splits.get(Split::Train).unwrap().samples.len(), train, "{name}");
+            assert_eq!(splits.get(Split::Test).unwrap().samples.len(), test, "{name}");
+        }
+        let sample = &open(&images.join("cifar10"), None).unwrap().train.unwrap().samples[0];
+        assert_eq!(sample.load().unwrap().data.len(), 32 * 32 * 3);
+        let message = open(&images.join("imagenet-samples"), None).unwrap_err().to_string();
+        assert!(message.contains("imagenet-samples holds 1000 images but no class folders"), "{message}");
+        let message = open(&images, None).unwrap_err().to_string();
+        assert!(message.contains("cifar10"), "{message}");
+    }
+}

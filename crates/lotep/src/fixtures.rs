@@ -1,0 +1,70 @@
+//! The reference outputs in `../shared/fixtures`, for tests. Absent on a plain checkout: tests then say so.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::safetensors::TensorFile;
+
+/// The shared folder beside the project, or what `LOTEP_SHARED` names.
+pub(crate) fn shared() -> PathBuf {
+    std::env::var_os("LOTEP_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from)
+}
+
+/// A path in the shared folder; `None`, said loudly, where it is absent.
+pub(crate) fn path(relative: &str) -> Option<PathBuf> {
+    let path = shared().join(relative);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: {} is absent, so this test checks nothing here", path.display());
+    None
+}
+
+/// A JSON fixture.
+pub(crate) fn json(name: &str) -> Option<serde_json::Value> {
+    let path = path(&format!("fixtures/{name}"))?;
+    Some(serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
+}
+
+/// A safetensors fixture.
+pub(crate) struct Fixture(pub(crate) TensorFile);
+
+/// Open a safetensors fixture.
+pub(crate) fn open(name: &str) -> Option<Fixture> {
+    Some(Fixture(TensorFile::open(path(&format!("fixtures/{name}"))?).unwrap()))
+}
+
+impl Fixture {
+    pub(crate) fn values(&self, name: &str) -> Vec<f32> {
+        self.0.read(name).unwrap().0
+    }
+
+    /// A tensor with its own shape, or flattened to one axis.
+    pub(crate) fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
+        let (values, shape) = self.0.read(name).unwrap();
+        let shape = if D == 1 { vec![values.len()] } else { shape };
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    /// Check `max|Δ| / max|ref| <= tolerance`, and exactly zero where the reference is.
+    #[track_caller]
+    pub(crate) fn assert_close<const D: usize>(&self, actual: &Tensor<D>, name: &str, tolerance: f64) {
+        let actual: Vec<f32> = actual.clone().without_autodiff().into_data().iter::<f32>().collect();
+        assert_close(&actual, &self.values(name), tolerance, name);
+    }
+}
+
+/// Check `max|Δ| / max|ref| <= tolerance`.
+#[track_caller]
+pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f64, what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}: number of values");
+    let scale = expected.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+    let error = actual
+        .iter()
+        .zip(expected)
+        .map(|(a, e)| (f64::from(*a) - f64::from(*e)).abs())
+        .fold(0.0_f64, |m, v| if v.is_nan() { f64::INFINITY } else { m.max(v) });
+    assert!(error <= tolerance * scale, "{what}: max error {error:e}, allowed {:e}", tolerance * scale);
+}

@@ -1,0 +1,3 @@
+//! What turns features into class scores.
+
+pub mod linear;

@@ -1,0 +1,23 @@
+//! Adapt frozen, pretrained vision models to new image tasks with visual prompts.
+//!
+//! Data flows one way: image files → [`data`] → [`method`]'s pixels → normalise → [`backbone`], block by block,
+//! each entrance passing through the method → features → [`head`] → loss. The backbone does not know which
+//! method is in it, the method does not know which backbone it is in.
+
+mod atomic;
+pub mod backbone;
+pub mod data;
+pub mod draw;
+mod error;
+#[cfg(test)]
+mod fixtures;
+pub mod head;
+pub mod method;
+pub mod ops;
+pub mod params;
+pub mod safetensors;
+pub mod system;
+pub mod train;
+
+pub use atomic::{write_atomic, write_atomic_with};
+pub use error::{Error, Result};

@@ -1,0 +1,53 @@
+//! Prompts that are added: one to the image, one to the entrance of each of the first blocks.
+
+use burn::tensor::Tensor;
+
+use crate::backbone::{Activation, Hooks};
+use crate::ops::lift;
+
+/// Prompts `[C, H, W]`, built once and added to every sample. They are f32 whatever the network computes in.
+#[derive(Clone, Debug, Default)]
+pub struct AdditivePrompts {
+    /// Added to the image, in [0, 1], before it is normalised.
+    pub image: Option<Tensor<3>>,
+    /// Added to the entrance of block `l`.
+    pub blocks: Vec<Option<Tensor<3>>>,
+}
+
+impl Hooks for AdditivePrompts {
+    fn pixels(&self, x: Tensor<4>) -> Tensor<4> {
+        match &self.image {
+            Some(prompt) => x + prompt.clone().unsqueeze(),
+            None => x,
+        }
+    }
+
+    fn entrance(&self, block: usize, x: Activation) -> Activation {
+        match (self.blocks.get(block), x) {
+            (Some(Some(prompt)), Activation::Map(x)) => {
+                let prompt = lift(prompt, &x);
+                let x = lift(&x, &prompt);
+                Activation::Map(x + prompt.unsqueeze())
+            }
+            (Some(Some(prompt)), Activation::Tokens(x)) => {
+                let prompt = lift(prompt, &x);
+                let x = lift(&x, &prompt);
+                let rows = token_rows(prompt, x.dims()[1]);
+                Activation::Tokens(x + rows.unsqueeze())
+            }
+            (_, x) => x,
+        }
+    }
+}
+
+/// A prompt `[C, H, W]` as rows `[tokens, C]`: patches row by row, and zeros for the class token unless the
+/// prompt covers it (as a sequence, H · W = tokens).
+pub(crate) fn token_rows(prompt: Tensor<3>, tokens: usize) -> Tensor<2> {
+    let [c, h, w] = prompt.dims();
+    let rows = prompt.reshape([c, h * w]).transpose();
+    if h * w == tokens {
+        return rows;
+    }
+    let class_token = Tensor::zeros([tokens - h * w, c], &rows.device());
+    Tensor::cat(vec![class_token, rows], 0)
+}

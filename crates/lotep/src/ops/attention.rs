@@ -1,0 +1,22 @@
+//! Multi-head self-attention over a fused query-key-value projection.
+
+use burn::tensor::{Tensor, activation::softmax};
+
+use super::Precision;
+
+/// `softmax(q kᵀ / sqrt(d)) v` for every head.
+///
+/// `qkv` is `[B, N, 3 · C]`, packed `[q | k | v]`, each `heads × d` (timm's ViT order); the result is
+/// `[B, N, C]`.
+pub fn attention(qkv: Tensor<3>, heads: usize, precision: Precision) -> Tensor<3> {
+    let [b, n, width] = qkv.dims();
+    let c = width / 3;
+    let d = c / heads;
+    // [3, B, heads, N, d]
+    let qkv = qkv.reshape([b, n, 3, heads, d]).permute([2, 0, 3, 1, 4]);
+    let part = |i: usize| qkv.clone().narrow(0, i, 1).squeeze_dim::<4>(0);
+    let q = precision.round(part(0) * (d as f64).powf(-0.5));
+    let (k, v) = (precision.round(part(1)), precision.round(part(2)));
+    let weights = precision.round(softmax(q.matmul(k.transpose()), 3));
+    weights.matmul(v).swap_dims(1, 2).reshape([b, n, c])
+}

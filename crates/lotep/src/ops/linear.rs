@@ -1,0 +1,40 @@
+//! Fully connected layer with frozen weights.
+
+use burn::tensor::Tensor;
+
+use super::{Precision, lift};
+
+/// `y = x Wᵀ + b`, W as PyTorch stores it (`[out, in]`), kept transposed.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+}
+
+impl Linear {
+    /// Take a weight `[out, in]` and a bias `[out]`.
+    pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, precision: Precision) -> Self {
+        Self { weight: precision.round(weight.transpose()), bias, precision }
+    }
+
+    /// Number of inputs and outputs.
+    pub fn dims(&self) -> [usize; 2] {
+        self.weight.dims()
+    }
+
+    /// `[..., in]` to `[..., out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let [inputs, outputs] = self.weight.dims();
+        let mut shape = x.dims();
+        let rows = shape.iter().product::<usize>() / inputs;
+        // One flat product: a batched one would broadcast the weight and re-read it for each image.
+        let x = self.precision.round(x.reshape([rows, inputs]));
+        let mut y = x.clone().matmul(lift(&self.weight, &x));
+        if let Some(bias) = &self.bias {
+            y = y + lift(bias, &x).unsqueeze();
+        }
+        shape[D - 1] = outputs;
+        y.reshape(shape)
+    }
+}

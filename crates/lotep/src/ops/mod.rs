@@ -1,0 +1,47 @@
+//! The hot operations over frozen weights, in their portable form: Burn tensors, every device.
+//!
+//! Each operation owns its weights, prepared once for a network that never changes (linear weights transposed,
+//! batch norms folded into the convolution before them), and lives in one file, so that a faster form for a
+//! particular machine has one place to go. Weights are stored outside autodiff and lifted into it only when
+//! the activation that meets them is tracked: inference then runs Burn's fused kernels, training the same
+//! weights with nothing recorded for them.
+
+mod attention;
+mod conv;
+mod linear;
+mod norm;
+
+use burn::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+pub use attention::attention;
+pub use conv::{BatchNorm, Conv2d, max_pool_3x3_s2};
+pub use linear::Linear;
+pub use norm::LayerNorm;
+
+/// What the operands of matrix products are rounded to. Everything else (residual stream, norms, softmax,
+/// loss, prompts) is f32 in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Full single precision.
+    #[default]
+    F32,
+    /// Operands rounded to bfloat16, products accumulated in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// Round an operand of a matrix product.
+    pub(crate) fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::F32 => x,
+            Self::Bf16 => x.cast(DType::BF16).cast(DType::F32),
+        }
+    }
+}
+
+/// A frozen tensor in the autodiff context of the activation it meets.
+pub(crate) fn lift<const D: usize, const E: usize>(weight: &Tensor<D>, x: &Tensor<E>) -> Tensor<D> {
+    if x.is_autodiff() { weight.clone().autodiff() } else { weight.clone() }
+}

@@ -1,0 +1,26 @@
+//! Layer normalisation with frozen scale and shift.
+
+use burn::tensor::Tensor;
+
+use super::lift;
+
+/// Normalise over the last axis: `(x - μ) / sqrt(σ² + eps) · w + b`, biased variance.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Take scale and shift, each `[channels]`.
+    pub fn new(weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Self {
+        Self { weight, bias, eps }
+    }
+
+    /// `[..., channels]` to the same shape.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let (weight, bias) = (lift(&self.weight, &x), lift(&self.bias, &x));
+        burn::tensor::module::layer_norm(x, weight, Some(bias), self.eps)
+    }
+}

@@ -1,0 +1,3 @@
+//! Training: the loop, optimiser groups, schedules, checkpoints and records.
+
+pub mod tensorboard;
