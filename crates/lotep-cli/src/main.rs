@@ -1,1 +1,69 @@
-fn main(){}
+//! The lotep program: one file a command, each a set of arguments and a function that calls the library.
+
+mod cmd;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use ui::Ui;
+
+/// Adapt a frozen, pretrained vision model to your images by learning a few thousand parameters.
+///
+/// A backbone is a directory in timm's hub layout (config.json and model.safetensors) or a .safetensors file with
+/// --arch. Data is a directory with train/CLASS/*, test/CLASS/* or simply CLASS/*.
+#[derive(Parser)]
+#[command(version, max_term_width = 110, after_help = "\
+Examples:
+  lotep demo                                                     see it work, offline, in two minutes
+  lotep train --backbone DIR --data IMAGES --method lotep-tk --output RUN
+  lotep eval --adapter RUN/adapter --data IMAGES
+  lotep predict --adapter RUN/adapter PHOTO.jpg FOLDER
+  lotep inspect --backbone DIR")]
+struct Args {
+    /// How results are written to standard output.
+    #[arg(long, global = true, default_value = "text", value_parser = ["text", "json"])]
+    format: String,
+    /// Say nothing but the result.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(cmd::train::Args),
+    Eval(cmd::eval::Args),
+    Predict(cmd::predict::Args),
+    Inspect(cmd::inspect::Args),
+    Export(cmd::export::Args),
+    Bench(cmd::bench::Args),
+    Demo(cmd::demo::Args),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let ui = Ui::new(args.format == "json", args.quiet);
+    let done = match &args.command {
+        Command::Train(a) => cmd::train::run(a, &ui),
+        Command::Eval(a) => cmd::eval::run(a, &ui),
+        Command::Predict(a) => cmd::predict::run(a, &ui),
+        Command::Inspect(a) => cmd::inspect::run(a, &ui),
+        Command::Export(a) => cmd::export::run(a, &ui),
+        Command::Bench(a) => cmd::bench::run(a, &ui),
+        Command::Demo(a) => cmd::demo::run(a, &ui),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ lotep::Error::Interrupted(_)) => {
+            ui.note(&error.to_string());
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            ui.error(&error.to_string());
+            ExitCode::from(1)
+        }
+    }
+}

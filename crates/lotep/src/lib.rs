@@ -4,15 +4,21 @@
 //! each entrance passing through the method → features → [`head`] → loss. The backbone does not know which
 //! method is in it, the method does not know which backbone it is in.
 
+pub mod adapter;
 mod atomic;
 pub mod backbone;
+pub mod bench;
 pub mod data;
+pub mod device;
 pub mod draw;
 mod error;
+pub mod eval;
+pub mod export;
 #[cfg(test)]
 mod fixtures;
 pub mod head;
 pub mod method;
+pub mod model;
 pub mod ops;
 pub mod params;
 pub mod safetensors;

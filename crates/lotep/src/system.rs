@@ -1,12 +1,12 @@
 //! Facts about the machine and this process, for result records.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The version of Burn that the workspace pins.
 const BURN_VERSION: &str = "0.22.1";
 
 /// What a result was computed with: without it, a time or a memory figure says nothing.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Environment {
     /// The version of this library.
     pub lotep: String,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{ResNetConfig, VitConfig};
-use crate::data::Interpolation;
+use crate::data::{Interpolation, Transform};
 use crate::{Error, Result, bail, input_error};
 
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -14,11 +14,24 @@ const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// Classes of the MIIL ImageNet-21K-P checkpoints, which take unnormalised pixels.
 const MIIL_CLASSES: usize = 11221;
 
+/// How an image of any shape becomes the network's input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropMode {
+    /// Resize the short side, then cut out the centre.
+    #[default]
+    Center,
+    /// Resize both sides, whatever the aspect.
+    Squash,
+}
+
 /// How images are prepared for a model's own classifier.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Preprocess {
     /// Height and width of the network's input.
     pub image: [usize; 2],
+    /// Whether to crop or to squash.
+    pub crop_mode: CropMode,
     /// Share of the resized image that the centre crop keeps.
     pub crop_pct: f64,
     /// Resampling filter.
@@ -27,6 +40,25 @@ pub struct Preprocess {
     pub mean: [f32; 3],
     /// Then divided by.
     pub std: [f32; 3],
+}
+
+impl Preprocess {
+    /// timm's evaluation transform, for the model's own classifier.
+    pub fn evaluation(&self) -> Transform {
+        let ([height, width], interpolation) = (self.image, self.interpolation);
+        match self.crop_mode {
+            CropMode::Center => {
+                Transform::ResizeCrop { height, width, crop_pct: self.crop_pct, interpolation }
+            }
+            CropMode::Squash => Transform::Squash { height, width, interpolation },
+        }
+    }
+
+    /// The papers' transform for adaptation: both sides resized, bilinear, nothing cropped.
+    pub fn adaptation(&self) -> Transform {
+        let [height, width] = self.image;
+        Transform::Squash { height, width, interpolation: Interpolation::Bilinear }
+    }
 }
 
 /// A network of a known family and shape.
@@ -141,6 +173,7 @@ impl Architecture {
         match self {
             Self::ResNet(_) => Preprocess {
                 image: [224, 224],
+                crop_mode: CropMode::Center,
                 crop_pct: 0.875,
                 interpolation: Interpolation::Bilinear,
                 mean,
@@ -148,6 +181,7 @@ impl Architecture {
             },
             Self::Vit(c) => Preprocess {
                 image: c.image,
+                crop_mode: CropMode::Center,
                 crop_pct: if c.qkv_bias { 0.9 } else { 0.875 },
                 interpolation: if c.qkv_bias { Interpolation::Bicubic } else { Interpolation::Bilinear },
                 mean,
@@ -274,6 +308,7 @@ impl ModelConfig {
                     let ok = value.as_f64().filter(|v| *v > 0.0 && *v <= 4.0).map(|v| preprocess.crop_pct = v);
                     read(key, ok)?;
                 }
+                "crop_mode" => read(key, set(&mut preprocess.crop_mode, value))?,
                 "interpolation" => read(key, set(&mut preprocess.interpolation, value))?,
                 "mean" => read(key, set(&mut preprocess.mean, value))?,
                 "std" => read(key, set(&mut preprocess.std, value).filter(|()| !preprocess.std.contains(&0.0)))?,
@@ -306,7 +341,7 @@ impl ModelConfig {
                 "num_classes": self.classes,
                 "crop_pct": p.crop_pct,
                 "interpolation": p.interpolation,
-                "crop_mode": "center",
+                "crop_mode": p.crop_mode,
                 "mean": p.mean,
                 "std": p.std,
                 "first_conv": match self.architecture {

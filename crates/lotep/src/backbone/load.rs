@@ -46,6 +46,10 @@ pub struct Loaded {
     pub sha256: Option<String>,
     /// The weight file.
     pub file: Option<PathBuf>,
+    /// The architecture the user gave for it.
+    pub arch: Option<String>,
+    /// What the user called it.
+    pub source: String,
     /// Where it lives.
     pub device: Device,
     /// What its matrix products round to.
@@ -129,6 +133,8 @@ fn build(
         head_parameters,
         sha256: file.map(sha256).transpose()?,
         file: file.map(Path::to_path_buf),
+        arch: options.arch.clone(),
+        source: options.backbone.clone(),
         device: options.device.clone().without_autodiff(),
         precision,
         network,

@@ -10,16 +10,19 @@ mod parity;
 mod vit;
 mod weights;
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use config::{Architecture, ModelConfig, Preprocess, architectures};
+pub use config::{Architecture, CropMode, ModelConfig, Preprocess, architectures};
 pub use load::{Loaded, LoadOptions, load};
 pub use resnet::{ResNet, ResNetConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
 
 use crate::ops::Linear;
+use crate::safetensors::NamedTensor;
 
 /// How the activations at a block's entrance are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +93,17 @@ pub struct NoHooks;
 
 impl Hooks for NoHooks {}
 
+/// A network with constants folded into it.
+pub struct Folded {
+    /// The network; what was folded must no longer be added.
+    pub network: Arc<dyn Backbone>,
+    /// Whether the first block's prompt was folded too.
+    pub first: bool,
+    /// The checkpoint's weights that changed, under timm's names; `None` where the family's checkpoint has no
+    /// place for what was folded.
+    pub changed: Option<Vec<NamedTensor>>,
+}
+
 /// A frozen network up to its pooled features.
 pub trait Backbone: Send + Sync {
     /// Pooled features `[B, F]` of a normalised image `[B, 3, H, W]`.
@@ -103,6 +117,11 @@ pub trait Backbone: Send + Sync {
 
     /// The classifier the network was trained with, if it has one.
     fn head(&self) -> Option<&Linear>;
+
+    /// Fold an image `[1, 3, H, W]` that would be added to the normalised input, and where the network allows it
+    /// the first block's prompt `[C, H, W]`, into constants. Everything before the first nonlinearity is linear,
+    /// so this is exact up to rounding.
+    fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded;
 
     /// The patch grid of an image `[H, W]` for networks of tokens; unused elsewhere.
     fn grid(&self, image: [usize; 2]) -> [usize; 2];

@@ -3,12 +3,14 @@
 //! A block's entrance is what enters both its first convolution and its shortcut; it comes out of a ReLU, so
 //! a prompt can make it negative and no ReLU may be skipped or moved.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, activation::relu};
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Backbone, Hooks, Weights};
+use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{BatchNorm, Conv2d, Linear, Precision, max_pool_3x3_s2};
+use crate::ops::{BatchNorm, Conv2d, Linear, Precision, lift, max_pool_3x3_s2};
 
 const BN_EPS: f64 = 1e-5;
 
@@ -36,6 +38,7 @@ impl ResNetConfig {
     }
 }
 
+#[derive(Clone)]
 struct ResBlock {
     name: String,
     convs: Vec<Conv2d>,
@@ -60,8 +63,12 @@ impl ResBlock {
 }
 
 /// A ResNet with its batch norms folded.
+#[derive(Clone)]
 pub struct ResNet {
     stem: Conv2d,
+    /// What a folded image prompt adds to the stem's output, `[1, C, H, W]`. A map, not a bias: zero padding
+    /// makes it differ at the borders.
+    stem_offset: Option<Tensor<4>>,
     blocks: Vec<ResBlock>,
     head: Option<Linear>,
     width: usize,
@@ -127,18 +134,17 @@ impl ResNet {
                 Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), precision))
             })
             .transpose()?;
-        Ok(Self { stem, blocks, head, width: input })
-    }
-
-    /// The stem's folded kernel `[out, 3, 7, 7]`.
-    pub fn stem(&self) -> &Conv2d {
-        &self.stem
+        Ok(Self { stem, stem_offset: None, blocks, head, width: input })
     }
 }
 
 impl Backbone for ResNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
-        let mut x = max_pool_3x3_s2(relu(self.stem.forward(x)));
+        let mut x = self.stem.forward(x);
+        if let Some(offset) = &self.stem_offset {
+            x = x.clone() + lift(offset, &x);
+        }
+        x = max_pool_3x3_s2(relu(x));
         for (l, block) in self.blocks.iter().enumerate() {
             let Activation::Map(entered) = hooks.entrance(l, Activation::Map(x)) else {
                 unreachable!("a hook keeps the layout")
@@ -160,6 +166,13 @@ impl Backbone for ResNet {
 
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
+    }
+
+    fn fold(&self, image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Folded {
+        let changed = image.is_none().then(Vec::new);
+        let network = Self { stem_offset: image.map(|x| self.stem.linear_part(x)), ..self.clone() };
+        // The first block's prompt enters behind the stem's ReLU: it stays an addition there.
+        Folded { network: Arc::new(network), first: false, changed }
     }
 
     fn grid(&self, _image: [usize; 2]) -> [usize; 2] {

@@ -1,11 +1,14 @@
 //! Vision transformers as timm stores them: class token, learnt position embedding, pre-norm blocks.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, activation::gelu};
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, Backbone, Hooks, Weights};
+use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{Conv2d, LayerNorm, Linear, Precision, attention, lift};
+use crate::ops::{Conv2d, LayerNorm, Linear, Precision, attention, lift, token_rows};
+use crate::safetensors::NamedTensor;
 
 const LN_EPS: f64 = 1e-6;
 
@@ -32,6 +35,7 @@ impl VitConfig {
     }
 }
 
+#[derive(Clone)]
 struct VitBlock {
     norm1: LayerNorm,
     qkv: Linear,
@@ -42,6 +46,7 @@ struct VitBlock {
 }
 
 /// A vision transformer.
+#[derive(Clone)]
 pub struct Vit {
     config: VitConfig,
     precision: Precision,
@@ -104,22 +109,17 @@ impl Vit {
             config: config.clone(),
         })
     }
+}
 
-    /// Linear map of an image to patch tokens `[B, H·W, C]`, with its bias.
-    pub(crate) fn embed(&self, x: Tensor<4>) -> Tensor<3> {
-        self.patches.forward(x).flatten::<3>(2, 3).swap_dims(1, 2)
-    }
-
-    /// The position embedding `[1, 1 + H·W, C]`.
-    pub(crate) fn positions(&self) -> &Tensor<3> {
-        &self.positions
-    }
+/// A map `[B, C, H, W]` as tokens `[B, H·W, C]`, row by row.
+fn tokens(map: Tensor<4>) -> Tensor<3> {
+    map.flatten::<3>(2, 3).swap_dims(1, 2)
 }
 
 impl Backbone for Vit {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let batch = x.dims()[0];
-        let patches = self.embed(x);
+        let patches = tokens(self.patches.forward(x));
         let class_token = lift(&self.class_token, &patches).repeat_dim(0, batch);
         let positions = lift(&self.positions, &patches);
         let mut x = Tensor::cat(vec![class_token, patches], 1) + positions;
@@ -148,6 +148,27 @@ impl Backbone for Vit {
 
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
+    }
+
+    fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded {
+        let [_, count, width] = self.positions.dims();
+        let mut positions = self.positions.clone();
+        if let Some(image) = image {
+            let patches = tokens(self.patches.linear_part(image));
+            let class_token = Tensor::zeros([1, 1, width], &positions.device());
+            positions = positions + Tensor::cat(vec![class_token, patches], 1);
+        }
+        let folded_first = first.is_some();
+        if let Some(prompt) = first {
+            positions = positions + token_rows(prompt, count).unsqueeze();
+        }
+        let changed = NamedTensor {
+            name: "pos_embed".into(),
+            shape: vec![1, count, width],
+            values: positions.to_data().iter::<f32>().collect(),
+        };
+        let network = Self { positions, ..self.clone() };
+        Folded { network: Arc::new(network), first: folded_first, changed: Some(vec![changed]) }
     }
 
     fn grid(&self, image: [usize; 2]) -> [usize; 2] {

@@ -134,6 +134,22 @@ impl Splits {
             .filter_map(|(split, part)| part.as_ref().map(|part| (split, part)))
     }
 
+    /// Where there is no test split, hold `fraction` of the training images out as one. Which images is a property of
+    /// the data, not of a run's seed, so that `eval` finds the same ones that `train` left alone.
+    pub fn hold_out_test(&mut self, fraction: f64) {
+        const SEED: u64 = 0;
+        if self.test.is_some() || fraction <= 0.0 {
+            return;
+        }
+        let Some(all) = &self.train else { return };
+        let (train, test) = super::stratified_split(all, fraction, SEED);
+        if !test.samples.is_empty() {
+            let share = (100.0 * fraction).round();
+            self.layout = format!("{}; no test split of its own, so {share}% of it is held out", self.layout);
+            (self.train, self.test) = (Some(train), Some(test));
+        }
+    }
+
     /// Take one part, or all of them joined.
     ///
     /// # Errors
@@ -264,7 +280,8 @@ mod tests {
     #[test]
     fn real_folders_are_opened() {
         let Some(images) = shared("data/images") else { return };
-        for (name, classes, train, test) in [("cifar10", 10, 5000, 2000), ("gtsrb", 43, 4271, 880), ("dtd10", 10, 800, 400)]
+        for (name, classes, train, test) in
+            [("cifar10", 10, 5000, 2000), ("gtsrb", 43, 4271, 880), ("dtd10", 10, 800, 400)]
         {
             let splits = open(&images.join(name), None).unwrap();
             assert_eq!(splits.get(Split::Train).unwrap().classes.len(), classes);

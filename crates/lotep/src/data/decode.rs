@@ -100,7 +100,9 @@ fn guarded<T>(name: &str, work: impl FnOnce() -> std::result::Result<T, String>)
         .map_err(|reason| input_error!("cannot decode image {name}: {reason}"))
 }
 
-fn reader(bytes: &[u8]) -> std::result::Result<(ImageReader<Cursor<&[u8]>>, ImageFormat), String> {
+type Reader<'a> = ImageReader<Cursor<&'a [u8]>>;
+
+fn reader(bytes: &[u8]) -> std::result::Result<(Reader<'_>, ImageFormat), String> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
     }
@@ -276,9 +278,10 @@ mod tests {
     #[test]
     fn chw_is_planar_and_divided() {
         let image = Rgb8 { width: 2, height: 1, data: vec![0, 51, 255, 1, 2, 3] };
-        let mut out = [9.0; 6];
+        let mut out = [9.0_f32; 6];
         image.write_chw(&mut out);
-        assert_eq!(out, [0.0, 1.0 / 255.0, 51.0 / 255.0, 2.0 / 255.0, 1.0, 3.0 / 255.0]);
+        let want = [0.0_f32, 1.0 / 255.0, 51.0 / 255.0, 2.0 / 255.0, 1.0, 3.0 / 255.0];
+        assert_eq!(out.map(f32::to_bits), want.map(f32::to_bits));
     }
 
     #[test]

@@ -52,7 +52,10 @@ pub(super) fn entries(dir: &Path) -> Result<Entries> {
 pub(super) fn walk(dir: &Path, images: &mut Vec<PathBuf>) -> Result<usize> {
     fn step(dir: &Path, depth: usize, images: &mut Vec<PathBuf>) -> Result<usize> {
         if depth > MAX_DEPTH {
-            bail!("{} is nested more than {MAX_DEPTH} deep: does a link lead back to its parent?", dir.display());
+            bail!(
+                "{} is nested more than {MAX_DEPTH} deep: does a link lead back to its parent?",
+                dir.display()
+            );
         }
         let mut found = entries(dir)?;
         images.append(&mut found.images);
@@ -104,7 +107,9 @@ mod tests {
     fn a_tree_is_listed_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
-        for file in ["b/2.png", "b/10.JPG", "b/sub/x.webp", "a/été 图.jpeg", "z.bmp", ".hidden/1.png", "b/.2.png"] {
+        for file in
+            ["b/2.png", "b/10.JPG", "b/sub/x.webp", "a/été 图.jpeg", "z.bmp", ".hidden/1.png", "b/.2.png"]
+        {
             write_bytes(root.join(file), b"");
         }
         write_bytes(root.join("notes.txt"), b"");
@@ -125,10 +130,13 @@ mod tests {
     fn what_cannot_be_listed_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing.png");
-        let message = list_images(&[missing.clone()]).unwrap_err().to_string();
+        let message = list_images(std::slice::from_ref(&missing)).unwrap_err().to_string();
         assert!(message.contains(missing.to_str().unwrap()), "{message}");
         let message = list_images(&[dir.path().to_path_buf()]).unwrap_err().to_string();
-        assert!(message.ends_with("holds no image: looked for files ending in jpg, jpeg, png, webp, bmp"), "{message}");
+        assert!(
+            message.ends_with("holds no image: looked for files ending in jpg, jpeg, png, webp, bmp"),
+            "{message}"
+        );
     }
 
     #[cfg(unix)]

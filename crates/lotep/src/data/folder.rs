@@ -139,7 +139,10 @@ impl Part {
         for (class, images) in self.classes.iter().zip(&self.images) {
             let Ok(label) = classes.binary_search(class) else {
                 let path = self.dir.join(class);
-                bail!("{} is a class that the training images do not have: remove or rename it", path.display());
+                bail!(
+                    "{} is a class that the training images do not have: remove or rename it",
+                    path.display()
+                );
             };
             samples.extend(images.iter().map(|path| Sample { source: Source::File(path.clone()), label }));
         }
@@ -156,7 +159,7 @@ mod tests {
     fn tree(files: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for file in files {
-            if file.ends_with(".txt") {
+            if file.contains(".txt") {
                 write_bytes(dir.path().join(file), b"");
             } else {
                 write_image(dir.path().join(file), 1);
@@ -237,10 +240,14 @@ mod tests {
             message(&["1.png", "2.png"]),
             "DIR holds 2 images but no class folders: put the images of each class in a folder of its own"
         );
-        assert!(message(&["train/1.png", "test/a/1.png"]).starts_with("DIR/train holds 1 images but no class"));
+        assert!(
+            message(&["train/1.png", "test/a/1.png"]).starts_with("DIR/train holds 1 images but no class")
+        );
         assert!(message(&["a/x.txt", "b/y.txt"]).starts_with("no image under DIR: looked for"));
         assert!(message(&["a/1.png", "b/y.txt"]).starts_with("class folder DIR/b holds no image"));
-        assert!(message(&["train/a/1.png", "train/b/y.txt"]).starts_with("class folder DIR/train/b holds no"));
+        assert!(
+            message(&["train/a/1.png", "train/b/y.txt"]).starts_with("class folder DIR/train/b holds no")
+        );
         assert_eq!(
             message(&["train/a/1.png", "test/a/1.png", "test/z/1.png"]),
             "DIR/test/z is a class that the training images do not have: remove or rename it"

@@ -7,12 +7,26 @@
 //! Every step is a function of its arguments alone: the order of the samples, the split, each epoch's shuffle and
 //! which images form a batch do not depend on the machine, the number of workers or their timing.
 
+mod check;
+mod cifar;
+mod dataset;
 mod decode;
+mod files;
+mod folder;
+mod loader;
+mod pipeline;
 mod resize;
-mod transform;
+mod split;
 #[cfg(test)]
 mod test_files;
+mod transform;
 
+pub use check::{DataReport, SplitReport, Spread, check};
+pub use dataset::{Dataset, Known, Sample, Source, Split, Splits, open};
 pub use decode::{Rgb8, decode_bytes, decode_file};
+pub use files::list_images;
+pub use loader::{Batch, Loader, LoaderConfig, OnCorrupt};
+pub use pipeline::Epoch;
 pub use resize::{Interpolation, resize};
+pub use split::{stratified_split, subset};
 pub use transform::Transform;

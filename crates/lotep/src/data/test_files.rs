@@ -6,8 +6,10 @@ use image::{Rgb, RgbImage};
 
 /// A path in the shared folder, or `None` with a loud word where this machine does not have it.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("LOTEP_SHARED")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared")), PathBuf::from);
+    let root = std::env::var_os("LOTEP_SHARED").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared")),
+        PathBuf::from,
+    );
     let path = root.join(path);
     if path.exists() {
         return Some(path);

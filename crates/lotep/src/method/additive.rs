@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::backbone::{Activation, Hooks};
-use crate::ops::lift;
+use crate::ops::{lift, token_rows};
 
 /// Prompts `[C, H, W]`, built once and added to every sample. They are f32 whatever the network computes in.
 #[derive(Clone, Debug, Default)]
@@ -38,16 +38,4 @@ impl Hooks for AdditivePrompts {
             (_, x) => x,
         }
     }
-}
-
-/// A prompt `[C, H, W]` as rows `[tokens, C]`: patches row by row, and zeros for the class token unless the
-/// prompt covers it (as a sequence, H · W = tokens).
-pub(crate) fn token_rows(prompt: Tensor<3>, tokens: usize) -> Tensor<2> {
-    let [c, h, w] = prompt.dims();
-    let rows = prompt.reshape([c, h * w]).transpose();
-    if h * w == tokens {
-        return rows;
-    }
-    let class_token = Tensor::zeros([tokens - h * w, c], &rows.device());
-    Tensor::cat(vec![class_token, rows], 0)
 }

@@ -88,6 +88,21 @@ impl MethodConfig {
         }
     }
 
+    /// The prompts' learning rate that suits the method's initial scale (`records/` has the sweep).
+    pub fn default_prompt_lr(&self) -> f64 {
+        match self {
+            Self::LinearProbe(_) | Self::LorVp(_) => 0.02,
+            Self::LotepCp(_) | Self::LotepTk(_) => 1.0,
+        }
+    }
+
+    /// Write defaults that depend on the backbone into the settings, so that a record says what was run.
+    pub fn resolve(&mut self, site: &Site<'_>) {
+        if let Self::LotepCp(m) | Self::LotepTk(m) = self {
+            m.depth_ratio.get_or_insert(site.default_depth_ratio);
+        }
+    }
+
     fn with<T>(&self, act: impl FnOnce(&dyn Method) -> T) -> T {
         match self {
             Self::LinearProbe(m) => act(m),

@@ -61,14 +61,19 @@ impl Conv2d {
 
     /// `[B, in, H, W]` to `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let (weight, bias) = (lift(&self.weight, &x), self.bias.as_ref().map(|b| lift(b, &x)));
-        let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
-        conv2d(self.precision.round(x), weight, bias, options)
+        let bias = self.bias.as_ref().map(|b| lift(b, &x));
+        self.convolve(x, bias)
     }
 
-    /// The kernel, for tests and folding.
-    pub(crate) fn kernel(&self) -> &Tensor<4> {
-        &self.weight
+    /// The same without the bias: what an added image adds to the output.
+    pub(crate) fn linear_part(&self, x: Tensor<4>) -> Tensor<4> {
+        self.convolve(x, None)
+    }
+
+    fn convolve(&self, x: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+        let weight = lift(&self.weight, &x);
+        let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
+        conv2d(self.precision.round(x), weight, bias, options)
     }
 }
 

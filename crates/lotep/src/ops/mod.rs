@@ -26,6 +26,7 @@ pub use norm::LayerNorm;
 pub enum Precision {
     /// Full single precision.
     #[default]
+    #[serde(alias = "auto")]
     F32,
     /// Operands rounded to bfloat16, products accumulated in f32.
     Bf16,
@@ -44,4 +45,16 @@ impl Precision {
 /// A frozen tensor in the autodiff context of the activation it meets.
 pub(crate) fn lift<const D: usize, const E: usize>(weight: &Tensor<D>, x: &Tensor<E>) -> Tensor<D> {
     if x.is_autodiff() { weight.clone().autodiff() } else { weight.clone() }
+}
+
+/// A prompt `[C, H, W]` as rows `[tokens, C]`: patches row by row, and zeros for the class token unless the
+/// prompt covers it (as a sequence, H · W = tokens).
+pub(crate) fn token_rows(prompt: Tensor<3>, tokens: usize) -> Tensor<2> {
+    let [c, h, w] = prompt.dims();
+    let rows = prompt.reshape([c, h * w]).transpose();
+    if h * w == tokens {
+        return rows;
+    }
+    let class_token = Tensor::zeros([tokens - h * w, c], &rows.device());
+    Tensor::cat(vec![class_token, rows], 0)
 }

@@ -1,3 +1,20 @@
 //! Training: the loop, optimiser groups, schedules, checkpoints and records.
 
+mod checkpoint;
+mod config;
+mod features;
+pub mod loss;
+mod observe;
+pub mod optim;
+mod records;
+mod run;
+mod schedule;
+pub(crate) mod setup;
+pub(crate) mod step;
 pub mod tensorboard;
+
+pub use config::{Select, TrainConfig};
+pub use observe::{EpochRecord, Event, Observer, Silent};
+pub use records::{Outcome, RunFacts, TrainFacts};
+pub use run::{RunDir, train};
+pub use schedule::Schedule;

@@ -1,0 +1,99 @@
+//! `lotep eval`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lotep::data::{Dataset, Known, Loader, Split, open};
+use lotep::eval::evaluate;
+use lotep::{Result, bail};
+use serde_json::json;
+
+use super::model::{ModelArgs, ReadArgs};
+use crate::ui::Ui;
+
+/// Measure accuracy: of an adapter, or of a network with its own classifier.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  lotep eval --adapter RUN/adapter --data photos
+  lotep eval --backbone models/resnet18 --data imagenet --split val")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Directory of images: train/CLASS/*, test/CLASS/*, or CLASS/*.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Read the original download of a known data set.
+    #[arg(long, value_parser = ["cifar10", "cifar100"])]
+    dataset: Option<String>,
+    /// Which part of the data.
+    #[arg(long, default_value = "test", value_parser = ["train", "val", "test", "all"])]
+    split: String,
+    /// Share of the images that is the test split when there is no test/, as for `train`.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    test_fraction: f64,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let known = args.dataset.as_deref().map(str::parse::<Known>).transpose()?;
+    let split: Split = args.split.parse()?;
+    let mut splits = open(&args.data, known)?;
+    if split != Split::All {
+        splits.hold_out_test(args.test_fraction.clamp(0.0, 0.9));
+    }
+    let data = splits.get(split)?;
+    let model = args.model.load()?;
+    ui.note(&format!("backbone  {}", model.loaded.describe()));
+    let data = align(data, model.classes(), model.loaded.config.classes)?;
+    let transform = model.transform();
+    let loader = Loader::new(Arc::new(data), args.read.loader(transform.clone())?);
+    Ui::catch_signals();
+    ui.begin("eval", loader.dataset().samples.len(), 0);
+    let accuracy = evaluate(&model.predictor()?, &loader, &transform, |done| ui.advance(done, None));
+    ui.clear();
+    let accuracy = accuracy?;
+    for name in loader.skipped() {
+        ui.note(&format!("warning: skipped corrupt image {name}"));
+    }
+    if ui.json() {
+        return ui.out_json(&json!({
+            "split": args.split, "top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss,
+            "images": accuracy.images, "skipped": loader.skipped(),
+        }));
+    }
+    ui.out(&format!(
+        "{} split: top1 {:.2}%  top5 {:.2}%  loss {:.4}  ({} images)",
+        args.split, accuracy.top1, accuracy.top5, accuracy.loss, accuracy.images
+    ))
+}
+
+/// Number the data's classes as the model does: by name for an adapter, by order for a network's own classifier.
+fn align(mut data: Dataset, classes: Option<&[String]>, own: usize) -> Result<Dataset> {
+    let Some(classes) = classes else {
+        if data.classes.len() != own {
+            bail!(
+                "{} has {} classes, the network's own classifier {own}: they can only be matched one to one, in order",
+                data.name,
+                data.classes.len()
+            );
+        }
+        return Ok(data);
+    };
+    let place = |name: &String| classes.iter().position(|c| c == name);
+    let places: Vec<_> = data.classes.iter().map(|name| (name.clone(), place(name))).collect();
+    for sample in &mut data.samples {
+        match &places[sample.label] {
+            (_, Some(place)) => sample.label = *place,
+            (name, None) => bail!(
+                "{}: class `{name}` is not one of the adapter's {} classes ({}, …)",
+                data.name,
+                classes.len(),
+                classes.iter().take(4).cloned().collect::<Vec<_>>().join(", ")
+            ),
+        }
+    }
+    data.classes = classes.to_vec();
+    Ok(data)
+}

@@ -1,0 +1,279 @@
+//! `lotep train`.
+
+use std::path::PathBuf;
+
+use lotep::method::MethodConfig;
+use lotep::train::{Outcome, RunDir, TrainConfig, train};
+use lotep::{Error, Result, bail, input_error};
+use toml::{Table, Value};
+
+use crate::ui::{Ui, Watcher};
+
+/// Learn an adapter: prompts and a classifier for your images, the network stays as it is.
+///
+/// Settings come from the defaults, then from --config, then from the options here. RUN receives config.toml,
+/// metrics.jsonl, result.json, TensorBoard events, checkpoints/ and adapter/.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  lotep train --backbone models/resnet18 --data photos --method lotep-tk --output runs/photos
+  lotep train --config runs/photos/config.toml --method linear-probe --output runs/probe
+  lotep train --config runs/photos/config.toml --output runs/photos --resume")]
+pub(crate) struct Args {
+    /// A TOML file of settings, such as a run's config.toml; options given here win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of the run.
+    #[arg(long, value_name = "RUN")]
+    output: PathBuf,
+    /// Go on where the run in --output stopped; a run that has not begun is begun.
+    #[arg(long)]
+    resume: bool,
+
+    /// Frozen network: a directory with config.json and model.safetensors, or a .safetensors file with --arch.
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    backbone: Option<String>,
+    /// Architecture of a bare weight file, by timm's name.
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    arch: Option<String>,
+    /// Make up the network's weights (for trying out speed and memory).
+    #[arg(long, help_heading = "Model")]
+    random_weights: bool,
+    /// Side of the input, where the network allows another than its own (ResNets).
+    #[arg(long, value_name = "PIXELS", help_heading = "Model")]
+    image_size: Option<usize>,
+    /// Where to compute: auto, cpu, cuda, cuda:N or wgpu.
+    #[arg(long, help_heading = "Model")]
+    device: Option<String>,
+    /// What matrix products round to [default: auto, which is f32]
+    #[arg(long, value_parser = ["auto", "f32", "bf16"], help_heading = "Model")]
+    precision: Option<String>,
+
+    /// Method [default: lotep-tk]
+    #[arg(long, value_parser = MethodConfig::NAMES, help_heading = "Method")]
+    method: Option<String>,
+    /// Rank of the prompts: of LoR-VP's (4), of LoTeP's first blocks (6).
+    #[arg(long, help_heading = "Method")]
+    rank: Option<usize>,
+    /// LoTeP: share of the blocks that are prompted, from the first [default: 0.8 for ResNets, 0.4 for ViTs]
+    #[arg(long, help_heading = "Method")]
+    depth_ratio: Option<f64>,
+    /// LoTeP: how the rank falls with depth [default: cosine]
+    #[arg(long, value_parser = ["cosine", "linear", "constant"], help_heading = "Method")]
+    rank_schedule: Option<String>,
+    /// LoTeP: what the schedule divides the block's index by, d being the prompted blocks [default: d-1]
+    #[arg(long, value_parser = ["d-1", "d"], help_heading = "Method")]
+    rank_denominator: Option<String>,
+    /// LoTeP: whether the image is prompted too [default: on]
+    #[arg(long, value_parser = ["on", "off"], help_heading = "Method")]
+    input_prompt: Option<String>,
+    /// LoTeP on ViTs: prompts over the patch grid, or over the whole sequence with the class token [default: grid]
+    #[arg(long, value_parser = ["grid", "sequence"], help_heading = "Method")]
+    vit_geometry: Option<String>,
+    /// LoTeP: expected norm of a spatial factor at the start [default: 1]
+    #[arg(long, value_name = "NORM", help_heading = "Method")]
+    spatial_scale: Option<f64>,
+    /// LoTeP-TK: standard deviation of the core at the start [default: 1/rank]
+    #[arg(long, value_name = "STD", help_heading = "Method")]
+    core_std: Option<f64>,
+    /// LoR-VP: standard deviation of the right factor at the start [default: 0.01]
+    #[arg(long, value_name = "STD", help_heading = "Method")]
+    spatial_std: Option<f64>,
+
+    /// Directory of images: train/CLASS/* with test/CLASS/*, or CLASS/*.
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    data: Option<PathBuf>,
+    /// Read the original download of a known data set.
+    #[arg(long, value_parser = ["cifar10", "cifar100"], help_heading = "Data")]
+    dataset: Option<String>,
+    /// Train on a stratified sample of about N images.
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    subset: Option<usize>,
+    /// Share of the images to test on when there is no test/ [default: 0.2]
+    #[arg(long, value_name = "SHARE", help_heading = "Data")]
+    test_fraction: Option<f64>,
+    /// Share of the training images to hold out when there is no val/ [default: 0.1; only with --select best-val]
+    #[arg(long, value_name = "SHARE", help_heading = "Data")]
+    val_fraction: Option<f64>,
+    /// What to do with an image that can't be decoded [default: fail]
+    #[arg(long, value_parser = ["skip", "fail"], help_heading = "Data")]
+    on_corrupt: Option<String>,
+    /// Threads that decode images [default: one a core]
+    #[arg(long, help_heading = "Data")]
+    workers: Option<usize>,
+    /// Megabytes of decoded images kept for later epochs [default: 1024]
+    #[arg(long, help_heading = "Data")]
+    cache_mb: Option<u64>,
+
+    /// Passes over the training images [default: 20]
+    #[arg(long, help_heading = "Training")]
+    epochs: Option<usize>,
+    /// Images a step [default: 64]
+    #[arg(long, help_heading = "Training")]
+    batch_size: Option<usize>,
+    /// Compute a batch in this many parts, to save memory [default: 1]
+    #[arg(long, value_name = "PARTS", help_heading = "Training")]
+    accumulate: Option<usize>,
+    /// Update rule [default: sgd]
+    #[arg(long, value_parser = ["sgd", "adamw"], help_heading = "Training")]
+    optimizer: Option<String>,
+    /// Learning rate of the classifier [default: 0.02]
+    #[arg(long, help_heading = "Training")]
+    lr: Option<f64>,
+    /// Learning rate of the prompts [default: by method]
+    #[arg(long, help_heading = "Training")]
+    prompt_lr: Option<f64>,
+    /// Momentum of SGD [default: 0.9]
+    #[arg(long, help_heading = "Training")]
+    momentum: Option<f64>,
+    /// Weight decay of the classifier [default: 0.0001]
+    #[arg(long, help_heading = "Training")]
+    weight_decay: Option<f64>,
+    /// Weight decay of the prompts [default: 0.0001]
+    #[arg(long, help_heading = "Training")]
+    prompt_weight_decay: Option<f64>,
+    /// How learning rates fall [default: cosine]
+    #[arg(long, value_parser = ["cosine", "linear", "constant"], help_heading = "Training")]
+    schedule: Option<String>,
+    /// Epochs, or part of one, over which learning rates rise from zero first [default: 0]
+    #[arg(long, help_heading = "Training")]
+    warmup_epochs: Option<f64>,
+    /// Which epoch is kept; the test split is never used to choose [default: last]
+    #[arg(long, value_parser = ["last", "best-val"], help_heading = "Training")]
+    select: Option<String>,
+    /// Also measure the test split after every epoch, for the number that papers report. It chooses nothing.
+    #[arg(long, help_heading = "Training")]
+    test_every_epoch: bool,
+    /// Seed of initial values, split and order [default: 0]
+    #[arg(long, help_heading = "Training")]
+    seed: Option<u64>,
+    /// Steps between checkpoints inside an epoch [default: 200]
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    checkpoint_steps: Option<usize>,
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let config = args.resolve()?;
+    Ui::catch_signals();
+    let dir = RunDir::new(&args.output);
+    let outcome = train(&config, &dir, args.resume, &mut Watcher(ui));
+    ui.clear();
+    let outcome = outcome?;
+    if ui.json() { ui.out_json(&outcome) } else { ui.out(&summary(&outcome, &dir)) }
+}
+
+/// The result for people.
+fn summary(outcome: &Outcome, dir: &RunDir) -> String {
+    let t = &outcome.train;
+    let mut lines = vec![format!(
+        "{} on {}: epoch {} kept ({})",
+        outcome.run.config.method.name(),
+        outcome.run.backbone,
+        t.epoch,
+        outcome.run.protocol
+    )];
+    for (name, accuracy) in [("val", t.val), ("test", t.test)] {
+        if let Some(a) = accuracy {
+            lines.push(format!("{name:<5} top1 {:.2}%  top5 {:.2}%  ({} images)", a.top1, a.top5, a.images));
+        }
+    }
+    if let Some((epoch, a)) = t.best_test {
+        lines.push(format!("best test epoch, which chose nothing: {:.2}% in epoch {epoch}", a.top1));
+    }
+    let memory = t.peak_rss_mb.map_or(String::new(), |m| format!(", peak memory {m:.0} MB"));
+    lines.push(format!(
+        "{} trainable parameters ({} prompts, {} head), {:.1} s{memory}",
+        t.trainable_parameters, t.prompt_parameters, t.head_parameters, t.seconds
+    ));
+    lines.push(format!("adapter in {}", dir.adapter().display()));
+    lines.join("\n")
+}
+
+impl Args {
+    /// Defaults, then the file, then the options.
+    fn resolve(&self) -> Result<TrainConfig> {
+        let mut file = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+                text.parse::<Table>().map_err(|e| input_error!("{} is not TOML: {e}", path.display()))?
+            }
+            None => Table::new(),
+        };
+        // A method named here is another method than the file's: its settings do not carry over.
+        let mut method = match file.remove("method") {
+            Some(Value::Table(table)) => table,
+            Some(other) => bail!("config: `method` is {other}, a table [method] is expected"),
+            None => Table::new(),
+        };
+        if let Some(name) = &self.method
+            && method.get("method").and_then(Value::as_str) != Some(name)
+        {
+            method = Table::from_iter([("method".to_owned(), name.clone().into())]);
+        }
+        method.entry("method").or_insert_with(|| "lotep-tk".into());
+        self.overlay_method(&mut method);
+        let name = method["method"].to_string();
+        let method: MethodConfig =
+            method.try_into().map_err(|e: toml::de::Error| input_error!("method {name}: {}", e.message()))?;
+        self.overlay(&mut file);
+        for (key, option) in [("backbone", "--backbone"), ("data", "--data")] {
+            if !file.contains_key(key) {
+                bail!("{option} is missing: give it here or as `{key}` in --config");
+            }
+        }
+        let defaults = TrainConfig::new("", "", method);
+        let mut table = Table::try_from(&defaults).map_err(|e| input_error!("cannot resolve settings: {e}"))?;
+        table.extend(file);
+        table.try_into().map_err(|e: toml::de::Error| input_error!("settings: {}", e.message()))
+    }
+
+    fn overlay_method(&self, table: &mut Table) {
+        put(table, "rank", self.rank.map(|v| v as i64));
+        put(table, "depth_ratio", self.depth_ratio);
+        put(table, "rank_schedule", self.rank_schedule.clone());
+        put(table, "rank_denominator", self.rank_denominator.clone());
+        put(table, "input_prompt", self.input_prompt.as_ref().map(|v| v == "on"));
+        put(table, "vit_geometry", self.vit_geometry.clone());
+        put(table, "spatial_scale", self.spatial_scale);
+        put(table, "core_std", self.core_std);
+        put(table, "spatial_std", self.spatial_std);
+    }
+
+    fn overlay(&self, table: &mut Table) {
+        put(table, "backbone", self.backbone.clone());
+        put(table, "arch", self.arch.clone());
+        put(table, "random_weights", self.random_weights.then_some(true));
+        put(table, "image_size", self.image_size.map(|v| v as i64));
+        put(table, "device", self.device.clone());
+        put(table, "precision", self.precision.clone());
+        put(table, "data", self.data.as_ref().map(|p| p.to_string_lossy().into_owned()));
+        put(table, "dataset", self.dataset.clone());
+        put(table, "subset", self.subset.map(|v| v as i64));
+        put(table, "test_fraction", self.test_fraction);
+        put(table, "val_fraction", self.val_fraction);
+        put(table, "on_corrupt", self.on_corrupt.clone());
+        put(table, "workers", self.workers.map(|v| v as i64));
+        put(table, "cache_mb", self.cache_mb.map(|v| v as i64));
+        put(table, "epochs", self.epochs.map(|v| v as i64));
+        put(table, "batch_size", self.batch_size.map(|v| v as i64));
+        put(table, "accumulate", self.accumulate.map(|v| v as i64));
+        put(table, "optimizer", self.optimizer.clone());
+        put(table, "lr", self.lr);
+        put(table, "prompt_lr", self.prompt_lr);
+        put(table, "momentum", self.momentum);
+        put(table, "weight_decay", self.weight_decay);
+        put(table, "prompt_weight_decay", self.prompt_weight_decay);
+        put(table, "schedule", self.schedule.clone());
+        put(table, "warmup_epochs", self.warmup_epochs);
+        put(table, "select", self.select.clone());
+        put(table, "test_every_epoch", self.test_every_epoch.then_some(true));
+        put(table, "seed", self.seed.map(|v| v as i64));
+        put(table, "checkpoint_steps", self.checkpoint_steps.map(|v| v as i64));
+    }
+}
+
+fn put(table: &mut Table, key: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        table.insert(key.to_owned(), value.into());
+    }
+}

@@ -1,0 +1,147 @@
+//! How the program speaks: results to standard output, everything else to standard error; bars on a terminal only.
+
+use std::cell::RefCell;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use lotep::train::{Event, Observer};
+use lotep::{Error, Result};
+use serde::Serialize;
+
+/// Set by the first Ctrl-C; the second ends the program at once.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Where and how to write.
+pub(crate) struct Ui {
+    json: bool,
+    quiet: bool,
+    terminal: bool,
+    bar: RefCell<Option<ProgressBar>>,
+}
+
+impl Ui {
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet, terminal: std::io::stderr().is_terminal(), bar: RefCell::default() }
+    }
+
+    /// Whether results are wanted as JSON lines.
+    pub(crate) fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Write a line of the result. A reader that went away (`| head`) is no error.
+    pub(crate) fn out(&self, line: &str) -> Result<()> {
+        match writeln!(std::io::stdout().lock(), "{line}") {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+            done => done.map_err(Error::io("write", "standard output")),
+        }
+    }
+
+    /// Write a value as one line of JSON.
+    pub(crate) fn out_json(&self, value: &impl Serialize) -> Result<()> {
+        let line = serde_json::to_string(value).map_err(|e| lotep::input_error!("cannot write JSON: {e}"))?;
+        self.out(&line)
+    }
+
+    /// Tell the user something besides the result.
+    pub(crate) fn note(&self, line: &str) {
+        if self.quiet {
+            return;
+        }
+        let print = || _ = writeln!(std::io::stderr().lock(), "{line}");
+        match &*self.bar.borrow() {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    /// Say why the program ends.
+    pub(crate) fn error(&self, line: &str) {
+        self.clear();
+        _ = writeln!(std::io::stderr().lock(), "error: {line}");
+    }
+
+    /// Stop at the next safe point after Ctrl-C or a termination signal; a second one stops at once.
+    pub(crate) fn catch_signals() {
+        // A failure to install leaves the default, which is to end at once: nothing to report.
+        _ = ctrlc::set_handler(|| {
+            if STOP.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            _ = writeln!(std::io::stderr().lock(), "\nstopping after this step (again to stop at once)");
+        });
+    }
+
+    /// Begin a progress bar over `images`; quiet in pipes.
+    pub(crate) fn begin(&self, what: &str, images: usize, done: usize) {
+        self.clear();
+        if self.quiet || !self.terminal {
+            return;
+        }
+        let bar = ProgressBar::new(images as u64);
+        let style = "{prefix:>12} {bar:30} {pos}/{len} images  {per_sec}  {msg}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what.to_owned());
+        bar.set_position(done as u64);
+        bar.reset_eta();
+        *self.bar.borrow_mut() = Some(bar);
+    }
+
+    /// Move the bar; false once the user asked to stop.
+    pub(crate) fn advance(&self, done: usize, message: Option<String>) -> bool {
+        if let Some(bar) = &*self.bar.borrow() {
+            bar.set_position(done as u64);
+            if let Some(message) = message {
+                bar.set_message(message);
+            }
+        }
+        !STOP.load(Ordering::SeqCst)
+    }
+
+    /// Remove the bar.
+    pub(crate) fn clear(&self) {
+        if let Some(bar) = self.bar.borrow_mut().take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The library's view of a [`Ui`].
+pub(crate) struct Watcher<'a>(pub(crate) &'a Ui);
+
+impl Observer for Watcher<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        let ui = self.0;
+        match event {
+            Event::Plan(line) => ui.note(line),
+            Event::Begin { what, images, done } => ui.begin(what, images, done),
+            Event::Advance { done, running } => {
+                ui.advance(done, running.map(|(loss, top1)| format!("loss {loss:.3}  top1 {top1:.1}%")));
+            }
+            Event::Epoch(r, epochs) => {
+                ui.clear();
+                let also = |name: &str, a: Option<lotep::eval::Accuracy>| {
+                    a.map_or(String::new(), |a| format!("  {name} {:.2}%", a.top1))
+                };
+                ui.note(&format!(
+                    "epoch {:>3}/{epochs}  loss {:.4}  train {:.2}%{}{}  {:.1} images/s  {:.0} s",
+                    r.epoch,
+                    r.train_loss,
+                    r.train_top1,
+                    also("val", r.val),
+                    also("test", r.test),
+                    r.images_per_second,
+                    r.seconds
+                ));
+            }
+            Event::Warning(line) => ui.note(&format!("warning: {line}")),
+        }
+    }
+
+    fn stop(&self) -> bool {
+        STOP.load(Ordering::SeqCst)
+    }
+}

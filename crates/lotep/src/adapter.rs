@@ -1,0 +1,191 @@
+//! The adapter on disk: prompts, head, labels, preprocessing and the backbone they belong to.
+//!
+//! A directory of two files, with PEFT's names: `adapter_config.json` says everything, `adapter_model.safetensors`
+//! holds the tensors. The configuration carries the tensors' hash, so that a pair from two different moments is
+//! noticed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::backbone::Loaded;
+use crate::data::Transform;
+use crate::head::linear;
+use crate::method::{Method, MethodConfig, Site};
+use crate::params::Params;
+use crate::safetensors::{TensorFile, serialize};
+use crate::{Error, Result, bail, input_error, write_atomic};
+
+/// Version of the format; a reader refuses a newer one.
+const FORMAT: u32 = 1;
+const CONFIG: &str = "adapter_config.json";
+const MODEL: &str = "adapter_model.safetensors";
+
+/// Which backbone an adapter was trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackboneIdentity {
+    /// timm's name.
+    pub name: String,
+    /// The architecture that a bare weight file was taken for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// SHA-256 of its weight file; absent for random weights.
+    pub sha256: Option<String>,
+    /// Where it was, as the user gave it.
+    pub source: String,
+}
+
+/// How pixels reach the network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InputSpec {
+    /// Geometry.
+    pub transform: Transform,
+    /// Subtracted from pixels in [0, 1], after the image prompt.
+    pub mean: [f32; 3],
+    /// Then divided by.
+    pub std: [f32; 3],
+}
+
+/// Everything about an adapter but its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterConfig {
+    /// Version of this format.
+    pub format: u32,
+    /// Version of lotep that wrote it.
+    pub lotep_version: String,
+    /// The method and its settings, defaults resolved.
+    pub method: MethodConfig,
+    /// The backbone.
+    pub backbone: BackboneIdentity,
+    /// The class of each logit.
+    pub classes: Vec<String>,
+    /// Preprocessing.
+    pub input: InputSpec,
+    /// SHA-256 of the tensor file.
+    pub tensors_sha256: String,
+    /// Accuracy and protocol of the run that made it.
+    #[serde(default)]
+    pub metrics: serde_json::Value,
+}
+
+/// An adapter in memory.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// Its description.
+    pub config: AdapterConfig,
+    /// Its tensors.
+    pub params: Params,
+}
+
+impl Adapter {
+    /// Describe learnt `params` for `loaded`.
+    pub fn new(loaded: &Loaded, method: MethodConfig, classes: Vec<String>, params: Params) -> Self {
+        let p = &loaded.config.preprocess;
+        let config = AdapterConfig {
+            format: FORMAT,
+            lotep_version: env!("CARGO_PKG_VERSION").into(),
+            method,
+            backbone: BackboneIdentity {
+                name: loaded.config.name.clone(),
+                arch: loaded.arch.clone(),
+                sha256: loaded.sha256.clone(),
+                source: loaded.source.clone(),
+            },
+            classes,
+            input: InputSpec { transform: p.adaptation(), mean: p.mean, std: p.std },
+            tensors_sha256: String::new(),
+            metrics: serde_json::Value::Null,
+        };
+        Self { config, params }
+    }
+
+    /// Write both files.
+    ///
+    /// # Errors
+    /// The directory can't be written.
+    pub fn save(&mut self, dir: &Path) -> Result<()> {
+        let metadata = BTreeMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            ("method".to_owned(), self.config.method.name().to_owned()),
+        ]);
+        let tensors = serialize(&self.params.to_named(), metadata)?;
+        self.config.tensors_sha256 = hex(&tensors);
+        write_atomic(&dir.join(MODEL), &tensors)?;
+        let json = serde_json::to_vec_pretty(&self.config)
+            .map_err(|e| input_error!("cannot describe the adapter: {e}"))?;
+        write_atomic(&dir.join(CONFIG), &json)
+    }
+
+    /// Read an adapter's description without its tensors.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged or from a newer version.
+    pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
+        let path = dir.join(CONFIG);
+        if !path.exists() {
+            bail!(
+                "{} has no {CONFIG}: an adapter directory is expected, as `lotep train` writes to RUN/adapter",
+                dir.display()
+            );
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let version: Option<u64> =
+            serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|v| v["format"].as_u64());
+        if let Some(version) = version.filter(|v| *v > u64::from(FORMAT)) {
+            bail!("{}: `format` is {version}, this lotep reads up to {FORMAT}: upgrade lotep", path.display());
+        }
+        serde_json::from_str(&text)
+            .map_err(|e| input_error!("{} is not a lotep adapter description: {e}", path.display()))
+    }
+
+    /// Read an adapter for `loaded`, checking that they belong together.
+    ///
+    /// # Errors
+    /// Names the field that does not fit, or the damaged file.
+    pub fn load(dir: &Path, loaded: &Loaded) -> Result<Self> {
+        let config = Self::read_config(dir)?;
+        let wrong = |e: Error| input_error!("{}: {e}", dir.join(CONFIG).display());
+        loaded.check_identity(&config.backbone.name, config.backbone.sha256.as_deref()).map_err(wrong)?;
+        let own = &loaded.config.preprocess;
+        let (height, width) = config.input.transform.size();
+        if [height, width] != own.image {
+            bail!(
+                "{}: `input.transform` is {height}x{width}, the backbone takes {}x{} (see --image-size)",
+                dir.join(CONFIG).display(), own.image[0], own.image[1]
+            );
+        }
+        if (config.input.mean, config.input.std) != (own.mean, own.std) {
+            bail!(
+                "{}: `input.mean` and `input.std` are {:?} and {:?}, the backbone's config.json says {:?} and {:?}",
+                dir.join(CONFIG).display(), config.input.mean, config.input.std, own.mean, own.std
+            );
+        }
+        if config.classes.is_empty() {
+            bail!("{}: `classes` is empty", dir.join(CONFIG).display());
+        }
+        let path = dir.join(MODEL);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let file = TensorFile::open(&path)?;
+        if hex(&bytes) != config.tensors_sha256 {
+            bail!("{} is not the file that {CONFIG} describes (`tensors_sha256` differs)", path.display());
+        }
+        let site = Site::of(loaded);
+        let mut params = config.method.init(&site, 0).map_err(wrong)?;
+        let mut rng = rand::SeedableRng::seed_from_u64(0);
+        let features = loaded.network.feature_width();
+        params.extend(linear::init(features, config.classes.len(), &mut rng, &loaded.device));
+        let what = path.display().to_string();
+        params.load(&what, |name| file.read(name))?;
+        let known: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();
+        if let Some(extra) = file.shapes().keys().find(|name| !known.contains(&name.as_str())) {
+            bail!("{what}: tensor `{extra}` does not belong to method {}", config.method.name());
+        }
+        Ok(Self { config, params })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,83 @@
+//! Choosing where to compute.
+
+use burn::tensor::Device;
+
+use crate::{Result, bail};
+
+/// The device that `--device` names: `auto`, `cpu`, `cuda`, `cuda:1`, `wgpu`.
+///
+/// # Errors
+/// The name is unknown, its support is not compiled in, or there is no such device.
+pub fn open(name: &str) -> Result<Device> {
+    let (kind, index) = match name.split_once(':') {
+        Some((kind, index)) => match index.parse::<usize>() {
+            Ok(index) => (kind, index),
+            Err(_) => bail!("--device {name}: `{index}` is not a device number"),
+        },
+        None => (name, 0),
+    };
+    match kind {
+        "auto" | "cpu" if name == kind => Ok(Device::flex()),
+        "cuda" => cuda(index),
+        "wgpu" => wgpu(index),
+        _ => bail!("--device {name} is unknown; known are auto, cpu, cuda, cuda:N and wgpu"),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(index: usize) -> Result<Device> {
+    probe(&format!("cuda:{index}"), move || Device::cuda(index))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_index: usize) -> Result<Device> {
+    bail!("--device cuda: this lotep was built without CUDA; build with `cargo build --release --features cuda`")
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu(index: usize) -> Result<Device> {
+    use burn::tensor::DeviceKind;
+    let kind = if index == 0 { DeviceKind::DefaultDevice } else { DeviceKind::DiscreteGpu(index - 1) };
+    probe("wgpu", move || Device::wgpu(kind))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu(_index: usize) -> Result<Device> {
+    bail!("--device wgpu: this lotep was built without wgpu; build with `cargo build --release --features wgpu`")
+}
+
+/// Drivers answer an absent device with a panic deep inside: try a small sum first and turn that into an error.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn probe(name: &str, make: impl FnOnce() -> Device + std::panic::UnwindSafe) -> Result<Device> {
+    use burn::tensor::Tensor;
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = std::panic::catch_unwind(|| {
+        let device = make();
+        let sum = Tensor::<1>::ones([4], &device).sum().try_into_scalar::<f32>();
+        sum.ok().filter(|s| (*s - 4.0).abs() < 1e-6).map(|_| device)
+    });
+    std::panic::set_hook(hook);
+    match found {
+        Ok(Some(device)) => Ok(device),
+        Ok(None) => bail!("--device {name}: the device does not compute correctly"),
+        Err(cause) => {
+            let text = cause.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            bail!("--device {name} is not available: {}", text.lines().next().unwrap_or(text))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_names_say_what_is_known() {
+        assert!(open("cpu").is_ok() && open("auto").is_ok());
+        for name in ["gpu", "cuda:x", "cpu:1", ""] {
+            assert!(open(name).unwrap_err().to_string().contains("--device"), "{name}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A backbone with its pixels in and its logits out: normalisation, prompts and classifier around the network.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::backbone::{Backbone, Hooks, Loaded, NoHooks};
+use crate::data::{Batch, Transform};
+use crate::head::linear;
+use crate::method::{AdditivePrompts, Method, MethodConfig, Site};
+use crate::ops::{Linear, lift};
+use crate::params::Params;
+use crate::safetensors::NamedTensor;
+use crate::{Result, input_error};
+
+/// Pixels of a batch as a tensor `[B, 3, H, W]` in [0, 1].
+pub fn pixels(batch: Batch, transform: &Transform, device: &Device) -> Tensor<4> {
+    let (height, width) = transform.size();
+    Tensor::from_data(TensorData::new(batch.pixels, [batch.size, 3, height, width]), device)
+}
+
+/// The frozen part: normalisation and network.
+#[derive(Clone)]
+pub struct Frozen {
+    network: Arc<dyn Backbone>,
+    mean: Tensor<4>,
+    std: Tensor<4>,
+}
+
+impl Frozen {
+    /// The frozen part of a loaded backbone.
+    pub fn new(loaded: &Loaded) -> Self {
+        let channels = |v: [f32; 3]| Tensor::<1>::from_floats(v, &loaded.device).reshape([1, 3, 1, 1]);
+        let p = &loaded.config.preprocess;
+        Self { network: loaded.network.clone(), mean: channels(p.mean), std: channels(p.std) }
+    }
+
+    /// Pooled features `[B, F]` of pixels `[B, 3, H, W]` in [0, 1].
+    pub fn features(&self, pixels: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
+        let x = hooks.pixels(pixels);
+        let (mean, std) = (lift(&self.mean, &x), lift(&self.std, &x));
+        self.network.features((x - mean) / std, hooks)
+    }
+}
+
+/// What scores the classes.
+#[derive(Clone)]
+enum Classifier {
+    Own(Linear),
+    Learnt(Params),
+}
+
+/// A model ready to score images: prompts built once and folded where the network allows it.
+#[derive(Clone)]
+pub struct Predictor {
+    frozen: Frozen,
+    prompts: AdditivePrompts,
+    classifier: Classifier,
+    device: Device,
+}
+
+/// Prompts that cannot become weights of a checkpoint, by their names, and the weights that can.
+pub struct Merge {
+    /// Weights that changed.
+    pub changed: Vec<NamedTensor>,
+    /// Prompts that stay additions.
+    pub left: Vec<String>,
+}
+
+impl Predictor {
+    /// The network with the classifier it was trained with.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn own(loaded: &Loaded) -> Result<Self> {
+        let head = loaded.network.head().ok_or_else(|| {
+            input_error!("{} has no classifier of its own: give an adapter", loaded.config.name)
+        })?;
+        Ok(Self {
+            frozen: Frozen::new(loaded),
+            prompts: AdditivePrompts::default(),
+            classifier: Classifier::Own(head.clone()),
+            device: loaded.device.clone(),
+        })
+    }
+
+    /// A network adapted by `method` with learnt `params`.
+    pub fn adapted(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Self {
+        let prompts = method.prompts(&Site::of(loaded), params);
+        Self::with_prompts(loaded, prompts, params).0
+    }
+
+    /// What of an adaptation can be written into the network's own weights.
+    pub fn merge(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Merge {
+        let prompts = method.prompts(&Site::of(loaded), params);
+        Self::with_prompts(loaded, prompts, params).1
+    }
+
+    fn with_prompts(loaded: &Loaded, mut prompts: AdditivePrompts, params: &Params) -> (Self, Merge) {
+        let mut frozen = Frozen::new(loaded);
+        let image = prompts.image.take().map(|p| p.unsqueeze::<4>() / frozen.std.clone());
+        let has_image = image.is_some();
+        let folded = loaded.network.fold(image, prompts.blocks.first().cloned().flatten());
+        frozen.network = folded.network;
+        if folded.first {
+            prompts.blocks[0] = None;
+        }
+        let mut left: Vec<String> = Vec::new();
+        if has_image && folded.changed.is_none() {
+            left.push("image".into());
+        }
+        let blocks = prompts.blocks.iter().zip(&loaded.blocks);
+        left.extend(blocks.filter(|(p, _)| p.is_some()).map(|(_, b)| b.name.clone()));
+        let classifier = Classifier::Learnt(params.clone());
+        let predictor = Self { frozen, prompts, classifier, device: loaded.device.clone() };
+        (predictor, Merge { changed: folded.changed.unwrap_or_default(), left })
+    }
+
+    /// Scores `[B, classes]` of pixels `[B, 3, H, W]` in [0, 1].
+    pub fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
+        let features = if self.prompts.blocks.iter().all(Option::is_none) {
+            self.frozen.features(pixels, &NoHooks)
+        } else {
+            self.frozen.features(pixels, &self.prompts)
+        };
+        match &self.classifier {
+            Classifier::Own(head) => head.forward(features),
+            Classifier::Learnt(params) => linear::logits(params, features),
+        }
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}

@@ -1,0 +1,110 @@
+//! Checkpoints: everything a run needs to go on to the same bits, in one atomically written file.
+//!
+//! The frozen backbone is not in it. Random state is not in it either, because there is none: initial values, the
+//! split and every epoch's order are functions of the seed and the epoch.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::TrainConfig;
+use super::optim::Optim;
+use crate::eval::Accuracy;
+use crate::params::Params;
+use crate::safetensors::{NamedTensor, TensorFile, serialize};
+use crate::{Result, bail, input_error, write_atomic};
+
+const BEST: &str = "best.";
+
+/// Where a run is, besides its tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Epochs finished.
+    pub epoch: usize,
+    /// Batches of the next epoch already taken.
+    pub batch: usize,
+    /// Steps taken in all.
+    pub step: usize,
+    /// Loss summed over this epoch's images so far.
+    pub loss_sum: f64,
+    /// Right predictions among them.
+    pub correct: usize,
+    /// Number of them.
+    pub images: usize,
+    /// Seconds of training so far, over all sittings.
+    pub seconds: f64,
+    /// Best validation accuracy and its epoch (1-based).
+    pub best: Option<(usize, Accuracy)>,
+    /// Best test accuracy seen and its epoch, where the user asked to watch it. Reported, never used.
+    pub best_test: Option<(usize, Accuracy)>,
+}
+
+/// A run's state.
+pub(super) struct State {
+    pub(super) progress: Progress,
+    pub(super) params: Params,
+    pub(super) optim: Optim,
+    /// The best epoch's parameters, when they are chosen by validation.
+    pub(super) best: Option<Params>,
+}
+
+impl State {
+    /// Write to `path`.
+    pub(super) fn save(&self, path: &Path, config: &TrainConfig) -> Result<()> {
+        let mut tensors = self.params.to_named();
+        tensors.extend(self.optim.to_named(&self.params));
+        let best = self.best.iter().flat_map(Params::to_named);
+        tensors.extend(best.map(|t| NamedTensor { name: format!("{BEST}{}", t.name), ..t }));
+        let json = |value: serde_json::Result<String>| {
+            value.map_err(|e| input_error!("cannot describe the checkpoint: {e}"))
+        };
+        let metadata = BTreeMap::from([
+            ("progress".to_owned(), json(serde_json::to_string(&self.progress))?),
+            ("config".to_owned(), json(serde_json::to_string(config))?),
+        ]);
+        write_atomic(path, &serialize(&tensors, metadata)?)
+    }
+
+    /// Restore from `path` into a state that was laid out for `config`.
+    pub(super) fn load(&mut self, path: &Path, config: &TrainConfig) -> Result<()> {
+        let file = TensorFile::open(path)?;
+        let what = path.display().to_string();
+        let metadata = file.metadata();
+        let part = |key: &str| {
+            metadata.get(key).ok_or_else(|| input_error!("{what} is not a lotep checkpoint: no `{key}`"))
+        };
+        check_same_run(&what, part("config")?, config)?;
+        self.progress = serde_json::from_str(part("progress")?)
+            .map_err(|e| input_error!("{what}: damaged progress record: {e}"))?;
+        self.params.load(&what, |name| file.read(name))?;
+        let read = |name: &String| file.read(name).map(|(values, shape)| NamedTensor { name: name.clone(), shape, values });
+        let names: Vec<String> = file.shapes().into_keys().collect();
+        let optim = names.iter().filter(|n| n.contains(".optim.")).map(read).collect::<Result<_>>()?;
+        self.optim.load(&self.params, optim)?;
+        if names.iter().any(|n| n.starts_with(BEST)) {
+            let mut best = self.params.clone();
+            best.load(&what, |name| file.read(&format!("{BEST}{name}")))?;
+            self.best = Some(best);
+        }
+        Ok(())
+    }
+}
+
+/// A run may be continued with another number of workers, cache or checkpoint interval, and nothing else.
+fn check_same_run(what: &str, stored: &str, config: &TrainConfig) -> Result<()> {
+    const FREE: [&str; 4] = ["workers", "cache_mb", "checkpoint_steps", "device"];
+    let damaged = |e: serde_json::Error| input_error!("{what}: damaged configuration: {e}");
+    let stored: serde_json::Value = serde_json::from_str(stored).map_err(damaged)?;
+    let wanted = serde_json::to_value(config).map_err(damaged)?;
+    for (key, value) in wanted.as_object().into_iter().flatten() {
+        if !FREE.contains(&key.as_str()) && stored.get(key) != Some(value) {
+            let was = stored.get(key).map_or_else(|| "absent".into(), ToString::to_string);
+            bail!(
+                "{what} belongs to another run: `{key}` was {was}, now it is {value}; \
+                 resume with the same settings or choose another --output"
+            );
+        }
+    }
+    Ok(())
+}

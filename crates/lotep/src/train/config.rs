@@ -1,0 +1,175 @@
+//! Everything that decides a training run, as one serialisable value.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::optim::OptimizerKind;
+use super::schedule::Schedule;
+use crate::data::{Known, OnCorrupt};
+use crate::method::MethodConfig;
+use crate::ops::Precision;
+use crate::{Result, bail};
+
+/// Which epoch's weights are kept. The test split is never looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Select {
+    /// The last.
+    #[default]
+    Last,
+    /// The one that did best on held-out training images (or the data's own validation split); the earlier of two
+    /// equals.
+    BestVal,
+}
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Hub directory, weight file or (with `random_weights`) architecture.
+    pub backbone: String,
+    /// Architecture of a bare weight file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// Made-up weights, for trying things out.
+    #[serde(default)]
+    pub random_weights: bool,
+    /// Side of the square input, where the family allows another than the checkpoint's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// Directory of the images.
+    pub data: PathBuf,
+    /// The original download of a known data set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<Known>,
+    /// Train on a stratified sample of about this many images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset: Option<usize>,
+    /// Share of the images held out for testing where the data has no test split of its own.
+    pub test_fraction: f64,
+    /// Share of the training images held out for validation where the data has no validation split of its own.
+    pub val_fraction: f64,
+    /// Which epoch is kept.
+    pub select: Select,
+    /// Also measure the test split after every epoch, for comparison with papers that report its best epoch. It is
+    /// never used to choose.
+    pub test_every_epoch: bool,
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Parts a batch is computed in, to save memory; the step is the same.
+    pub accumulate: usize,
+    /// Update rule.
+    pub optimizer: OptimizerKind,
+    /// Learning rate of the classifier.
+    pub lr: f64,
+    /// Learning rate of the prompts.
+    pub prompt_lr: f64,
+    /// Momentum of SGD.
+    pub momentum: f64,
+    /// Weight decay of the classifier.
+    pub weight_decay: f64,
+    /// Weight decay of the prompts.
+    pub prompt_weight_decay: f64,
+    /// How learning rates fall, a step at a time.
+    pub schedule: Schedule,
+    /// Epochs (or parts) over which they rise from zero first.
+    pub warmup_epochs: f64,
+    /// Seed of everything random: initial values, split, order.
+    pub seed: u64,
+    /// What matrix products round to.
+    pub precision: Precision,
+    /// Where to compute.
+    pub device: String,
+    /// What to do with images that can't be decoded.
+    pub on_corrupt: OnCorrupt,
+    /// Threads that decode images; 0 is one a core.
+    pub workers: usize,
+    /// Megabytes of decoded, resized images kept for later epochs.
+    pub cache_mb: u64,
+    /// Steps between checkpoints inside an epoch; one is written after every epoch in any case.
+    pub checkpoint_steps: usize,
+    /// The method and its settings. Last, because TOML wants tables after values.
+    pub method: MethodConfig,
+}
+
+impl TrainConfig {
+    /// The recommended settings for `method` on `backbone` and `data`.
+    pub fn new(backbone: impl Into<String>, data: impl Into<PathBuf>, method: MethodConfig) -> Self {
+        Self {
+            backbone: backbone.into(),
+            arch: None,
+            random_weights: false,
+            image_size: None,
+            data: data.into(),
+            dataset: None,
+            subset: None,
+            test_fraction: 0.2,
+            val_fraction: 0.1,
+            select: Select::Last,
+            test_every_epoch: false,
+            epochs: 20,
+            batch_size: 64,
+            accumulate: 1,
+            optimizer: OptimizerKind::Sgd,
+            lr: 0.02,
+            prompt_lr: method.default_prompt_lr(),
+            momentum: 0.9,
+            weight_decay: 1e-4,
+            prompt_weight_decay: 1e-4,
+            schedule: Schedule::Cosine,
+            warmup_epochs: 0.0,
+            seed: 0,
+            precision: Precision::F32,
+            device: "auto".into(),
+            on_corrupt: OnCorrupt::Fail,
+            workers: 0,
+            cache_mb: 1024,
+            checkpoint_steps: 200,
+            method,
+        }
+    }
+
+    /// Check what can be checked before anything is loaded.
+    ///
+    /// # Errors
+    /// Names the option that is out of range and its range.
+    pub fn validate(&self) -> Result<()> {
+        let positive = |name: &str, value: usize| match value {
+            0 => Err(crate::input_error!("{name} is 0; 1 at least")),
+            _ => Ok(()),
+        };
+        positive("epochs", self.epochs)?;
+        positive("batch-size", self.batch_size)?;
+        positive("accumulate", self.accumulate)?;
+        positive("checkpoint-steps", self.checkpoint_steps)?;
+        if self.batch_size % self.accumulate != 0 {
+            bail!("accumulate {} does not divide batch-size {}", self.accumulate, self.batch_size);
+        }
+        for (name, value, limit) in [
+            ("lr", self.lr, 1e6),
+            ("prompt-lr", self.prompt_lr, 1e6),
+            ("weight-decay", self.weight_decay, 1e3),
+            ("prompt-weight-decay", self.prompt_weight_decay, 1e3),
+            ("warmup-epochs", self.warmup_epochs, self.epochs as f64),
+        ] {
+            if !(0.0..=limit).contains(&value) {
+                bail!("{name} is {value}; 0 to {limit} is expected");
+            }
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            bail!("momentum is {}; 0 to below 1 is expected", self.momentum);
+        }
+        for (name, value) in [("val-fraction", self.val_fraction), ("test-fraction", self.test_fraction)] {
+            if !(0.0..=0.9).contains(&value) {
+                bail!("{name} is {value}; 0 to 0.9 is expected");
+            }
+        }
+        if self.select == Select::BestVal && self.val_fraction == 0.0 {
+            bail!("select best-val needs validation images: val-fraction is 0");
+        }
+        Ok(())
+    }
+}

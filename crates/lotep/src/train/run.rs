@@ -1,0 +1,304 @@
+//! The training run, from first to last line.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::tensor::Device;
+
+use super::checkpoint::{Progress, State};
+use super::config::{Select, TrainConfig};
+use super::features::FeatureCache;
+use super::observe::{EpochRecord, Event, Observer};
+use super::optim::{Optim, Rates};
+use super::records::{Outcome, Records};
+use super::setup::Setup;
+use super::step::{Input, Stepper};
+use crate::adapter::Adapter;
+use crate::data::Loader;
+use crate::eval::{Accuracy, evaluate};
+use crate::method::Site;
+use crate::model::{Frozen, Predictor, pixels};
+use crate::params::{Group, Params};
+use crate::{Error, Result, bail, system};
+
+/// The files of a run.
+#[derive(Clone, Debug)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    /// A run in `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+    /// The resolved configuration.
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
+    /// A line an epoch.
+    pub fn metrics(&self) -> PathBuf {
+        self.0.join("metrics.jsonl")
+    }
+    /// What came out.
+    pub fn result(&self) -> PathBuf {
+        self.0.join("result.json")
+    }
+    /// The last checkpoint.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoints").join("last.safetensors")
+    }
+    /// The trained adapter.
+    pub fn adapter(&self) -> PathBuf {
+        self.0.join("adapter")
+    }
+}
+
+/// Train, evaluate on the test split once, and write the adapter and the records.
+///
+/// # Errors
+/// The user's input is wrong, the loss is no longer a number, a file can't be written, or the observer stopped
+/// the run (a checkpoint is written first).
+pub fn train(config: &TrainConfig, dir: &RunDir, resume: bool, observer: &mut dyn Observer) -> Result<Outcome> {
+    let checkpoint = dir.checkpoint();
+    let resuming = resume && checkpoint.exists();
+    if !resume && (checkpoint.exists() || dir.result().exists()) {
+        bail!(
+            "{} already holds a run: continue it with --resume, or choose another --output",
+            dir.path().display()
+        );
+    }
+    system::reset_peak_rss();
+    let setup = Setup::new(config, observer)?;
+    let decay = Rates { prompt: setup.config.prompt_weight_decay, head: setup.config.weight_decay };
+    let optim = Optim::new(setup.config.optimizer, setup.config.momentum, decay, setup.params.iter().count());
+    let mut state = State { progress: Progress::default(), params: setup.params.clone(), optim, best: None };
+    if resuming {
+        state.load(&checkpoint, &setup.config)?;
+        let p = &state.progress;
+        observer.event(Event::Plan(&format!("resuming  after epoch {}, batch {}", p.epoch, p.batch)));
+    }
+    let records = Records::open(dir, &setup.config, state.progress.epoch)?;
+    let mut run = Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records };
+    run.fit(observer)?;
+    run.finish(dir, observer)
+}
+
+struct Run {
+    setup: Setup,
+    frozen: Frozen,
+    state: State,
+    checkpoint: PathBuf,
+    records: Records,
+}
+
+impl Run {
+    fn config(&self) -> &TrainConfig {
+        &self.setup.config
+    }
+
+    fn save(&self) -> Result<()> {
+        self.state.save(&self.checkpoint, self.config())
+    }
+
+    fn fit(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let cache = self.feature_cache(observer)?;
+        while self.state.progress.epoch < self.config().epochs {
+            let record = match self.epoch(cache.as_ref(), observer) {
+                Err(Error::Interrupted(why)) => {
+                    self.save()?;
+                    let saved = self.checkpoint.display();
+                    return Err(Error::Interrupted(format!("{why}; saved to {saved}: continue with --resume")));
+                }
+                other => other?,
+            };
+            self.records.epoch(&record)?;
+            observer.event(Event::Epoch(&record, self.config().epochs));
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// A method without prompts leaves the features alone: compute them once.
+    fn feature_cache(&self, observer: &mut dyn Observer) -> Result<Option<FeatureCache>> {
+        if self.state.params.count(Group::Prompt) > 0 || self.state.progress.epoch == self.config().epochs {
+            return Ok(None);
+        }
+        let loader = &self.setup.images.train;
+        let images = loader.dataset().samples.len();
+        observer.event(Event::Begin { what: "features", images, done: 0 });
+        let (transform, device) = (&self.setup.images.transform, &self.setup.device);
+        FeatureCache::build(&self.frozen, loader, transform, device, |done| {
+            observer.event(Event::Advance { done, running: None });
+            !observer.stop()
+        })
+        .map(Some)
+    }
+
+    /// Learning rates of a step of the whole run.
+    fn rates(&self, step: usize, steps_per_epoch: usize) -> Rates {
+        let c = self.config();
+        let warmup = (c.warmup_epochs * steps_per_epoch as f64).round() as usize;
+        let factor = c.schedule.factor(step, c.epochs * steps_per_epoch, warmup);
+        Rates { prompt: c.prompt_lr * factor, head: c.lr * factor }
+    }
+
+    fn epoch(&mut self, cache: Option<&FeatureCache>, observer: &mut dyn Observer) -> Result<EpochRecord> {
+        let (batch_size, parts) = (self.config().batch_size, self.config().accumulate);
+        let order = self.setup.images.train.shuffled(self.config().seed, self.state.progress.epoch as u64);
+        let batches = order.len().div_ceil(batch_size);
+        let (epoch, total) = (self.state.progress.epoch + 1, self.config().epochs);
+        let first = self.state.progress.batch;
+        let what = format!("epoch {epoch}/{total}");
+        observer.event(Event::Begin { what: &what, images: order.len(), done: first * batch_size });
+        let rest = order[(first * batch_size).min(order.len())..].to_vec();
+        let mut loaded = cache.is_none().then(|| self.setup.images.train.epoch(rest.clone()));
+        let (started, before) = (Instant::now(), self.state.progress.seconds);
+        let mut trained = 0;
+        for chunk in rest.chunks(batch_size) {
+            let rates = self.rates(self.state.progress.step, batches);
+            let site = Site::of(&self.setup.loaded);
+            let mut stepper = Stepper::new(&self.frozen, &self.setup.config.method, site);
+            for part in chunk.chunks(batch_size / parts) {
+                if let Some((input, labels)) = next_input(part, cache, loaded.as_mut(), &self.setup)? {
+                    stepper.accumulate(&self.state.params, input, &labels);
+                }
+            }
+            let sums = stepper.finish(&mut self.state.optim, rates, &mut self.state.params);
+            if !sums.loss.is_finite() {
+                return Err(self.not_finite(sums.loss));
+            }
+            let p = &mut self.state.progress;
+            p.step += 1;
+            p.batch += 1;
+            p.loss_sum += sums.loss;
+            p.correct += sums.correct;
+            p.images += sums.images;
+            p.seconds = before + started.elapsed().as_secs_f64();
+            trained += sums.images;
+            let n = p.images.max(1) as f64;
+            let running = Some((p.loss_sum / n, 100.0 * p.correct as f64 / n));
+            observer.event(Event::Advance { done: (p.batch * batch_size).min(order.len()), running });
+            self.records.step(self.state.progress.step, sums.loss / sums.images.max(1) as f64, rates)?;
+            if observer.stop() {
+                let step = self.state.progress.step;
+                return Err(Error::Interrupted(format!("stopped in epoch {epoch} after step {step}")));
+            }
+            if self.state.progress.batch % self.config().checkpoint_steps == 0 {
+                self.save()?;
+            }
+        }
+        if self.state.progress.images == 0 {
+            bail!("no training image could be decoded");
+        }
+        let speed = trained as f64 / started.elapsed().as_secs_f64().max(1e-9);
+        let rates = self.rates(self.state.progress.step.saturating_sub(1), batches);
+        self.end_epoch(rates, speed, observer)
+    }
+
+    /// Evaluate, choose, and turn the epoch's sums into a record.
+    fn end_epoch(&mut self, rates: Rates, speed: f64, observer: &mut dyn Observer) -> Result<EpochRecord> {
+        let epoch = self.state.progress.epoch + 1;
+        let val = match (&self.setup.images.val, self.config().select) {
+            (Some(loader), Select::BestVal) => Some(self.evaluate("val", loader, &self.state.params, observer)?),
+            _ => None,
+        };
+        let test = match &self.setup.images.test {
+            Some(loader) if self.config().test_every_epoch => {
+                Some(self.evaluate("test", loader, &self.state.params, observer)?)
+            }
+            _ => None,
+        };
+        let better = |new: &Accuracy, old: &Option<(usize, Accuracy)>| old.is_none_or(|(_, o)| new.top1 > o.top1);
+        if let Some(accuracy) = val.filter(|a| better(a, &self.state.progress.best)) {
+            self.state.progress.best = Some((epoch, accuracy));
+            self.state.best = Some(self.state.params.clone());
+        }
+        if let Some(accuracy) = test.filter(|a| better(a, &self.state.progress.best_test)) {
+            self.state.progress.best_test = Some((epoch, accuracy));
+        }
+        let p = &mut self.state.progress;
+        let n = p.images as f64;
+        let record = EpochRecord {
+            epoch,
+            step: p.step,
+            lr: rates.head,
+            prompt_lr: rates.prompt,
+            train_loss: p.loss_sum / n,
+            train_top1: 100.0 * p.correct as f64 / n,
+            val,
+            test,
+            images_per_second: speed,
+            seconds: p.seconds,
+        };
+        (p.epoch, p.batch, p.loss_sum, p.correct, p.images) = (epoch, 0, 0.0, 0, 0);
+        for name in self.setup.images.train.skipped() {
+            observer.event(Event::Warning(&format!("skipped corrupt image {name}")));
+        }
+        Ok(record)
+    }
+
+    fn evaluate(&self, what: &str, loader: &Loader, params: &Params, observer: &mut dyn Observer) -> Result<Accuracy> {
+        let predictor = Predictor::adapted(&self.setup.loaded, &self.config().method, params);
+        observer.event(Event::Begin { what, images: loader.dataset().samples.len(), done: 0 });
+        evaluate(&predictor, loader, &self.setup.images.transform, |done| {
+            observer.event(Event::Advance { done, running: None });
+            !observer.stop()
+        })
+    }
+
+    fn not_finite(&self, loss: f64) -> Error {
+        let kept = if self.checkpoint.exists() {
+            format!("the last good checkpoint is {}", self.checkpoint.display())
+        } else {
+            "nothing had been saved yet".into()
+        };
+        let (lr, prompt_lr) = (self.config().lr, self.config().prompt_lr);
+        crate::input_error!(
+            "the loss became {loss} at step {} (lr {lr}, prompt-lr {prompt_lr}): training stopped, {kept}; \
+             try a lower learning rate or a warm-up",
+            self.state.progress.step + 1
+        )
+    }
+
+    fn finish(mut self, dir: &RunDir, observer: &mut dyn Observer) -> Result<Outcome> {
+        let params = self.state.best.clone().unwrap_or_else(|| self.state.params.clone());
+        let test = match &self.setup.images.test {
+            Some(loader) => Some(self.evaluate("test", loader, &params, observer)?),
+            None => None,
+        };
+        let skipped: Vec<String> = [Some(&self.setup.images.train), self.setup.images.val.as_ref(), self.setup.images.test.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(Loader::skipped)
+            .collect();
+        let outcome = self.records.finish(&self.setup, &self.state, &params, test, skipped)?;
+        let (loaded, method) = (&self.setup.loaded, self.config().method.clone());
+        let mut adapter = Adapter::new(loaded, method, self.setup.images.classes.clone(), params);
+        adapter.config.metrics = outcome.metrics();
+        adapter.save(&dir.adapter())?;
+        outcome.save(&dir.result())?;
+        Ok(outcome)
+    }
+}
+
+/// The next part of a batch, as pixels or as cached features; `None` if every image in it is corrupt.
+fn next_input(
+    part: &[usize],
+    cache: Option<&FeatureCache>,
+    loaded: Option<&mut crate::data::Epoch>,
+    setup: &Setup,
+) -> Result<Option<(Input, Vec<usize>)>> {
+    let device: &Device = &setup.device;
+    if let Some(cache) = cache {
+        return Ok(cache.batch(part, device).map(|(x, labels)| (Input::Features(x), labels)));
+    }
+    let Some(batch) = loaded.and_then(Iterator::next).transpose()? else { return Ok(None) };
+    if batch.size == 0 {
+        return Ok(None);
+    }
+    let labels = batch.labels.clone();
+    Ok(Some((Input::Pixels(pixels(batch, &setup.images.transform, device)), labels)))
+}

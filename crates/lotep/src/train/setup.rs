@@ -1,0 +1,148 @@
+//! From a configuration to everything a run needs: backbone, images, parameters.
+
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::config::{Select, TrainConfig};
+use super::observe::{Event, Observer};
+use crate::backbone::{LoadOptions, Loaded, load};
+use crate::data::{Dataset, Loader, LoaderConfig, Transform, open, stratified_split, subset};
+use crate::head::linear;
+use crate::method::{Method, MethodConfig, Site};
+use crate::params::{Group, Params};
+use crate::{Result, bail, device};
+
+/// Distinguishes the random streams drawn from one seed.
+const HEAD_STREAM: u64 = u64::MAX;
+
+/// The images of a run.
+pub(super) struct Images {
+    pub(super) classes: Vec<String>,
+    pub(super) transform: Transform,
+    pub(super) train: Loader,
+    pub(super) val: Option<Loader>,
+    pub(super) test: Option<Loader>,
+    /// How each split came to be, for the record.
+    pub(super) protocol: String,
+}
+
+pub(super) struct Setup {
+    pub(super) config: TrainConfig,
+    pub(super) device: Device,
+    pub(super) loaded: Loaded,
+    pub(super) images: Images,
+    pub(super) params: Params,
+}
+
+impl TrainConfig {
+    /// How the backbone is loaded for this run.
+    pub fn load_options(&self, device: &Device) -> LoadOptions {
+        LoadOptions {
+            backbone: self.backbone.clone(),
+            arch: self.arch.clone(),
+            random_weights: self.random_weights,
+            image: self.image_size.map(|s| [s; 2]),
+            device: device.clone(),
+            precision: self.precision,
+        }
+    }
+}
+
+/// Lay out trainable parameters: the method's, then the classifier's.
+pub(crate) fn init_params(loaded: &Loaded, method: &MethodConfig, classes: usize, seed: u64) -> Result<Params> {
+    let mut params = method.init(&Site::of(loaded), seed)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(HEAD_STREAM);
+    params.extend(linear::init(loaded.network.feature_width(), classes, &mut rng, &loaded.device));
+    Ok(params)
+}
+
+impl Setup {
+    pub(super) fn new(config: &TrainConfig, observer: &mut dyn Observer) -> Result<Self> {
+        config.validate()?;
+        let mut config = config.clone();
+        let device = device::open(&config.device)?;
+        let loaded = load(&config.load_options(&device))?;
+        config.method.resolve(&Site::of(&loaded));
+        observer.event(Event::Plan(&format!("backbone  {}", loaded.describe())));
+        let images = Images::new(&config, &loaded)?;
+        observer.event(Event::Plan(&format!("data      {}", images.protocol)));
+        let params = init_params(&loaded, &config.method, images.classes.len(), config.seed)?;
+        observer.event(Event::Plan(&format!(
+            "method    {}: {} parameters in prompts, {} in the head",
+            config.method.name(),
+            params.count(Group::Prompt),
+            params.count(Group::Head)
+        )));
+        Ok(Self { config, device, loaded, images, params })
+    }
+}
+
+impl Images {
+    fn new(config: &TrainConfig, loaded: &Loaded) -> Result<Self> {
+        let mut splits = open(&config.data, config.dataset)?;
+        splits.hold_out_test(config.test_fraction);
+        let Some(mut train) = splits.train else {
+            bail!("{} has no training images", config.data.display());
+        };
+        let classes = train.classes.clone();
+        if classes.len() < 2 {
+            bail!(
+                "{} has one class only (`{}`): a classifier needs two at least",
+                config.data.display(),
+                classes.first().map_or("", String::as_str)
+            );
+        }
+        let mut protocol = vec![splits.layout.clone()];
+        if let Some(count) = config.subset {
+            train = subset(&train, count, config.seed);
+            protocol.push(format!("stratified subset of {} training images", train.samples.len()));
+        }
+        let mut val = splits.val;
+        if config.select == Select::BestVal && val.is_none() {
+            let (kept, held_out) = stratified_split(&train, config.val_fraction, config.seed);
+            if held_out.samples.is_empty() {
+                bail!("val-fraction {} of {} images holds out none", config.val_fraction, train.samples.len());
+            }
+            protocol.push(format!("{} of the training images held out for validation", held_out.samples.len()));
+            (train, val) = (kept, Some(held_out));
+        }
+        let count = |d: &Option<Dataset>| d.as_ref().map_or(0, |d| d.samples.len());
+        protocol.push(format!(
+            "{} classes; {} train, {} val, {} test images",
+            classes.len(),
+            train.samples.len(),
+            count(&val),
+            count(&splits.test)
+        ));
+        let transform = loaded.config.preprocess.adaptation();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let loader = |data: Dataset, batch_size: usize, cache_bytes: u64| {
+            let loader_config = LoaderConfig {
+                batch_size,
+                transform: transform.clone(),
+                workers: if config.workers == 0 { cores } else { config.workers },
+                prefetch: 2,
+                on_corrupt: config.on_corrupt,
+                cache_bytes,
+                drop_last: false,
+            };
+            Loader::new(Arc::new(data), loader_config)
+        };
+        // Evaluation runs forward only, so a few dozen images at a time cost little memory whatever the batch.
+        let evaluation = config.batch_size.clamp(16, 64);
+        let cache = config.cache_mb << 20;
+        // The validation and test sets are read once an epoch at most; training images come first.
+        Ok(Self {
+            train: loader(train, config.batch_size / config.accumulate, cache),
+            val: val.map(|d| loader(d, evaluation, cache / 4)),
+            test: splits.test.map(|d| loader(d, evaluation, cache / 4)),
+            classes,
+            transform: transform.clone(),
+            protocol: protocol.join("; "),
+        })
+    }
+}
