@@ -69,6 +69,9 @@ pub fn evaluate(
     let mut tally = Tally::default();
     for batch in loader.in_order() {
         let batch = batch?;
+        if batch.size == 0 {
+            continue;
+        }
         let labels = batch.labels.clone();
         let logits = predictor.logits(pixels(batch, transform, predictor.device()));
         let classes = logits.dims()[1];

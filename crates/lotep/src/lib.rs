@@ -21,6 +21,7 @@ pub mod method;
 pub mod model;
 pub mod ops;
 pub mod params;
+pub mod pretrain;
 pub mod safetensors;
 pub mod system;
 pub mod train;

@@ -16,6 +16,8 @@ enum Source {
     File(TensorFile),
     /// Seeded values of the right scale, for benchmarks without a weight file.
     Random(Mutex<ChaCha8Rng>),
+    /// Tensors at hand, such as the leaves of a training step.
+    Tensors(BTreeMap<String, Tensor<1>>),
 }
 
 /// A source of weights that notes what was taken from it.
@@ -23,7 +25,7 @@ pub struct Weights {
     source: Source,
     device: Device,
     tracked: Option<Mutex<BTreeMap<String, Tensor<1>>>>,
-    taken: Mutex<BTreeMap<String, usize>>,
+    taken: Mutex<BTreeMap<String, Vec<usize>>>,
 }
 
 /// Buffers that checkpoints carry and evaluation does not use.
@@ -40,6 +42,11 @@ impl Weights {
     /// Make up seeded values.
     pub fn random(seed: u64, device: &Device) -> Self {
         Self::new(Source::Random(Mutex::new(ChaCha8Rng::seed_from_u64(seed))), device)
+    }
+
+    /// Take from tensors at hand, flattened; gradients flow back to them.
+    pub fn from_tensors(tensors: BTreeMap<String, Tensor<1>>, device: &Device) -> Self {
+        Self::new(Source::Tensors(tensors), device)
     }
 
     fn new(source: Source, device: &Device) -> Self {
@@ -62,23 +69,15 @@ impl Weights {
 
     /// Number of parameters taken so far (batch-norm statistics are not parameters).
     pub fn parameters(&self) -> usize {
-        lock(&self.taken).iter().filter(|(name, _)| !name.contains(".running_")).map(|(_, n)| n).sum()
+        let parameter = |(name, shape): (&String, &Vec<usize>)| {
+            (!name.contains(".running_")).then(|| shape.iter().product::<usize>())
+        };
+        lock(&self.taken).iter().filter_map(parameter).sum()
     }
 
-    /// Whether the file has `name` (random weights have everything).
-    pub fn has(&self, name: &str) -> bool {
-        match &self.source {
-            Source::File(file) => file.shape(name).is_some(),
-            Source::Random(_) => true,
-        }
-    }
-
-    /// The shape that the file gives for `name`; `None` for random weights or an absent name.
-    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        match &self.source {
-            Source::File(file) => file.shape(name),
-            Source::Random(_) => None,
-        }
+    /// Names and shapes of everything taken so far.
+    pub fn taken(&self) -> BTreeMap<String, Vec<usize>> {
+        lock(&self.taken).clone()
     }
 
     /// Take the tensor `name`, which must have `shape`.
@@ -86,7 +85,15 @@ impl Weights {
     /// # Errors
     /// The tensor is absent or of another shape; the message names both.
     pub fn take<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        lock(&self.taken).insert(name.to_owned(), shape.to_vec());
         let values = match &self.source {
+            Source::Tensors(tensors) => {
+                let found = tensors.get(name).filter(|t| t.dims()[0] == shape.iter().product::<usize>());
+                return match found {
+                    Some(tensor) => Ok(tensor.clone().reshape(shape)),
+                    None => bail!("no weight `{name}` {shape:?}, which this architecture needs"),
+                };
+            }
             Source::File(file) => {
                 let path = file.path().display();
                 match file.shape(name) {
@@ -99,7 +106,6 @@ impl Weights {
             }
             Source::Random(rng) => random(name, &shape, &mut lock(rng)),
         };
-        lock(&self.taken).insert(name.to_owned(), values.len());
         let flat = Tensor::<1>::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), &self.device);
         let Some(tracked) = &self.tracked else { return Ok(flat.reshape(shape)) };
         let leaf = flat.require_grad();

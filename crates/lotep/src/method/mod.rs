@@ -129,3 +129,131 @@ fn seeded(seed: u64, stream: u64) -> ChaCha8Rng {
     rng.set_stream(stream);
     rng
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::Layout;
+    use crate::fixtures;
+    use crate::params::Group;
+
+    fn counts(blocks: &[Block], ratio: f64, change: impl Fn(&mut Lotep)) -> [usize; 2] {
+        let device = Device::flex();
+        let site = Site { image: [224, 224], blocks, default_depth_ratio: ratio, device: &device };
+        let mut config = Lotep::default();
+        change(&mut config);
+        [MethodConfig::LotepCp(config.clone()), MethodConfig::LotepTk(config)]
+            .map(|m| m.init(&site, 0).unwrap().count(Group::Prompt))
+    }
+
+    fn vit(side: usize) -> Vec<Block> {
+        let block = |i: usize| Block {
+            name: format!("blocks.{i}"),
+            channels: 768,
+            height: side,
+            width: side,
+            layout: Layout::Tokens,
+        };
+        (0..12).map(block).collect()
+    }
+
+    /// `spec/methods.md` 0.1: ViT-B/16 with 200 classes.
+    #[test]
+    fn table_4_of_the_paper() {
+        let head = 768 * 200 + 200;
+        assert_eq!(counts(&vit(14), 0.4, |_| {}).map(|n| n + head), [168_446, 169_031]);
+        let ha = |m: &mut Lotep| (m.input_prompt, m.rank_denominator) = (false, rank::RankDenominator::Depth);
+        assert_eq!(counts(&vit(14), 0.4, ha).map(|n| n + head), [168_128, 168_632]);
+        let l4 = |m: &mut Lotep| (m.input_prompt, m.vit_geometry) = (false, VitGeometry::Sequence);
+        assert_eq!(counts(&vit(14), 0.4, l4).map(|n| n + head), [168_290, 168_659]);
+        let constant = |m: &mut Lotep| {
+            (m.input_prompt, m.rank_schedule, m.depth_ratio) = (false, rank::RankSchedule::Constant, Some(0.25));
+        };
+        assert_eq!(counts(&vit(14), 0.4, constant).map(|n| n + head), [168_128, 168_776]);
+        assert_eq!(counts(&vit(7), 0.4, |_| {}), [14_436, 15_021]);
+    }
+
+    /// `spec/methods.md` 0.2, every backbone of the paper, and every depth of the fixture.
+    #[test]
+    fn per_model_tables() {
+        let Some(table) = fixtures::json("methods/prompt_param_counts_r0_6.json") else { return };
+        for (model, ratio, expected) in [
+            ("resnet18", 0.8, [6_902, 7_711]),
+            ("resnet50", 0.8, [26_838, 28_223]),
+            ("vit_b16", 0.4, [14_646, 15_231]),
+            ("vit_b32", 0.4, [14_436, 15_021]),
+            ("swin_b", 0.2, [6_594, 7_179]),
+            ("convnext_base", 0.2, [10_134, 11_007]),
+            ("coatnet2", 0.2, [7_050, 7_635]),
+        ] {
+            let shapes: Vec<[usize; 3]> = serde_json::from_value(table[model]["blocks"].clone()).unwrap();
+            let blocks: Vec<Block> = shapes
+                .iter()
+                .map(|&[channels, height, width]| Block {
+                    name: String::new(),
+                    channels,
+                    height,
+                    width,
+                    layout: Layout::Map,
+                })
+                .collect();
+            assert_eq!(counts(&blocks, ratio, |_| {}), expected, "{model}");
+            for row in table[model]["rows"].as_array().unwrap() {
+                let n = |key: &str| row[key].as_u64().unwrap() as usize;
+                let depth = n("d") as f64 / blocks.len() as f64;
+                let found = counts(&blocks, depth, |m| m.input_prompt = false);
+                assert_eq!(found, [n("cp"), n("tucker")], "{model} d={}", n("d"));
+            }
+        }
+    }
+
+    #[test]
+    fn lor_vp_has_6_times_side_times_rank() {
+        let (device, blocks) = (Device::flex(), vit(14));
+        let site = Site { image: [224, 224], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        let params = MethodConfig::LorVp(LorVp::default()).init(&site, 0).unwrap();
+        assert_eq!(params.count(Group::Prompt), 5_376);
+    }
+
+    /// Training starts from the unchanged network: every prompt is exactly zero.
+    #[test]
+    fn prompts_start_at_zero_and_seeds_differ() {
+        let (device, blocks) = (Device::flex(), vit(14));
+        let site = Site { image: [32, 48], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        for name in MethodConfig::NAMES {
+            let method: MethodConfig = serde_json::from_value(serde_json::json!({ "method": name })).unwrap();
+            assert_eq!(method.name(), name);
+            let params = method.init(&site, 3).unwrap();
+            let prompts = method.prompts(&site, &params);
+            for prompt in prompts.image.iter().chain(prompts.blocks.iter().flatten()) {
+                assert!(prompt.to_data().iter::<f32>().all(|v| v == 0.0), "{name}");
+            }
+            let values = |seed: u64| {
+                let named = method.init(&site, seed).unwrap().to_named();
+                named.into_iter().flat_map(|t| t.values).collect::<Vec<_>>()
+            };
+            assert_eq!(values(3), values(3), "{name}");
+            assert!(name == "linear-probe" || values(3) != values(4), "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let (device, blocks) = (Device::flex(), vit(14));
+        let site = Site { image: [224, 224], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        let lotep = |change: &dyn Fn(&mut Lotep)| {
+            let mut config = Lotep::default();
+            change(&mut config);
+            MethodConfig::LotepTk(config).init(&site, 0).unwrap_err().to_string()
+        };
+        assert!(lotep(&|m| m.rank = 0).contains("rank 0"));
+        assert!(lotep(&|m| m.depth_ratio = Some(1.5)).contains("depth_ratio 1.5"));
+        assert!(lotep(&|m| m.depth_ratio = Some(f64::NAN)).contains("depth_ratio NaN"));
+        assert!(lotep(&|m| (m.depth_ratio, m.input_prompt) = (Some(0.0), false)).contains("nothing"));
+        let rank = LorVp { rank: 300, ..LorVp::default() };
+        assert!(MethodConfig::LorVp(rank).init(&site, 0).unwrap_err().to_string().contains("rank 300"));
+        for json in [r#"{"method":"lor-vp","depth_ratio":0.5}"#, r#"{"method":"nothing"}"#] {
+            assert!(serde_json::from_str::<MethodConfig>(json).is_err(), "{json}");
+        }
+    }
+}

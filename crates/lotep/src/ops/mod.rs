@@ -8,6 +8,7 @@
 
 mod attention;
 mod conv;
+mod frozen_conv;
 mod linear;
 mod norm;
 

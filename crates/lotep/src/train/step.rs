@@ -82,3 +82,120 @@ impl<'a> Stepper<'a> {
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+    use crate::backbone::{Backbone, ResNet, ResNetConfig, Vit, VitConfig, Weights, blocks};
+    use crate::fixtures::{self, assert_close};
+    use crate::method::{Lotep, MethodConfig};
+    use crate::ops::Precision;
+    use crate::params::Group;
+    use crate::safetensors::TensorFile;
+    use crate::train::Schedule;
+    use crate::train::optim::OptimizerKind;
+
+    /// Our factor for each of the fixture's.
+    fn factors(kind: &str) -> &'static [(&'static str, &'static str)] {
+        match kind {
+            "cp" => &[("channel", "a"), ("row", "b"), ("column", "c")],
+            _ => &[("channel", "u"), ("row", "v"), ("column", "w"), ("core", "core")],
+        }
+    }
+
+    /// Six steps of SGD on prompts and head, as PyTorch took them in float64.
+    fn six_steps(backbone: &str, kind: &str, parts: usize) {
+        let Some(run) = fixtures::open(&format!("methods/lotep_{backbone}_{kind}.safetensors")) else { return };
+        let Some(base) = fixtures::open(&format!("{backbone}.safetensors")) else { return };
+        let device = Device::flex();
+        let weights = Weights::from_file(TensorFile::open(base.0.path()).unwrap(), &device);
+        let (network, head): (Arc<dyn Backbone>, _) = match backbone {
+            "resnet18" => {
+                let config =
+                    ResNetConfig { bottleneck: false, layers: [2; 4], stem: 12, channels: [12, 16, 20, 24] };
+                (Arc::new(ResNet::load(&config, 0, &weights, Precision::F32).unwrap()), "fc")
+            }
+            _ => {
+                let config =
+                    VitConfig { image: [48, 64], patch: 16, width: 32, depth: 3, heads: 4, qkv_bias: true };
+                (Arc::new(Vit::load(&config, 0, &weights, Precision::F32).unwrap()), "head")
+            }
+        };
+        let input = base.tensor::<4>("_fx.input", &device);
+        let [batch, _, h, w] = input.dims();
+        let labels: Vec<usize> = base.values("_fx.target").iter().map(|v| *v as usize).collect();
+        let blocks = blocks(network.as_ref(), [h, w], &device);
+        let site = Site { image: [h, w], blocks: &blocks, default_depth_ratio: 0.8, device: &device };
+        let lotep = Lotep { rank: 4, input_prompt: false, ..Lotep::default() };
+        let method = if kind == "cp" { MethodConfig::LotepCp(lotep) } else { MethodConfig::LotepTk(lotep) };
+        let mut params = method.init(&site, 0).unwrap();
+        params.extend({
+            let mut p = Params::default();
+            let width = network.feature_width();
+            p.push(linear::WEIGHT, &[7, width], Group::Head, base.values(&format!("{head}.weight")), &device);
+            p.push(linear::BIAS, &[7], Group::Head, base.values(&format!("{head}.bias")), &device);
+            p
+        });
+        // The fixture's name of one of our parameters.
+        let theirs = |name: &str| match name.strip_prefix("block.") {
+            Some(rest) => {
+                let (l, leaf) = rest.split_once('.').unwrap();
+                format!("{l}.{}", factors(kind).iter().find(|f| f.0 == leaf).unwrap().1)
+            }
+            None => name.replace("head", head),
+        };
+        for param in params.iter_mut().filter(|p| p.group == Group::Prompt) {
+            let (values, shape) = run.0.read(&format!("init.{}", theirs(&param.name))).unwrap();
+            assert_eq!(shape, param.shape, "{}", param.name);
+            let n = values.len();
+            param.value = Tensor::from_data(TensorData::new(values, [n]), &device);
+        }
+        let frozen = Frozen::bare(network.clone(), &device);
+        let decay = Rates { prompt: 1e-4, head: 1e-4 };
+        let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, decay, params.iter().count());
+        let losses = run.values("losses");
+        for (step, expected) in losses.iter().enumerate() {
+            let mut stepper = Stepper::new(&frozen, &method, site);
+            for part in 0..parts {
+                let size = batch / parts;
+                let pixels = input.clone().narrow(0, part * size, size);
+                stepper.accumulate(&params, Input::Pixels(pixels), &labels[part * size..][..size]);
+            }
+            if step == 0 {
+                for (param, grad) in params.iter().zip(stepper.grads.as_ref().unwrap()) {
+                    let grad: Vec<f32> = (grad.clone() / batch as f64).into_data().iter::<f32>().collect();
+                    let name = format!("step0.grad.{}", theirs(&param.name));
+                    assert_close(&grad, &run.values(&name), 5e-5, &name);
+                }
+            }
+            let rate = 0.02 * Schedule::Cosine.factor(step, 6, 0);
+            let sums = stepper.finish(&mut optim, Rates { prompt: rate, head: rate }, &mut params);
+            let loss = sums.loss / sums.images as f64;
+            assert!((loss - f64::from(*expected)).abs() < 2e-5 * loss, "step {step}: {loss} against {expected}");
+        }
+        for param in params.iter() {
+            let value: Vec<f32> = param.value.to_data().iter::<f32>().collect();
+            let name = format!("final.{}", theirs(&param.name));
+            assert_close(&value, &run.values(&name), 5e-5, &name);
+        }
+    }
+
+    #[test]
+    fn six_steps_as_pytorch_takes_them() {
+        for backbone in ["resnet18", "vit_b16"] {
+            for kind in ["cp", "tucker"] {
+                six_steps(backbone, kind, 1);
+            }
+        }
+    }
+
+    #[test]
+    fn accumulating_parts_is_the_same_step() {
+        six_steps("resnet18", "cp", 2);
+        six_steps("vit_b16", "tucker", 2);
+    }
+}
