@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::backbone::Loaded;
+use crate::backbone::{Loaded, hex};
 use crate::data::Transform;
 use crate::head::linear;
 use crate::method::{Method, MethodConfig, Site};
@@ -111,7 +111,7 @@ impl Adapter {
             ("method".to_owned(), self.config.method.name().to_owned()),
         ]);
         let tensors = serialize(&self.params.to_named(), metadata)?;
-        self.config.tensors_sha256 = hex(&tensors);
+        self.config.tensors_sha256 = hex(&Sha256::digest(&tensors));
         write_atomic(&dir.join(MODEL), &tensors)?;
         let json = serde_json::to_vec_pretty(&self.config)
             .map_err(|e| input_error!("cannot describe the adapter: {e}"))?;
@@ -168,7 +168,7 @@ impl Adapter {
         let path = dir.join(MODEL);
         let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let file = TensorFile::open(&path)?;
-        if hex(&bytes) != config.tensors_sha256 {
+        if hex(&Sha256::digest(&bytes)) != config.tensors_sha256 {
             bail!("{} is not the file that {CONFIG} describes (`tensors_sha256` differs)", path.display());
         }
         let site = Site::of(loaded);
@@ -184,8 +184,4 @@ impl Adapter {
         }
         Ok(Self { config, params })
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -70,7 +70,7 @@ pub fn train(loaded: &Loaded, options: &BenchOptions, progress: impl FnMut(usize
         stepper.accumulate(&params, Input::Pixels(pixels.clone()), &labels);
         stepper.finish(&mut optim, rates, &mut params);
         // Reading one value back waits for the device.
-        let first = params.iter().next().map(|p| p.value.clone().slice([0..1]).into_data());
+        let first = params.iter().next().map(|p| p.value.clone().narrow(0, 0, 1).into_data());
         drop(first);
     })
 }

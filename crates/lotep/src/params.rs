@@ -70,6 +70,7 @@ impl Params {
     }
 
     /// As gradient leaves.
+    #[must_use]
     pub fn leaves(&self) -> Self {
         let leaf = |p: &Param| Param { value: p.value.clone().autodiff().require_grad(), ..p.clone() };
         Self(self.0.iter().map(leaf).collect())

@@ -16,7 +16,8 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use config::{Architecture, CropMode, ModelConfig, Preprocess, architectures};
-pub use load::{Loaded, LoadOptions, load};
+pub(crate) use load::hex;
+pub use load::{LoadOptions, Loaded, load};
 pub use resnet::{ResNet, ResNetConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;

@@ -68,26 +68,20 @@ impl Conv2d {
     /// `[B, in, H, W]` to `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let y = self.linear_part(x);
-        match &self.bias {
-            Some(bias) => {
-                let channels = bias.dims()[0];
-                let bias = lift(bias, &y).reshape([1, channels, 1, 1]);
-                y + bias
-            }
-            None => y,
-        }
+        let Some(bias) = &self.bias else { return y };
+        let channels = bias.dims()[0];
+        let bias = lift(bias, &y).reshape([1, channels, 1, 1]);
+        y + bias
     }
 
     /// The same without the bias: what an added image adds to the output.
     pub(crate) fn linear_part(&self, x: Tensor<4>) -> Tensor<4> {
         let x = self.precision.round(x);
-        match &self.flipped {
-            Some(flipped) => frozen_conv(x, &self.kernel, flipped, self.stride, self.padding),
-            None => {
-                let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
-                conv2d(x, self.kernel.clone(), None, options)
-            }
+        if let Some(flipped) = &self.flipped {
+            return frozen_conv(x, &self.kernel, flipped, self.stride, self.padding);
         }
+        let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
+        conv2d(x, self.kernel.clone(), None, options)
     }
 }
 

@@ -19,25 +19,25 @@ const BEST: &str = "best.";
 
 /// Where a run is, besides its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
+pub(super) struct Progress {
     /// Epochs finished.
-    pub epoch: usize,
+    pub(super) epoch: usize,
     /// Batches of the next epoch already taken.
-    pub batch: usize,
+    pub(super) batch: usize,
     /// Steps taken in all.
-    pub step: usize,
+    pub(super) step: usize,
     /// Loss summed over this epoch's images so far.
-    pub loss_sum: f64,
+    pub(super) loss_sum: f64,
     /// Right predictions among them.
-    pub correct: usize,
+    pub(super) correct: usize,
     /// Number of them.
-    pub images: usize,
+    pub(super) images: usize,
     /// Seconds of training so far, over all sittings.
-    pub seconds: f64,
+    pub(super) seconds: f64,
     /// Best validation accuracy and its epoch (1-based).
-    pub best: Option<(usize, Accuracy)>,
+    pub(super) best: Option<(usize, Accuracy)>,
     /// Best test accuracy seen and its epoch, where the user asked to watch it. Reported, never used.
-    pub best_test: Option<(usize, Accuracy)>,
+    pub(super) best_test: Option<(usize, Accuracy)>,
 }
 
 /// A run's state.

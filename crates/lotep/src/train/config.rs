@@ -145,7 +145,7 @@ impl TrainConfig {
         positive("batch-size", self.batch_size)?;
         positive("accumulate", self.accumulate)?;
         positive("checkpoint-steps", self.checkpoint_steps)?;
-        if self.batch_size % self.accumulate != 0 {
+        if !self.batch_size.is_multiple_of(self.accumulate) {
             bail!("accumulate {} does not divide batch-size {}", self.accumulate, self.batch_size);
         }
         for (name, value, limit) in [

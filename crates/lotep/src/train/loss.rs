@@ -23,7 +23,10 @@ pub fn label_ranks(logits: &[f32], classes: usize, labels: &[usize]) -> Vec<usiz
             if score.is_nan() {
                 return classes;
             }
-            let before = |(i, v): (usize, &f32)| *v > score || (*v == score && i < label) || v.is_nan();
+            let before = |(i, v): (usize, &f32)| match v.partial_cmp(&score) {
+                Some(order) => order.is_gt() || (order.is_eq() && i < label),
+                None => true,
+            };
             row.iter().enumerate().filter(|(i, v)| before((*i, v))).count()
         })
         .collect()

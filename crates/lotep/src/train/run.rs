@@ -186,7 +186,7 @@ impl Run {
                 let step = self.state.progress.step;
                 return Err(Error::Interrupted(format!("stopped in epoch {epoch} after step {step}")));
             }
-            if self.state.progress.batch % self.config().checkpoint_steps == 0 {
+            if self.state.progress.batch.is_multiple_of(self.config().checkpoint_steps) {
                 self.save()?;
             }
         }

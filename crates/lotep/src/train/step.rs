@@ -113,17 +113,12 @@ mod tests {
         let Some(base) = fixtures::open(&format!("{backbone}.safetensors")) else { return };
         let device = Device::flex();
         let weights = Weights::from_file(TensorFile::open(base.0.path()).unwrap(), &device);
-        let (network, head): (Arc<dyn Backbone>, _) = match backbone {
-            "resnet18" => {
-                let config =
-                    ResNetConfig { bottleneck: false, layers: [2; 4], stem: 12, channels: [12, 16, 20, 24] };
-                (Arc::new(ResNet::load(&config, 0, &weights, Precision::F32).unwrap()), "fc")
-            }
-            _ => {
-                let config =
-                    VitConfig { image: [48, 64], patch: 16, width: 32, depth: 3, heads: 4, qkv_bias: true };
-                (Arc::new(Vit::load(&config, 0, &weights, Precision::F32).unwrap()), "head")
-            }
+        let (network, head): (Arc<dyn Backbone>, _) = if backbone == "resnet18" {
+            let config = ResNetConfig { bottleneck: false, layers: [2; 4], stem: 12, channels: [12, 16, 20, 24] };
+            (Arc::new(ResNet::load(&config, 0, &weights, Precision::F32).unwrap()), "fc")
+        } else {
+            let config = VitConfig { image: [48, 64], patch: 16, width: 32, depth: 3, heads: 4, qkv_bias: true };
+            (Arc::new(Vit::load(&config, 0, &weights, Precision::F32).unwrap()), "head")
         };
         let input = base.tensor::<4>("_fx.input", &device);
         let [batch, _, h, w] = input.dims();

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Compare every architecture with timm at full size: logits, loss and gradients.
+
+    python3 benches/peers/full_size.py [--shared ../shared] [--venv target/peers-venv] [--only resnet18,resnet50]
+
+For each architecture, timm builds the network with seeded random weights and computes logits, the loss and the
+gradients of the image and of a zero prompt at every block's entrance, in float64 (the script that makes the test
+fixtures, `make_fixtures.py` in SHARED/tools, does that). The example `full_size` of the crate `lotep` then loads the
+same file in f32 and prints a row of the table: max|difference| / max|reference|. The exit status is 1 if a row fails.
+
+PyTorch, timm and what they need are installed from PyPI into a virtual environment of their own, once; about 3 GB of
+disk and 6 GB of memory are taken for a while. Nothing but this file's directory, SHARED and the repository is read.
+"""
+import argparse
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ["torch", "timm", "safetensors", "numpy", "pillow"]
+# timm's names, and classes.
+ARCHITECTURES = [
+    ("resnet18", 1000),
+    ("resnet34", 1000),
+    ("resnet50", 1000),
+    ("resnet101", 1000),
+    ("resnet50", 11221),
+    ("vit_tiny_patch16_224", 1000),
+    ("vit_small_patch16_224", 1000),
+    ("vit_base_patch16_224", 1000),
+    ("vit_small_patch32_224", 1000),
+    ("vit_base_patch32_224", 1000),
+    ("vit_base_patch16_224_miil", 11221),
+]
+SEED, BATCH = 1, 2
+HEADER = ["architecture", "classes", "logits", "loss", "input gradient", "worst prompt gradient", ""]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared", help="default: ../shared")
+    parser.add_argument("--venv", type=Path, default=REPOSITORY / "target" / "peers-venv",
+                        help="virtual environment, made if absent (default: target/peers-venv)")
+    parser.add_argument("--only", metavar="NAMES", help="some of the architectures, with commas between")
+    parser.add_argument("--write", nargs=3, metavar=("NAME", "CLASSES", "FILE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    script = args.shared.resolve() / "tools" / "make_fixtures.py"
+    if not script.is_file():
+        sys.exit(f"error: {script} is absent: --shared names the directory that holds tools/make_fixtures.py")
+    if args.write:
+        name, classes, file = args.write
+        return write(script, name, int(classes), file)
+    chosen = ARCHITECTURES
+    if args.only:
+        names = args.only.split(",")
+        unknown = set(names) - {name for name, _ in ARCHITECTURES}
+        if unknown:
+            sys.exit(f"error: --only {', '.join(sorted(unknown))} is unknown; known are "
+                     + ", ".join(dict(ARCHITECTURES)))
+        chosen = [row for row in ARCHITECTURES if row[0] in names]
+
+    python = environment(args.venv)
+    cargo = ["cargo", "run", "--release", "-q", "--example", "full_size", "-p", "lotep", "--"]
+    print("building the example", flush=True)
+    subprocess.run(["cargo", "build", "--release", "-q", "--example", "full_size", "-p", "lotep"],
+                   cwd=REPOSITORY, check=True)
+    rows, failed = [], []
+    for name, classes in chosen:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="lotep-full-size-") as directory:
+            file = Path(directory) / f"{name}.safetensors"
+            written = subprocess.run([python, __file__, "--shared", args.shared, "--write", name, str(classes), file])
+            if written.returncode != 0:
+                sys.exit(f"error: timm could not write {name}")
+            done = subprocess.run([*cargo, file, "--arch", name], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
+        if done.returncode != 0:
+            failed.append(name)
+        rows.append(done.stdout.strip() or f"| {name} | {classes} | | | | | FAIL |")
+        print(f"{rows[-1]}  {time.monotonic() - started:.0f} s", flush=True)
+
+    print(f"\nf32 against timm's float64: max|difference| / max|reference|, batch {BATCH}, random weights\n")
+    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    print("\n".join(rows))
+    if failed:
+        sys.exit(f"error: {len(failed)} of {len(rows)} fail: {', '.join(failed)}")
+
+
+def environment(directory):
+    """The Python of the virtual environment, which is made, and completed, if need be."""
+    python = directory.absolute() / "bin" / "python"
+    if not python.exists():
+        print(f"making a virtual environment in {directory}", flush=True)
+        venv.create(directory, with_pip=True)
+    modules = ["PIL" if package == "pillow" else package for package in PACKAGES]
+    probe = "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))"
+    if subprocess.run([python, "-c", probe, *modules]).returncode != 0:
+        print(f"installing {', '.join(PACKAGES)}", flush=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    return python
+
+
+def write(script, name, classes, file):
+    """Inside the virtual environment: timm's weights, input and float64 answers of one architecture."""
+    spec = importlib.util.spec_from_file_location("make_fixtures", script)
+    fixtures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fixtures)
+    # The script's table has short names of a few of these; under timm's own names it can have them all.
+    fixtures.FULL[name] = (name, classes)
+    sys.stdout = sys.stderr
+    fixtures.full(name, SEED, file, batch=BATCH, grads=True, f64=True)
+
+
+if __name__ == "__main__":
+    main()

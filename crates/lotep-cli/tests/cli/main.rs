@@ -1,0 +1,24 @@
+//! The program as a user meets it: every test runs the real binary and looks at its output, its exit status and the
+//! files it leaves. Networks and images are tiny and made here, so nothing is fetched and nothing takes long.
+
+// A test that can't get its own fixtures ready should stop right there.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+mod bad_adapter;
+mod bad_backbone;
+mod bad_data;
+mod bad_settings;
+mod bench;
+mod cifar;
+mod config_file;
+mod divergence;
+mod export;
+mod inspect;
+#[cfg(unix)]
+mod interrupt;
+mod output;
+mod predict;
+mod resume;
+mod train;
