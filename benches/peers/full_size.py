@@ -8,11 +8,12 @@ gradients of the image and of a zero prompt at every block's entrance, in float6
 fixtures, `make_fixtures.py` in SHARED/tools, does that). The example `full_size` of the crate `lotep` then loads the
 same file in f32 and prints a row of the table: max|difference| / max|reference|. The exit status is 1 if a row fails.
 
-PyTorch, timm and what they need are installed from PyPI into a virtual environment of their own, once; about 3 GB of
-disk and 6 GB of memory are taken for a while. Nothing but this file's directory, SHARED and the repository is read.
+PyTorch, timm and what they need are installed from PyPI into a virtual environment of their own, once. Each file is
+deleted after its row; the largest has 380 MB.
 """
 import argparse
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -64,10 +65,7 @@ def main():
         chosen = [row for row in ARCHITECTURES if row[0] in names]
 
     python = environment(args.venv)
-    cargo = ["cargo", "run", "--release", "-q", "--example", "full_size", "-p", "lotep", "--"]
-    print("building the example", flush=True)
-    subprocess.run(["cargo", "build", "--release", "-q", "--example", "full_size", "-p", "lotep"],
-                   cwd=REPOSITORY, check=True)
+    program = example()
     rows, failed = [], []
     for name, classes in chosen:
         started = time.monotonic()
@@ -76,9 +74,9 @@ def main():
             written = subprocess.run([python, __file__, "--shared", args.shared, "--write", name, str(classes), file])
             if written.returncode != 0:
                 sys.exit(f"error: timm could not write {name}")
-            done = subprocess.run([*cargo, file, "--arch", name], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
+            done = subprocess.run([program, file, "--arch", name], text=True, stdout=subprocess.PIPE)
         if done.returncode != 0:
-            failed.append(name)
+            failed.append(f"{name} ({classes} classes)")
         rows.append(done.stdout.strip() or f"| {name} | {classes} | | | | | FAIL |")
         print(f"{rows[-1]}  {time.monotonic() - started:.0f} s", flush=True)
 
@@ -87,6 +85,17 @@ def main():
     print("\n".join(rows))
     if failed:
         sys.exit(f"error: {len(failed)} of {len(rows)} fail: {', '.join(failed)}")
+
+
+def example():
+    """The example's executable, built once: a row must not depend on what is edited while another is made."""
+    print("building the example", flush=True)
+    command = ["cargo", "build", "--release", "-q", "--example", "full_size", "-p", "lotep", "--message-format", "json"]
+    built = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
+    if built.returncode != 0:
+        sys.exit("error: the example does not build: cargo build --release --example full_size -p lotep")
+    messages = map(json.loads, built.stdout.splitlines())
+    return next(m["executable"] for m in messages if m.get("target", {}).get("name") == "full_size")
 
 
 def environment(directory):

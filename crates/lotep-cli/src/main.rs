@@ -14,13 +14,17 @@ use ui::Ui;
 /// A backbone is a directory in timm's hub layout (config.json and model.safetensors) or a .safetensors file with
 /// --arch. Data is a directory with train/CLASS/*, test/CLASS/* or simply CLASS/*.
 #[derive(Parser)]
-#[command(version, max_term_width = 110, after_help = "\
+#[command(
+    version,
+    max_term_width = 110,
+    after_help = "\
 Examples:
   lotep demo                                                     see it work, offline, in two minutes
   lotep train --backbone DIR --data IMAGES --method lotep-tk --output RUN
   lotep eval --adapter RUN/adapter --data IMAGES
   lotep predict --adapter RUN/adapter PHOTO.jpg FOLDER
-  lotep inspect --backbone DIR")]
+  lotep inspect --backbone DIR"
+)]
 struct Args {
     /// How results are written to standard output.
     #[arg(long, global = true, default_value = "text", value_parser = ["text", "json"])]

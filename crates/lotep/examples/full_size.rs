@@ -1,11 +1,7 @@
 //! Compare a network at full size with timm: logits, loss and gradients of one file, as a row of a table.
 //!
 //! `benches/peers/full_size.py` writes the files (random weights under timm's names, and timm's float64 answers
-//! under `_fx.`, which the loader ignores) and runs this on each:
-//!
-//! ```text
-//! cargo run --release --example full_size -p lotep -- FILE.safetensors --arch resnet50
-//! ```
+//! under `_fx.`, which the loader ignores) and runs this on each: `full_size FILE.safetensors --arch resnet50`.
 
 use std::process::ExitCode;
 
@@ -77,7 +73,6 @@ fn compare(path: &str, arch: &str) -> Result<Row> {
     })?;
     let file = TensorFile::open(path)?;
     let Some(head) = loaded.network.head() else { bail!("{path} has no classifier: nothing to compare") };
-
     let (values, shape) = file.read("_fx.input")?;
     let input = Tensor::<4>::from_data(TensorData::new(values, shape), &device).require_grad();
     let zeros = |c, h, w| Tensor::<3>::zeros([c, h, w], &device).require_grad();

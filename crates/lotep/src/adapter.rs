@@ -134,7 +134,10 @@ impl Adapter {
         let version: Option<u64> =
             serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|v| v["format"].as_u64());
         if let Some(version) = version.filter(|v| *v > u64::from(FORMAT)) {
-            bail!("{}: `format` is {version}, this lotep reads up to {FORMAT}: upgrade lotep", path.display());
+            bail!(
+                "{}: `format` is {version}, this lotep reads up to {FORMAT}: upgrade lotep",
+                path.display()
+            );
         }
         serde_json::from_str(&text)
             .map_err(|e| input_error!("{} is not a lotep adapter description: {e}", path.display()))
@@ -153,13 +156,19 @@ impl Adapter {
         if [height, width] != own.image {
             bail!(
                 "{}: `input.transform` is {height}x{width}, the backbone takes {}x{} (see --image-size)",
-                dir.join(CONFIG).display(), own.image[0], own.image[1]
+                dir.join(CONFIG).display(),
+                own.image[0],
+                own.image[1]
             );
         }
         if (config.input.mean, config.input.std) != (own.mean, own.std) {
             bail!(
                 "{}: `input.mean` and `input.std` are {:?} and {:?}, the backbone's config.json says {:?} and {:?}",
-                dir.join(CONFIG).display(), config.input.mean, config.input.std, own.mean, own.std
+                dir.join(CONFIG).display(),
+                config.input.mean,
+                config.input.std,
+                own.mean,
+                own.std
             );
         }
         if config.classes.is_empty() {

@@ -100,7 +100,7 @@ mod tests {
         write_atomic(&path, b"old").unwrap();
         let error = write_atomic_with(&path, |file| {
             // More than the buffer holds, so that a part has reached the temporary file.
-            file.write_all(&[7; 100_000])?;
+            file.write_all(&vec![7; 100_000])?;
             Err(std::io::Error::other("disk full"))
         })
         .unwrap_err();

@@ -56,7 +56,11 @@ pub struct BenchReport {
 ///
 /// # Errors
 /// The method does not fit, or `progress` stopped it.
-pub fn train(loaded: &Loaded, options: &BenchOptions, progress: impl FnMut(usize) -> bool) -> Result<BenchReport> {
+pub fn train(
+    loaded: &Loaded,
+    options: &BenchOptions,
+    progress: impl FnMut(usize) -> bool,
+) -> Result<BenchReport> {
     let mut params = init_params(loaded, &options.method, options.classes, 0)?;
     let zero = Rates { prompt: 0.0, head: 0.0 };
     let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, zero, params.iter().count());
@@ -79,7 +83,11 @@ pub fn train(loaded: &Loaded, options: &BenchOptions, progress: impl FnMut(usize
 ///
 /// # Errors
 /// The method does not fit, or `progress` stopped it.
-pub fn infer(loaded: &Loaded, options: &BenchOptions, progress: impl FnMut(usize) -> bool) -> Result<BenchReport> {
+pub fn infer(
+    loaded: &Loaded,
+    options: &BenchOptions,
+    progress: impl FnMut(usize) -> bool,
+) -> Result<BenchReport> {
     let params = init_params(loaded, &options.method, options.classes, 0)?;
     let predictor = Predictor::adapted(loaded, &options.method, &params);
     let pixels = made_up(loaded, options.batch_size);

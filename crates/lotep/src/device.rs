@@ -31,7 +31,9 @@ fn cuda(index: usize) -> Result<Device> {
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(_index: usize) -> Result<Device> {
-    bail!("--device cuda: this lotep was built without CUDA; build with `cargo build --release --features cuda`")
+    bail!(
+        "--device cuda: this lotep was built without CUDA; build with `cargo build --release --features cuda`"
+    )
 }
 
 #[cfg(feature = "wgpu")]
@@ -43,7 +45,9 @@ fn wgpu(index: usize) -> Result<Device> {
 
 #[cfg(not(feature = "wgpu"))]
 fn wgpu(_index: usize) -> Result<Device> {
-    bail!("--device wgpu: this lotep was built without wgpu; build with `cargo build --release --features wgpu`")
+    bail!(
+        "--device wgpu: this lotep was built without wgpu; build with `cargo build --release --features wgpu`"
+    )
 }
 
 /// Drivers answer an absent device with a panic deep inside: try a small sum first and turn that into an error.

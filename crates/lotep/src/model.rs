@@ -8,7 +8,7 @@ use crate::backbone::{Backbone, Hooks, Loaded, NoHooks};
 use crate::data::{Batch, Transform};
 use crate::head::linear;
 use crate::method::{AdditivePrompts, Method, MethodConfig, Site};
-use crate::ops::{Linear, lift};
+use crate::ops::Linear;
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
 use crate::{Result, input_error};
@@ -38,8 +38,7 @@ impl Frozen {
     /// Pooled features `[B, F]` of pixels `[B, 3, H, W]` in [0, 1].
     pub fn features(&self, pixels: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let x = hooks.pixels(pixels);
-        let (mean, std) = (lift(&self.mean, &x), lift(&self.std, &x));
-        self.network.features((x - mean) / std, hooks)
+        self.network.features((x - self.mean.clone()) / self.std.clone(), hooks)
     }
 }
 
@@ -141,5 +140,60 @@ impl Frozen {
     pub(crate) fn bare(network: Arc<dyn Backbone>, device: &Device) -> Self {
         let ones = Tensor::ones([1, 3, 1, 1], device);
         Self { network, mean: ones.zeros_like(), std: ones }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::{LoadOptions, load};
+    use crate::fixtures::assert_close;
+    use crate::ops::Precision;
+    use crate::params::normal;
+    use crate::train::setup::init_params;
+    use burn::tensor::Distribution;
+    use rand::SeedableRng;
+
+    fn random_backbone(name: &str, image: Option<[usize; 2]>) -> Loaded {
+        load(&LoadOptions {
+            backbone: name.into(),
+            arch: None,
+            random_weights: true,
+            image,
+            device: Device::flex(),
+            precision: Precision::F32,
+        })
+        .unwrap()
+    }
+
+    /// Folding prompts into constants changes nothing but rounding, and says what it could not fold.
+    #[test]
+    fn folded_prompts_are_the_added_ones() {
+        let resnet = random_backbone("resnet18", Some([64, 96]));
+        let vit = random_backbone("vit_tiny_patch16_224", None);
+        for (loaded, method, left) in [
+            (&resnet, "lor-vp", vec!["image"]),
+            (&resnet, "lotep-tk", vec!["image", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1"]),
+            (&resnet, "linear-probe", vec![]),
+            (&vit, "lor-vp", vec![]),
+            (&vit, "lotep-cp", vec!["blocks.1", "blocks.2", "blocks.3"]),
+        ] {
+            let method: MethodConfig = serde_json::from_value(serde_json::json!({ "method": method })).unwrap();
+            let mut params = init_params(loaded, &method, 5, 0).unwrap();
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+            for param in params.iter_mut() {
+                let n = param.value.dims()[0];
+                let values = normal(n, 0.3, &mut rng);
+                param.value = Tensor::from_data(TensorData::new(values, [n]), &loaded.device);
+            }
+            let [h, w] = loaded.config.preprocess.image;
+            let pixels = Tensor::random([2, 3, h, w], Distribution::Uniform(0.0, 1.0), &loaded.device);
+            let prompts = method.prompts(&Site::of(loaded), &params);
+            let added = linear::logits(&params, Frozen::new(loaded).features(pixels.clone(), &prompts));
+            let folded = Predictor::adapted(loaded, &method, &params).logits(pixels);
+            let values = |t: Tensor<2>| t.into_data().iter::<f32>().collect::<Vec<_>>();
+            assert_close(&values(folded), &values(added), 2e-5, method.name());
+            assert_eq!(Predictor::merge(loaded, &method, &params).left, left, "{}", method.name());
+        }
     }
 }

@@ -37,7 +37,14 @@ pub struct Params(Vec<Param>);
 
 impl Params {
     /// Add a tensor of the given values.
-    pub fn push(&mut self, name: impl Into<String>, shape: &[usize], group: Group, values: Vec<f32>, device: &Device) {
+    pub fn push(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[usize],
+        group: Group,
+        values: Vec<f32>,
+        device: &Device,
+    ) {
         let length = values.len();
         debug_assert_eq!(length, shape.iter().product::<usize>());
         let value = Tensor::from_data(TensorData::new(values, [length]), &device.clone().without_autodiff());

@@ -41,7 +41,8 @@ pub struct PretrainOptions {
 pub fn demo_network() -> Result<ModelConfig> {
     let mut config = ModelConfig::named("resnet18", Task::Pretrain.classes().len())?;
     let args = serde_json::json!({ "layers": [2, 2, 1, 1], "channels": [24, 32, 48, 80] });
-    config.architecture = config.architecture.with_args(args.as_object().unwrap_or(&serde_json::Map::new()))?;
+    config.architecture =
+        config.architecture.with_args(args.as_object().unwrap_or(&serde_json::Map::new()))?;
     config.preprocess.image = [48, 48];
     config.preprocess.crop_pct = 1.0;
     Ok(config)
@@ -90,7 +91,8 @@ pub fn pretrain(options: &PretrainOptions, output: &Path, observer: &mut dyn Obs
     let (mut loss_mean, mut top1) = (0.0, 0.0);
     for step in 0..options.steps {
         let leaves = params.leaves();
-        let (pixels, labels) = draw(options, (step * options.batch_size) as u64, options.batch_size, &autodiff);
+        let (pixels, labels) =
+            draw(options, (step * options.batch_size) as u64, options.batch_size, &autodiff);
         let network = build(&weights(&leaves, &autodiff))?;
         let logits = logits(&network, pixels)?;
         let loss = cross_entropy_sum(logits.clone(), &labels) / labels.len() as f64;
@@ -107,7 +109,11 @@ pub fn pretrain(options: &PretrainOptions, output: &Path, observer: &mut dyn Obs
         let mut tape = loss.backward();
         let grads = leaves
             .iter()
-            .map(|p| p.value.grad_remove(&mut tape).unwrap_or_else(|| p.value.clone().without_autodiff().zeros_like()))
+            .map(|p| {
+                p.value
+                    .grad_remove(&mut tape)
+                    .unwrap_or_else(|| p.value.clone().without_autodiff().zeros_like())
+            })
             .collect();
         let rate = options.lr * Schedule::Cosine.factor(step + 1, options.steps + 1, options.steps / 20);
         optim.step(Rates { prompt: rate, head: rate }, &mut params, grads);
@@ -126,9 +132,14 @@ pub fn pretrain(options: &PretrainOptions, output: &Path, observer: &mut dyn Obs
         tally.add(&scores, config.classes, &labels);
     }
     let mut tensors = params.to_named();
-    tensors.extend(buffers.into_iter().map(|(name, values)| NamedTensor { shape: vec![values.len()], name, values }));
+    tensors.extend(buffers.into_iter().map(|(name, values)| NamedTensor {
+        shape: vec![values.len()],
+        name,
+        values,
+    }));
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let json = serde_json::to_vec_pretty(&config.to_hub()).map_err(|e| input_error!("cannot write config.json: {e}"))?;
+    let json = serde_json::to_vec_pretty(&config.to_hub())
+        .map_err(|e| input_error!("cannot write config.json: {e}"))?;
     write_atomic(&output.join("model.safetensors"), &serialize(&tensors, BTreeMap::new())?)?;
     write_atomic(&output.join("config.json"), &json)?;
     Ok(tally.accuracy())
@@ -145,8 +156,10 @@ fn draw(options: &PretrainOptions, first: u64, count: usize, device: &Device) ->
     use rayon::prelude::*;
     let p = &options.config.preprocess;
     let side = p.image[0];
-    let images: Vec<_> =
-        (0..count as u64).into_par_iter().map(|i| Task::Pretrain.image(options.seed, first + i, side)).collect();
+    let images: Vec<_> = (0..count as u64)
+        .into_par_iter()
+        .map(|i| Task::Pretrain.image(options.seed, first + i, side))
+        .collect();
     let mut values = Vec::with_capacity(count * 3 * side * side);
     for (image, _) in &images {
         for channel in 0..3 {

@@ -86,6 +86,13 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let memory = r.peak_rss_mb.map_or(String::new(), |m| format!("  peak {m:.0} MB"));
     ui.out(&format!(
         "{} {} {} batch {}: {:.1} ms a step ({:.1} to {:.1})  {:.1} images/s{memory}",
-        r.backbone, r.method, r.mode, r.batch_size, r.step_ms, r.step_ms_min, r.step_ms_max, r.images_per_second
+        r.backbone,
+        r.method,
+        r.mode,
+        r.batch_size,
+        r.step_ms,
+        r.step_ms_min,
+        r.step_ms_max,
+        r.images_per_second
     ))
 }

@@ -83,7 +83,12 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             let accuracy = pretrain(&options, output, &mut Watcher(ui));
             ui.clear();
             let a = accuracy?;
-            ui.out(&format!("top1 {:.2}% on {} images not trained on; written to {}", a.top1, a.images, output.display()))
+            ui.out(&format!(
+                "top1 {:.2}% on {} images not trained on; written to {}",
+                a.top1,
+                a.images,
+                output.display()
+            ))
         }
         Some(Step::Draw { output, task, images, size, seed }) => {
             let task: Task = task.parse()?;
@@ -111,8 +116,8 @@ fn compare(args: &Args, dir: &Path, ui: &Ui) -> Result<()> {
     let mut outcomes = Vec::new();
     for name in MethodConfig::NAMES {
         ui.note(&format!("\n{name}"));
-        let method: MethodConfig =
-            serde_json::from_value(json!({ "method": name })).map_err(|e| input_error!("method {name}: {e}"))?;
+        let method: MethodConfig = serde_json::from_value(json!({ "method": name }))
+            .map_err(|e| input_error!("method {name}: {e}"))?;
         let config = TrainConfig {
             epochs: args.epochs as usize,
             seed: args.seed,
@@ -133,10 +138,8 @@ fn compare(args: &Args, dir: &Path, ui: &Ui) -> Result<()> {
 }
 
 fn table(outcomes: &[Outcome]) -> String {
-    let mut text = format!(
-        "\n{:<14} {:>9} {:>9} {:>9} {:>9}\n",
-        "method", "test top1", "prompts", "head", "seconds"
-    );
+    let mut text =
+        format!("\n{:<14} {:>9} {:>9} {:>9} {:>9}\n", "method", "test top1", "prompts", "head", "seconds");
     for o in outcomes {
         let t = &o.train;
         _ = writeln!(
@@ -151,7 +154,11 @@ fn table(outcomes: &[Outcome]) -> String {
     }
     if let Some(o) = outcomes.first() {
         let images = o.train.test.map_or(0, |a| a.images);
-        _ = write!(text, "{} frozen parameters; {images} test images; {}", o.train.frozen_parameters, o.run.protocol);
+        _ = write!(
+            text,
+            "{} frozen parameters; {images} test images; {}",
+            o.train.frozen_parameters, o.run.protocol
+        );
     }
     text
 }

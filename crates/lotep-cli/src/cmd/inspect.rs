@@ -77,7 +77,10 @@ fn backbone(path: &str, args: &Args, ui: &Ui) -> Result<()> {
     let p = &config.preprocess;
     ui.out(&loaded.describe())?;
     ui.out(&format!("classes     {}", config.classes))?;
-    ui.out(&format!("parameters  {} + {} in the classifier", loaded.body_parameters, loaded.head_parameters))?;
+    ui.out(&format!(
+        "parameters  {} + {} in the classifier",
+        loaded.body_parameters, loaded.head_parameters
+    ))?;
     ui.out(&format!("input       {}x{}, mean {:?}, std {:?}", p.image[0], p.image[1], p.mean, p.std))?;
     ui.out(&format!("own classifier's preprocessing  {}", transform(&p.evaluation())?))?;
     ui.out(&format!("sha256      {}", loaded.sha256.as_deref().unwrap_or("none")))?;
@@ -114,7 +117,8 @@ fn adapter(dir: &std::path::Path, ui: &Ui) -> Result<()> {
 }
 
 fn transform(transform: &lotep::data::Transform) -> Result<String> {
-    serde_json::to_string(transform).map_err(|e| lotep::input_error!("cannot describe the preprocessing: {e}"))
+    serde_json::to_string(transform)
+        .map_err(|e| lotep::input_error!("cannot describe the preprocessing: {e}"))
 }
 
 fn data(report: &DataReport, ui: &Ui) -> Result<()> {

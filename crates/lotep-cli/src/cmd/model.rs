@@ -40,7 +40,8 @@ impl ModelArgs {
     /// Load the backbone, and the adapter if there is one.
     pub(crate) fn load(&self) -> Result<Model> {
         let config = self.adapter.as_deref().map(Adapter::read_config).transpose()?;
-        let Some(backbone) = self.backbone.clone().or(config.as_ref().map(|c| c.backbone.source.clone())) else {
+        let Some(backbone) = self.backbone.clone().or(config.as_ref().map(|c| c.backbone.source.clone()))
+        else {
             bail!("which model? give --backbone PATH, --adapter DIR, or both");
         };
         let options = LoadOptions {

@@ -222,7 +222,8 @@ impl Args {
             }
         }
         let defaults = TrainConfig::new("", "", method);
-        let mut table = Table::try_from(&defaults).map_err(|e| input_error!("cannot resolve settings: {e}"))?;
+        let mut table =
+            Table::try_from(&defaults).map_err(|e| input_error!("cannot resolve settings: {e}"))?;
         table.extend(file);
         table.try_into().map_err(|e: toml::de::Error| input_error!("settings: {}", e.message()))
     }

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 /// Classes, training images and test images of [`Case::images`].
@@ -18,7 +19,7 @@ pub(crate) const TEST: usize = 16;
 
 /// Run the program with these arguments, strings and paths alike.
 macro_rules! lotep {
-    ($($arg:expr),* $(,)?) => { $crate::common::run($crate::common::command([$(AsRef::<std::ffi::OsStr>::as_ref(&$arg)),*])) };
+    ($($arg:expr),* $(,)?) => { $crate::common::run($crate::common::command::<&std::ffi::OsStr>([$($arg.as_ref()),*])) };
 }
 pub(crate) use lotep;
 
@@ -278,6 +279,11 @@ pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) {
 pub(crate) fn read_json(path: &Path) -> Value {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// SHA-256 of a file, in hexadecimal.
+pub(crate) fn sha256(path: &Path) -> String {
+    Sha256::digest(fs::read(path).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A directory of a test's own, gone with the test.

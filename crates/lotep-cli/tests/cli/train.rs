@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{CLASSES, Case, Net, TEST, TRAIN, files_under, lotep, read_json, read_tensors};
+use crate::common::{CLASSES, Case, Net, TEST, TRAIN, files_under, lotep, read_json, read_tensors, sha256};
 
 /// A training with every method on `net`, its files, and the same accuracy from the saved adapter.
 fn every_method(net: Net) {
@@ -20,6 +20,8 @@ fn every_method(net: Net) {
         assert!(ran.stdout.contains("adapter in "), "{ran}");
         records_agree(&run, &result, net);
         adapter_agrees(&run, &result, method);
+        let weights = case.backbone(net).join("model.safetensors");
+        assert_eq!(result["run"]["backbone_sha256"], sha256(&weights));
 
         let adapter = run.join("adapter");
         let eval = lotep!("eval", "--adapter", adapter, "--data", case.images(), "--format", "json").done().json();
@@ -74,6 +76,7 @@ fn adapter_agrees(run: &Path, result: &Value, method: &str) {
     assert_eq!(config["classes"], result["run"]["classes"]);
     assert_eq!(config["classes"].as_array().unwrap().len(), CLASSES);
     assert_eq!(config["backbone"]["sha256"], result["run"]["backbone_sha256"]);
+    assert_eq!(config["tensors_sha256"], sha256(&run.join("adapter/adapter_model.safetensors")));
     assert_eq!(config["metrics"]["test"], result["train"]["test"]);
     let (tensors, _) = read_tensors(&run.join("adapter/adapter_model.safetensors"));
     let values: usize = tensors.iter().map(|t| t.values.len()).sum();

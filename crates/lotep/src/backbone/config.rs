@@ -129,7 +129,9 @@ impl Architecture {
             }
             Self::Vit(c) if c.patch == 0 || c.heads == 0 || c.width % c.heads.max(1) != 0 => bail!(
                 "config.json: embed_dim {} must be a multiple of num_heads {}, and patch_size {} positive",
-                c.width, c.heads, c.patch
+                c.width,
+                c.heads,
+                c.patch
             ),
             Self::Vit(c) if c.image.iter().any(|s| *s < c.patch || s % c.patch != 0) => {
                 bail!("config.json: img_size {:?} must be a multiple of patch_size {}", c.image, c.patch)
@@ -286,8 +288,9 @@ impl ModelConfig {
         let hub: HubConfig = serde_json::from_str(&text)
             .map_err(|e| input_error!("{} is not a timm config.json: {e}", path.display()))?;
         let in_file = |e: Error| input_error!("{}: {e}", path.display());
-        let architecture =
-            Architecture::named(&hub.architecture).and_then(|a| a.with_args(&hub.model_args)).map_err(in_file)?;
+        let architecture = Architecture::named(&hub.architecture)
+            .and_then(|a| a.with_args(&hub.model_args))
+            .map_err(in_file)?;
         let classes = hub
             .num_classes
             .or_else(|| hub.pretrained_cfg.get("num_classes")?.as_u64().map(|n| n as usize))
@@ -295,7 +298,9 @@ impl ModelConfig {
         let mut preprocess = architecture.preprocess(classes);
         let cfg = &hub.pretrained_cfg;
         let read = |key: &str, ok: Option<()>| -> Result<()> {
-            ok.ok_or_else(|| input_error!("{}: pretrained_cfg `{key}` = {} makes no sense", path.display(), cfg[key]))
+            ok.ok_or_else(|| {
+                input_error!("{}: pretrained_cfg `{key}` = {} makes no sense", path.display(), cfg[key])
+            })
         };
         for (key, value) in cfg {
             match key.as_str() {
@@ -305,13 +310,16 @@ impl ModelConfig {
                     preprocess.image = [size[1], size[2]];
                 }
                 "crop_pct" => {
-                    let ok = value.as_f64().filter(|v| *v > 0.0 && *v <= 4.0).map(|v| preprocess.crop_pct = v);
+                    let ok =
+                        value.as_f64().filter(|v| *v > 0.0 && *v <= 4.0).map(|v| preprocess.crop_pct = v);
                     read(key, ok)?;
                 }
                 "crop_mode" => read(key, set(&mut preprocess.crop_mode, value))?,
                 "interpolation" => read(key, set(&mut preprocess.interpolation, value))?,
                 "mean" => read(key, set(&mut preprocess.mean, value))?,
-                "std" => read(key, set(&mut preprocess.std, value).filter(|()| !preprocess.std.contains(&0.0)))?,
+                "std" => {
+                    read(key, set(&mut preprocess.std, value).filter(|()| !preprocess.std.contains(&0.0)))?
+                }
                 _ => {}
             }
         }
@@ -363,7 +371,14 @@ mod tests {
         for name in architectures() {
             assert!(Architecture::named(&name).is_ok(), "{name}");
         }
-        for name in ["resnet", "vit_base_patch16_clip_224", "vit_huge_patch14_224", "vit_base_patch0_224", "vit_base_patch16_225", ""] {
+        for name in [
+            "resnet",
+            "vit_base_patch16_clip_224",
+            "vit_huge_patch14_224",
+            "vit_base_patch0_224",
+            "vit_base_patch16_225",
+            "",
+        ] {
             let error = Architecture::named(name).unwrap_err().to_string();
             assert!(error.contains("resnet18"), "{error}");
         }

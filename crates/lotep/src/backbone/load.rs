@@ -111,10 +111,16 @@ fn build(
     if let Some(image) = options.image {
         match &config.architecture {
             Architecture::ResNet(_) if image.iter().all(|s| *s >= 32) => config.preprocess.image = image,
-            Architecture::ResNet(_) => bail!("--image-size {}x{} is too small: 32 at least", image[0], image[1]),
+            Architecture::ResNet(_) => {
+                bail!("--image-size {}x{} is too small: 32 at least", image[0], image[1])
+            }
             Architecture::Vit(c) if c.image != image => bail!(
                 "--image-size {}x{}: {} has position embeddings for {}x{} only",
-                image[0], image[1], config.name, c.image[0], c.image[1]
+                image[0],
+                image[1],
+                config.name,
+                c.image[0],
+                c.image[1]
             ),
             Architecture::Vit(_) => {}
         }
@@ -125,8 +131,7 @@ fn build(
         Architecture::Vit(c) => Arc::new(Vit::load(c, config.classes, &weights, precision)?),
     };
     weights.finish()?;
-    let head_parameters =
-        if config.classes > 0 { config.classes * (network.feature_width() + 1) } else { 0 };
+    let head_parameters = if config.classes > 0 { config.classes * (network.feature_width() + 1) } else { 0 };
     Ok(Loaded {
         blocks: blocks(network.as_ref(), config.preprocess.image, &options.device),
         body_parameters: weights.parameters() - head_parameters,
@@ -149,7 +154,9 @@ fn not_found(name: &str) -> String {
              directory with config.json and model.safetensors, or a .safetensors file with --arch"
         )
     } else {
-        format!("no backbone at `{name}`: a directory with config.json and model.safetensors is expected, or a .safetensors file with --arch")
+        format!(
+            "no backbone at `{name}`: a directory with config.json and model.safetensors is expected, or a .safetensors file with --arch"
+        )
     }
 }
 

@@ -4,9 +4,9 @@
 
 mod config;
 mod load;
-mod resnet;
 #[cfg(test)]
 mod parity;
+mod resnet;
 mod vit;
 mod weights;
 

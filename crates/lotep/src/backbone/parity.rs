@@ -125,7 +125,8 @@ fn check(name: &str) {
 
     // The class token's gradient, through a prompt that covers the whole sequence.
     if blocks[0].layout == Layout::Tokens {
-        let whole = blocks.iter().map(|b| Tensor::zeros([b.channels, 1, 1 + b.height * b.width], &device)).collect();
+        let whole =
+            blocks.iter().map(|b| Tensor::zeros([b.channels, 1, 1 + b.height * b.width], &device)).collect();
         let p = pass(&f, net.as_ref(), whole, &device);
         let grads = p.loss.backward();
         for (l, prompt) in p.prompts.iter().enumerate() {
@@ -213,11 +214,8 @@ fn blocks_at_full_size() {
             precision: Precision::F32,
         };
         let loaded = load(&options).unwrap();
-        let found: Vec<_> = loaded
-            .blocks
-            .iter()
-            .map(|b| (b.name.clone(), b.channels, b.height, b.width))
-            .collect();
+        let found: Vec<_> =
+            loaded.blocks.iter().map(|b| (b.name.clone(), b.channels, b.height, b.width)).collect();
         let expected: Vec<(String, usize, usize, usize)> = rows(&table, key);
         assert_eq!(found, expected, "{arch}");
     }
@@ -225,6 +223,35 @@ fn blocks_at_full_size() {
 
 fn rows(table: &serde_json::Value, key: &str) -> Vec<(String, usize, usize, usize)> {
     let n = |v: &serde_json::Value| v.as_u64().unwrap() as usize;
-    let row = |b: &serde_json::Value| (b["name"].as_str().unwrap().to_owned(), n(&b["C"]), n(&b["H"]), n(&b["W"]));
+    let row =
+        |b: &serde_json::Value| (b["name"].as_str().unwrap().to_owned(), n(&b["C"]), n(&b["H"]), n(&b["W"]));
     table[key].as_array().unwrap().iter().map(row).collect()
+}
+
+/// bf16 rounds the operands of products only: close to f32, and not equal to it.
+#[test]
+fn bf16_stays_near_f32() {
+    let Some(f) = fixtures::open("vit_b16.safetensors") else { return };
+    let device = Device::flex().autodiff();
+    let open = || Weights::from_file(TensorFile::open(f.0.path()).unwrap(), &device);
+    let config = VitConfig { image: [48, 64], patch: 16, width: 32, depth: 3, heads: 4, qkv_bias: true };
+    let [exact, rounded] = [Precision::F32, Precision::Bf16].map(|precision| {
+        let net = Vit::load(&config, 7, &open(), precision).unwrap();
+        let blocks = blocks(&net, [48, 64], &device);
+        let zeros = blocks.iter().map(|b| Tensor::zeros([b.channels, b.height, b.width], &device)).collect();
+        let p = pass(&f, &net, zeros, &device);
+        let grads = p.loss.backward();
+        (p.logits.without_autodiff(), p.input.grad(&grads).unwrap())
+    });
+    let error = |a: Vec<f32>, b: Vec<f32>| {
+        let scale = b.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        a.iter().zip(&b).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs())) / scale
+    };
+    let values2 = |t: Tensor<2>| t.into_data().iter::<f32>().collect::<Vec<_>>();
+    let values4 = |t: Tensor<4>| t.into_data().iter::<f32>().collect::<Vec<_>>();
+    let logits = error(values2(rounded.0), values2(exact.0));
+    let gradient = error(values4(rounded.1), values4(exact.1));
+    // One rounding is 2^-9 relative; a dozen products in a row add up to about ten times that.
+    assert!(logits > 1e-5 && logits < 2e-2, "{logits}");
+    assert!(gradient > 1e-5 && gradient < 5e-2, "{gradient}");
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{BatchNorm, Conv2d, Linear, Precision, lift, max_pool_3x3_s2};
+use crate::ops::{BatchNorm, Conv2d, Linear, Precision, max_pool_3x3_s2};
 
 const BN_EPS: f64 = 1e-5;
 
@@ -142,7 +142,7 @@ impl Backbone for ResNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let mut x = self.stem.forward(x);
         if let Some(offset) = &self.stem_offset {
-            x = x.clone() + lift(offset, &x);
+            x = x + offset.clone();
         }
         x = max_pool_3x3_s2(relu(x));
         for (l, block) in self.blocks.iter().enumerate() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{Conv2d, LayerNorm, Linear, Precision, attention, lift, token_rows};
+use crate::ops::{Conv2d, LayerNorm, Linear, Precision, attention, token_rows};
 use crate::safetensors::NamedTensor;
 
 const LN_EPS: f64 = 1e-6;
@@ -63,12 +63,7 @@ impl Vit {
     ///
     /// # Errors
     /// A weight is missing or of another shape.
-    pub fn load(
-        config: &VitConfig,
-        classes: usize,
-        weights: &Weights,
-        precision: Precision,
-    ) -> Result<Self> {
+    pub fn load(config: &VitConfig, classes: usize, weights: &Weights, precision: Precision) -> Result<Self> {
         let (width, patch) = (config.width, config.patch);
         let linear = |name: &str, out: usize, inputs: usize, bias: bool| -> Result<Linear> {
             let weight = weights.take(&format!("{name}.weight"), [out, inputs])?;
@@ -120,9 +115,8 @@ impl Backbone for Vit {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let batch = x.dims()[0];
         let patches = tokens(self.patches.forward(x));
-        let class_token = lift(&self.class_token, &patches).repeat_dim(0, batch);
-        let positions = lift(&self.positions, &patches);
-        let mut x = Tensor::cat(vec![class_token, patches], 1) + positions;
+        let class_token = self.class_token.clone().repeat_dim(0, batch);
+        let mut x = Tensor::cat(vec![class_token, patches], 1) + self.positions.clone();
         for (l, block) in self.blocks.iter().enumerate() {
             let Activation::Tokens(entered) = hooks.entrance(l, Activation::Tokens(x)) else {
                 unreachable!("a hook keeps the layout")

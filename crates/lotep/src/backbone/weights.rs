@@ -99,14 +99,17 @@ impl Weights {
                 match file.shape(name) {
                     None => bail!("{path} has no weight `{name}` {shape:?}, which this architecture needs"),
                     Some(found) if found != shape => {
-                        bail!("{path}: weight `{name}` has shape {found:?}, this architecture needs {shape:?}")
+                        bail!(
+                            "{path}: weight `{name}` has shape {found:?}, this architecture needs {shape:?}"
+                        )
                     }
                     Some(_) => file.read(name)?.0,
                 }
             }
             Source::Random(rng) => random(name, &shape, &mut lock(rng)),
         };
-        let flat = Tensor::<1>::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), &self.device);
+        let flat =
+            Tensor::<1>::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), &self.device);
         let Some(tracked) = &self.tracked else { return Ok(flat.reshape(shape)) };
         let leaf = flat.require_grad();
         lock(tracked).insert(name.to_owned(), leaf.clone());
@@ -147,7 +150,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn random(name: &str, shape: &[usize], rng: &mut ChaCha8Rng) -> Vec<f32> {
     let count: usize = shape.iter().product();
     let mut normal = |scale: f32| -> Vec<f32> {
-        (0..count).map(|_| scale * <StandardNormal as Distribution<f32>>::sample(&StandardNormal, rng)).collect()
+        (0..count)
+            .map(|_| scale * <StandardNormal as Distribution<f32>>::sample(&StandardNormal, rng))
+            .collect()
     };
     match shape.len() {
         1 if name.ends_with("running_var") => vec![1.0; count],

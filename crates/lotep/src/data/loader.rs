@@ -264,7 +264,11 @@ mod tests {
         for _ in 0..2 {
             let batches: Vec<_> = loader.in_order().map(Result::unwrap).collect();
             let indices: Vec<_> = batches.iter().map(|b| b.indices.clone()).collect();
-            assert_eq!(indices, [vec![0, 2, 3], vec![], vec![8, 9, 10, 11]], "an empty batch keeps its place");
+            assert_eq!(
+                indices,
+                [vec![0, 2, 3], vec![], vec![8, 9, 10, 11]],
+                "an empty batch keeps its place"
+            );
             assert_eq!((batches[0].size, batches[0].pixels.len(), batches[0].labels.len()), (3, 36, 3));
             assert!(batches[0].pixels[12..24].iter().all(|p| p.to_bits() == (2.0_f32 / 255.0).to_bits()));
         }

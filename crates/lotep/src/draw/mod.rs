@@ -158,11 +158,11 @@ mod tests {
     /// Published figures of the demonstration hold only as long as these bytes do, on every machine.
     #[test]
     fn bytes_are_pinned() {
-        for (task, expected) in TASKS.into_iter().zip(["", ""]) {
+        for (task, expected) in TASKS.into_iter().zip([0x482f_e1fb_6bd5_8d70, 0x949a_a2a9_f7c0_d54a]) {
             let mut hash = Sha256::new();
             (0..48).for_each(|index| hash.update(task.image(7, index, 24).0.rgb));
-            let found: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            assert_eq!(found, expected, "{task}");
+            let found = u64::from_be_bytes(hash.finalize()[..8].try_into().unwrap());
+            assert_eq!(found, expected, "{task}: {found:#x}");
         }
     }
 

@@ -85,7 +85,9 @@ pub(super) fn pretrain(dice: &mut Dice, label: usize, size: usize) -> Drawn {
 
     let (contrast, brightness) = (dice.between(0.7, 1.15), dice.between(-0.1, 0.1));
     canvas.each(|_, pixel| {
-        pixel.iter_mut().for_each(|value| *value = (*value - 0.5) * contrast + 0.5 + brightness);
+        for value in pixel {
+            *value = (*value - 0.5) * contrast + 0.5 + brightness;
+        }
     });
     let grain = dice.between(0.0, 0.05);
     canvas.finish(dice, grain)

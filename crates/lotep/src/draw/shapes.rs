@@ -138,14 +138,13 @@ fn rectangle(p: Point, half_width: f32, half_height: f32) -> f32 {
     length((x.max(0.0), y.max(0.0))) + x.max(y).min(0.0)
 }
 
-/// A square on its corner and two discs on its upper sides.
+/// A square of side 1.1 on its corner, and on each of its two upper sides a disc as wide as the side.
 fn heart(p: Point) -> f32 {
-    let (x, y) = (p.0.abs(), p.1 - 0.05);
-    let lobe = length((x - 0.41, y + 0.3)) - 0.5;
     let diagonal = std::f32::consts::FRAC_1_SQRT_2;
-    // The side leaves the lobe where it touches it, so the outline has no corner there.
-    let side = ((x - 0.41) * diagonal + (y + 0.3) * diagonal - 0.5).max(-(y + 0.3) - (0.41 - x).max(0.0));
-    lobe.min(side.max(-0.65 - y))
+    let (x, y) = (p.0.abs(), p.1 - 0.1);
+    let square = rectangle(((x + y) * diagonal, (y - x) * diagonal), 0.55, 0.55);
+    let middle = 0.55 * diagonal;
+    square.min(length((x - middle, y + middle)) - 0.55)
 }
 
 fn squared_to_segment(p: Point, from: Point, to: Point) -> f32 {
@@ -192,8 +191,8 @@ mod tests {
             (Shape::Dots(3), (1.66, 0.0), 0.75),
             (Shape::Stroke(vec![(0.0, 0.0), (2.0, 0.0)], 0.5), (5.0, 4.0), 4.5),
             (Shape::Stripes, (7.25, 3.0), 0.0),
-            (Shape::Checks, (0.0, 0.0), -0.25),
-            (Shape::Checks, (0.5, 0.0), 0.25),
+            (Shape::Checks, (0.0, 0.0), 0.25),
+            (Shape::Checks, (0.5, 0.0), -0.25),
             (Shape::Rings, (0.0, 2.0), -0.25),
         ];
         for (shape, point, expected) in cases {

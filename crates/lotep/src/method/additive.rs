@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::backbone::{Activation, Hooks};
-use crate::ops::{lift, token_rows};
+use crate::ops::token_rows;
 
 /// Prompts `[C, H, W]`, built once and added to every sample. They are f32 whatever the network computes in.
 #[derive(Clone, Debug, Default)]
@@ -25,14 +25,10 @@ impl Hooks for AdditivePrompts {
     fn entrance(&self, block: usize, x: Activation) -> Activation {
         match (self.blocks.get(block), x) {
             (Some(Some(prompt)), Activation::Map(x)) => {
-                let prompt = lift(prompt, &x);
-                let x = lift(&x, &prompt);
-                Activation::Map(x + prompt.unsqueeze())
+                Activation::Map(x + prompt.clone().unsqueeze())
             }
             (Some(Some(prompt)), Activation::Tokens(x)) => {
-                let prompt = lift(prompt, &x);
-                let x = lift(&x, &prompt);
-                let rows = token_rows(prompt, x.dims()[1]);
+                let rows = token_rows(prompt.clone(), x.dims()[1]);
                 Activation::Tokens(x + rows.unsqueeze())
             }
             (_, x) => x,

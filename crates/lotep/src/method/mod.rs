@@ -167,7 +167,8 @@ mod tests {
         let l4 = |m: &mut Lotep| (m.input_prompt, m.vit_geometry) = (false, VitGeometry::Sequence);
         assert_eq!(counts(&vit(14), 0.4, l4).map(|n| n + head), [168_290, 168_659]);
         let constant = |m: &mut Lotep| {
-            (m.input_prompt, m.rank_schedule, m.depth_ratio) = (false, rank::RankSchedule::Constant, Some(0.25));
+            (m.input_prompt, m.rank_schedule, m.depth_ratio) =
+                (false, rank::RankSchedule::Constant, Some(0.25));
         };
         assert_eq!(counts(&vit(14), 0.4, constant).map(|n| n + head), [168_128, 168_776]);
         assert_eq!(counts(&vit(7), 0.4, |_| {}), [14_436, 15_021]);

@@ -71,7 +71,11 @@ mod tests {
                 ("constant", RankSchedule::Constant),
             ] {
                 let expected: Vec<usize> = serde_json::from_value(row[name].clone()).unwrap();
-                assert_eq!(ranks(schedule, RankDenominator::LastBlock, r0, d), expected, "{name} r0={r0} d={d}");
+                assert_eq!(
+                    ranks(schedule, RankDenominator::LastBlock, r0, d),
+                    expected,
+                    "{name} r0={r0} d={d}"
+                );
             }
         }
     }

@@ -5,7 +5,7 @@ use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 
 use super::frozen_conv::frozen_conv;
-use super::{Precision, lift};
+use super::Precision;
 
 /// A batch norm in evaluation mode, as stored: scale, shift, running mean and variance, each `[channels]`.
 #[derive(Clone, Debug)]
@@ -70,8 +70,7 @@ impl Conv2d {
         let y = self.linear_part(x);
         let Some(bias) = &self.bias else { return y };
         let channels = bias.dims()[0];
-        let bias = lift(bias, &y).reshape([1, channels, 1, 1]);
-        y + bias
+        y + bias.clone().reshape([1, channels, 1, 1])
     }
 
     /// The same without the bias: what an added image adds to the output.

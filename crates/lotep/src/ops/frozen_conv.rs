@@ -50,7 +50,13 @@ impl<B: FrozenConv, C: CheckpointStrategy> FrozenConv for Autodiff<B, C> {
             OpsKind::Tracked(prepared) => {
                 let x = x.into_primitive();
                 let shape = x.shape();
-                let state = State { flipped: flipped.clone(), kernel: kernel.clone(), size: [shape[2], shape[3]], stride, padding };
+                let state = State {
+                    flipped: flipped.clone(),
+                    kernel: kernel.clone(),
+                    size: [shape[2], shape[3]],
+                    stride,
+                    padding,
+                };
                 prepared.finish(state, B::frozen_conv(x, kernel, flipped, stride, padding))
             }
             OpsKind::UnTracked(prepared) => {
@@ -85,7 +91,8 @@ impl<B: Backend> Backward<B, 1> for InputGradient {
             B::conv2d(output, flipped, None, ConvOptions::new([1, 1], [side - 1 - padding; 2], [1, 1], 1))
         } else {
             // The rows and columns at the far end that no window reached.
-            let rest = |axis: usize| size[axis] + 2 * padding - side - (output.shape()[2 + axis] - 1) * stride;
+            let rest =
+                |axis: usize| size[axis] + 2 * padding - side - (output.shape()[2 + axis] - 1) * stride;
             let options = ConvTransposeOptions::new([stride; 2], [padding; 2], [rest(0), rest(1)], [1, 1], 1);
             B::conv_transpose2d(output, kernel, None, options)
         };

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Precision, lift};
+use super::Precision;
 
 /// `y = x Wᵀ + b`, W as PyTorch stores it (`[out, in]`), kept transposed.
 #[derive(Clone, Debug)]
@@ -30,9 +30,9 @@ impl Linear {
         let rows = shape.iter().product::<usize>() / inputs;
         // One flat product: a batched one would broadcast the weight and re-read it for each image.
         let x = self.precision.round(x.reshape([rows, inputs]));
-        let mut y = x.clone().matmul(lift(&self.weight, &x));
+        let mut y = x.matmul(self.weight.clone());
         if let Some(bias) = &self.bias {
-            y = y + lift(bias, &x).unsqueeze();
+            y = y + bias.clone().unsqueeze();
         }
         shape[D - 1] = outputs;
         y.reshape(shape)

@@ -2,9 +2,8 @@
 //!
 //! Each operation owns its weights, prepared once for a network that never changes (linear weights transposed,
 //! batch norms folded into the convolution before them), and lives in one file, so that a faster form for a
-//! particular machine has one place to go. Weights are stored outside autodiff and lifted into it only when
-//! the activation that meets them is tracked: inference then runs Burn's fused kernels, training the same
-//! weights with nothing recorded for them.
+//! particular machine has one place to go. Weights are stored outside autodiff: where a tracked activation meets
+//! them, Burn takes them as constants.
 
 mod attention;
 mod conv;
@@ -41,11 +40,6 @@ impl Precision {
             Self::Bf16 => x.cast(DType::BF16).cast(DType::F32),
         }
     }
-}
-
-/// A frozen tensor in the autodiff context of the activation it meets.
-pub(crate) fn lift<const D: usize, const E: usize>(weight: &Tensor<D>, x: &Tensor<E>) -> Tensor<D> {
-    if x.is_autodiff() { weight.clone().autodiff() } else { weight.clone() }
 }
 
 /// A prompt `[C, H, W]` as rows `[tokens, C]`: patches row by row, and zeros for the class token unless the

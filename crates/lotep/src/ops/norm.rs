@@ -1,8 +1,6 @@
 //! Layer normalisation with frozen scale and shift.
 
-use burn::tensor::Tensor;
-
-use super::lift;
+use burn::tensor::{Tensor, module::layer_norm};
 
 /// Normalise over the last axis: `(x - μ) / sqrt(σ² + eps) · w + b`, biased variance.
 #[derive(Clone, Debug)]
@@ -20,7 +18,6 @@ impl LayerNorm {
 
     /// `[..., channels]` to the same shape.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let (weight, bias) = (lift(&self.weight, &x), lift(&self.bias, &x));
-        burn::tensor::module::layer_norm(x, weight, Some(bias), self.eps)
+        layer_norm(x, self.weight.clone(), Some(self.bias.clone()), self.eps)
     }
 }

@@ -54,6 +54,15 @@ impl State {
     pub(super) fn save(&self, path: &Path, config: &TrainConfig) -> Result<()> {
         let mut tensors = self.params.to_named();
         tensors.extend(self.optim.to_named(&self.params));
+        if let Some(bad) = tensors.iter().find(|t| t.values.iter().any(|v| !v.is_finite())) {
+            bail!(
+                "`{}` is no longer finite after step {}: training stopped, {} is kept as it was; \
+                 try a lower learning rate or a warm-up",
+                bad.name,
+                self.progress.step,
+                path.display()
+            );
+        }
         let best = self.best.iter().flat_map(Params::to_named);
         tensors.extend(best.map(|t| NamedTensor { name: format!("{BEST}{}", t.name), ..t }));
         let json = |value: serde_json::Result<String>| {
@@ -78,7 +87,9 @@ impl State {
         self.progress = serde_json::from_str(part("progress")?)
             .map_err(|e| input_error!("{what}: damaged progress record: {e}"))?;
         self.params.load(&what, |name| file.read(name))?;
-        let read = |name: &String| file.read(name).map(|(values, shape)| NamedTensor { name: name.clone(), shape, values });
+        let read = |name: &String| {
+            file.read(name).map(|(values, shape)| NamedTensor { name: name.clone(), shape, values })
+        };
         let names: Vec<String> = file.shapes().into_keys().collect();
         let optim = names.iter().filter(|n| n.contains(".optim.")).map(read).collect::<Result<_>>()?;
         self.optim.load(&self.params, optim)?;

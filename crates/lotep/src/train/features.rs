@@ -45,8 +45,13 @@ impl FeatureCache {
     }
 
     /// Features `[B, F]` and labels of the images `indices`, without the corrupt ones.
-    pub(super) fn batch(&self, indices: &[usize], device: &burn::tensor::Device) -> Option<(Tensor<2>, Vec<usize>)> {
-        let found: Vec<_> = indices.iter().filter_map(|i| Some((self.rows[*i].as_ref()?, self.labels[*i]))).collect();
+    pub(super) fn batch(
+        &self,
+        indices: &[usize],
+        device: &burn::tensor::Device,
+    ) -> Option<(Tensor<2>, Vec<usize>)> {
+        let found: Vec<_> =
+            indices.iter().filter_map(|i| Some((self.rows[*i].as_ref()?, self.labels[*i]))).collect();
         let width = found.first()?.0.len();
         let values: Vec<f32> = found.iter().flat_map(|(row, _)| row.iter().copied()).collect();
         let labels: Vec<usize> = found.iter().map(|(_, label)| *label).collect();

@@ -137,7 +137,9 @@ impl Optim {
             let device = param.value.device();
             *state = match self.prompt {
                 Rule::Sgd(_) => SgdState::state_unflatten(&prefix, &mut source, &device).map(State::Sgd),
-                Rule::AdamW(_) => AdamWState::state_unflatten(&prefix, &mut source, &device).map(State::AdamW),
+                Rule::AdamW(_) => {
+                    AdamWState::state_unflatten(&prefix, &mut source, &device).map(State::AdamW)
+                }
             };
         }
         Ok(())
@@ -151,7 +153,15 @@ mod tests {
     use burn::tensor::Device;
 
     /// The fixture's problem: `mean(z⁴)/4 + mean((z - Y)²)/2` with `z = X w + b`, 12 steps.
-    fn trajectory(f: &Fixture, key: &str, kind: OptimizerKind, lrs: &[f64], momentum: f64, decay: f64, split: usize) {
+    fn trajectory(
+        f: &Fixture,
+        key: &str,
+        kind: OptimizerKind,
+        lrs: &[f64],
+        momentum: f64,
+        decay: f64,
+        split: usize,
+    ) {
         let device = Device::flex();
         let mut params = Params::default();
         params.push("w", &[4, 3], Group::Prompt, f.values("w0"), &device);
@@ -168,7 +178,8 @@ mod tests {
             }
             let leaves = params.leaves();
             let autodiff = device.clone().autodiff();
-            let z = f.tensor::<2>("X", &autodiff).matmul(leaves.get::<2>("w")) + leaves.get::<1>("b").unsqueeze();
+            let z =
+                f.tensor::<2>("X", &autodiff).matmul(leaves.get::<2>("w")) + leaves.get::<1>("b").unsqueeze();
             let y = f.tensor::<2>("Y", &autodiff);
             let loss = z.clone().square().square().mean() / 4.0 + (z - y).square().mean() * 0.5;
             let grads = loss.backward();
@@ -177,7 +188,12 @@ mod tests {
             let value = |name: &str| params.get::<1>(name).into_data().iter::<f32>().collect::<Vec<_>>();
             let w: Vec<f32> = params.get::<2>("w").into_data().iter::<f32>().collect();
             fixtures::assert_close(&w, &expected_w[step * 12..][..12], 1e-5, &format!("{key} w step {step}"));
-            fixtures::assert_close(&value("b"), &expected_b[step * 3..][..3], 1e-5, &format!("{key} b step {step}"));
+            fixtures::assert_close(
+                &value("b"),
+                &expected_b[step * 3..][..3],
+                1e-5,
+                &format!("{key} b step {step}"),
+            );
         }
     }
 

@@ -88,7 +88,8 @@ impl Outcome {
     }
 
     pub(super) fn save(&self, path: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).map_err(|e| input_error!("cannot write the result: {e}"))?;
+        let json =
+            serde_json::to_vec_pretty(self).map_err(|e| input_error!("cannot write the result: {e}"))?;
         write_atomic(path, &json)
     }
 }
@@ -102,7 +103,8 @@ impl Records {
     /// Start or continue the records of a run of which `epochs` are done: later lines belong to work that is done
     /// again.
     pub(super) fn open(dir: &RunDir, config: &TrainConfig, epochs: usize) -> Result<Self> {
-        let text = toml::to_string(config).map_err(|e| input_error!("cannot write the configuration: {e}"))?;
+        let text =
+            toml::to_string(config).map_err(|e| input_error!("cannot write the configuration: {e}"))?;
         write_atomic(&dir.config(), text.as_bytes())?;
         let metrics = dir.metrics();
         let old = std::fs::read_to_string(&metrics).unwrap_or_default();
@@ -130,8 +132,10 @@ impl Records {
         }
         self.events.flush()?;
         let line = serde_json::to_string(record).map_err(|e| input_error!("cannot write a record: {e}"))?;
-        let mut file =
-            std::fs::OpenOptions::new().append(true).open(&self.metrics).map_err(Error::io("open", &self.metrics))?;
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&self.metrics)
+            .map_err(Error::io("open", &self.metrics))?;
         file.write_all(format!("{line}\n").as_bytes()).map_err(Error::io("write", &self.metrics))
     }
 

@@ -1,5 +1,6 @@
 //! The training run, from first to last line.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -61,7 +62,12 @@ impl RunDir {
 /// # Errors
 /// The user's input is wrong, the loss is no longer a number, a file can't be written, or the observer stopped
 /// the run (a checkpoint is written first).
-pub fn train(config: &TrainConfig, dir: &RunDir, resume: bool, observer: &mut dyn Observer) -> Result<Outcome> {
+pub fn train(
+    config: &TrainConfig,
+    dir: &RunDir,
+    resume: bool,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
     let checkpoint = dir.checkpoint();
     let resuming = resume && checkpoint.exists();
     if !resume && (checkpoint.exists() || dir.result().exists()) {
@@ -81,7 +87,7 @@ pub fn train(config: &TrainConfig, dir: &RunDir, resume: bool, observer: &mut dy
         observer.event(Event::Plan(&format!("resuming  after epoch {}, batch {}", p.epoch, p.batch)));
     }
     let records = Records::open(dir, &setup.config, state.progress.epoch)?;
-    let mut run = Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records };
+    let mut run = Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records, warned: BTreeSet::new() };
     run.fit(observer)?;
     run.finish(dir, observer)
 }
@@ -92,6 +98,8 @@ struct Run {
     state: State,
     checkpoint: PathBuf,
     records: Records,
+    /// Corrupt images the observer has heard of.
+    warned: BTreeSet<String>,
 }
 
 impl Run {
@@ -110,7 +118,9 @@ impl Run {
                 Err(Error::Interrupted(why)) => {
                     self.save()?;
                     let saved = self.checkpoint.display();
-                    return Err(Error::Interrupted(format!("{why}; saved to {saved}: continue with --resume")));
+                    return Err(Error::Interrupted(format!(
+                        "{why}; saved to {saved}: continue with --resume"
+                    )));
                 }
                 other => other?,
             };
@@ -202,7 +212,9 @@ impl Run {
     fn end_epoch(&mut self, rates: Rates, speed: f64, observer: &mut dyn Observer) -> Result<EpochRecord> {
         let epoch = self.state.progress.epoch + 1;
         let val = match (&self.setup.images.val, self.config().select) {
-            (Some(loader), Select::BestVal) => Some(self.evaluate("val", loader, &self.state.params, observer)?),
+            (Some(loader), Select::BestVal) => {
+                Some(self.evaluate("val", loader, &self.state.params, observer)?)
+            }
             _ => None,
         };
         let test = match &self.setup.images.test {
@@ -211,7 +223,8 @@ impl Run {
             }
             _ => None,
         };
-        let better = |new: &Accuracy, old: &Option<(usize, Accuracy)>| old.is_none_or(|(_, o)| new.top1 > o.top1);
+        let better =
+            |new: &Accuracy, old: &Option<(usize, Accuracy)>| old.is_none_or(|(_, o)| new.top1 > o.top1);
         if let Some(accuracy) = val.filter(|a| better(a, &self.state.progress.best)) {
             self.state.progress.best = Some((epoch, accuracy));
             self.state.best = Some(self.state.params.clone());
@@ -235,12 +248,20 @@ impl Run {
         };
         (p.epoch, p.batch, p.loss_sum, p.correct, p.images) = (epoch, 0, 0.0, 0, 0);
         for name in self.setup.images.train.skipped() {
-            observer.event(Event::Warning(&format!("skipped corrupt image {name}")));
+            if self.warned.insert(name.clone()) {
+                observer.event(Event::Warning(&format!("skipped corrupt image {name}")));
+            }
         }
         Ok(record)
     }
 
-    fn evaluate(&self, what: &str, loader: &Loader, params: &Params, observer: &mut dyn Observer) -> Result<Accuracy> {
+    fn evaluate(
+        &self,
+        what: &str,
+        loader: &Loader,
+        params: &Params,
+        observer: &mut dyn Observer,
+    ) -> Result<Accuracy> {
         let predictor = Predictor::adapted(&self.setup.loaded, &self.config().method, params);
         observer.event(Event::Begin { what, images: loader.dataset().samples.len(), done: 0 });
         evaluate(&predictor, loader, &self.setup.images.transform, |done| {
@@ -269,11 +290,12 @@ impl Run {
             Some(loader) => Some(self.evaluate("test", loader, &params, observer)?),
             None => None,
         };
-        let skipped: Vec<String> = [Some(&self.setup.images.train), self.setup.images.val.as_ref(), self.setup.images.test.as_ref()]
-            .into_iter()
-            .flatten()
-            .flat_map(Loader::skipped)
-            .collect();
+        let skipped: Vec<String> =
+            [Some(&self.setup.images.train), self.setup.images.val.as_ref(), self.setup.images.test.as_ref()]
+                .into_iter()
+                .flatten()
+                .flat_map(Loader::skipped)
+                .collect();
         let outcome = self.records.finish(&self.setup, &self.state, &params, test, skipped)?;
         let (loaded, method) = (&self.setup.loaded, self.config().method.clone());
         let mut adapter = Adapter::new(loaded, method, self.setup.images.classes.clone(), params);

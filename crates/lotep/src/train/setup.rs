@@ -52,7 +52,12 @@ impl TrainConfig {
 }
 
 /// Lay out trainable parameters: the method's, then the classifier's.
-pub(crate) fn init_params(loaded: &Loaded, method: &MethodConfig, classes: usize, seed: u64) -> Result<Params> {
+pub(crate) fn init_params(
+    loaded: &Loaded,
+    method: &MethodConfig,
+    classes: usize,
+    seed: u64,
+) -> Result<Params> {
     let mut params = method.init(&Site::of(loaded), seed)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(HEAD_STREAM);
@@ -105,9 +110,14 @@ impl Images {
         if config.select == Select::BestVal && val.is_none() {
             let (kept, held_out) = stratified_split(&train, config.val_fraction, config.seed);
             if held_out.samples.is_empty() {
-                bail!("val-fraction {} of {} images holds out none", config.val_fraction, train.samples.len());
+                bail!(
+                    "val-fraction {} of {} images holds out none",
+                    config.val_fraction,
+                    train.samples.len()
+                );
             }
-            protocol.push(format!("{} of the training images held out for validation", held_out.samples.len()));
+            protocol
+                .push(format!("{} of the training images held out for validation", held_out.samples.len()));
             (train, val) = (kept, Some(held_out));
         }
         let count = |d: &Option<Dataset>| d.as_ref().map_or(0, |d| d.samples.len());

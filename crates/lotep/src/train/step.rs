@@ -48,7 +48,7 @@ impl<'a> Stepper<'a> {
             }
             Input::Features(features) => features,
         };
-        let logits = linear::logits(&leaves, features.autodiff());
+        let logits = linear::logits(&leaves, features);
         let loss = cross_entropy_sum(logits.clone(), labels);
         let classes = logits.dims()[1];
         let scores: Vec<f32> = logits.without_autodiff().into_data().iter::<f32>().collect();
@@ -82,7 +82,6 @@ impl<'a> Stepper<'a> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -109,15 +108,19 @@ mod tests {
 
     /// Six steps of SGD on prompts and head, as PyTorch took them in float64.
     fn six_steps(backbone: &str, kind: &str, parts: usize) {
-        let Some(run) = fixtures::open(&format!("methods/lotep_{backbone}_{kind}.safetensors")) else { return };
+        let Some(run) = fixtures::open(&format!("methods/lotep_{backbone}_{kind}.safetensors")) else {
+            return;
+        };
         let Some(base) = fixtures::open(&format!("{backbone}.safetensors")) else { return };
         let device = Device::flex();
         let weights = Weights::from_file(TensorFile::open(base.0.path()).unwrap(), &device);
         let (network, head): (Arc<dyn Backbone>, _) = if backbone == "resnet18" {
-            let config = ResNetConfig { bottleneck: false, layers: [2; 4], stem: 12, channels: [12, 16, 20, 24] };
+            let config =
+                ResNetConfig { bottleneck: false, layers: [2; 4], stem: 12, channels: [12, 16, 20, 24] };
             (Arc::new(ResNet::load(&config, 0, &weights, Precision::F32).unwrap()), "fc")
         } else {
-            let config = VitConfig { image: [48, 64], patch: 16, width: 32, depth: 3, heads: 4, qkv_bias: true };
+            let config =
+                VitConfig { image: [48, 64], patch: 16, width: 32, depth: 3, heads: 4, qkv_bias: true };
             (Arc::new(Vit::load(&config, 0, &weights, Precision::F32).unwrap()), "head")
         };
         let input = base.tensor::<4>("_fx.input", &device);
@@ -170,7 +173,10 @@ mod tests {
             let rate = 0.02 * Schedule::Cosine.factor(step, 6, 0);
             let sums = stepper.finish(&mut optim, Rates { prompt: rate, head: rate }, &mut params);
             let loss = sums.loss / sums.images as f64;
-            assert!((loss - f64::from(*expected)).abs() < 2e-5 * loss, "step {step}: {loss} against {expected}");
+            assert!(
+                (loss - f64::from(*expected)).abs() < 2e-5 * loss,
+                "step {step}: {loss} against {expected}"
+            );
         }
         for param in params.iter() {
             let value: Vec<f32> = param.value.to_data().iter::<f32>().collect();

@@ -205,7 +205,7 @@ mod tests {
         for byte in data {
             crc ^= u32::from(*byte);
             for _ in 0..8 {
-                crc = crc >> 1 ^ (crc & 1) * 0x82F6_3B78;
+                crc = (crc >> 1) ^ ((crc & 1) * 0x82F6_3B78);
             }
         }
         !crc

@@ -1,0 +1,167 @@
+//! Ctrl-C: status 130, a line that says how to go on, and the same bits in the end.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::common::{Case, Net, Ran, files_under, run};
+use crate::resume::{checkpoint_changes, same_end};
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").arg(name).arg(child.id().to_string()).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Wait for the end, and check that it is the end of an interrupted run.
+fn interrupted(child: Child, words: &[&str]) -> Ran {
+    let ran = Ran::new(child.wait_with_output().unwrap(), "(interrupted)".into());
+    assert_eq!(ran.code, Some(130), "{ran}");
+    assert_eq!(ran.stdout, "", "there is no result: {ran}");
+    let last = ran.stderr.lines().last().unwrap();
+    for word in words {
+        assert!(last.contains(word), "`{word}` is not in the last line: {ran}");
+    }
+    ran
+}
+
+/// Put a pipe in an image's place: its reader waits until [`feed`] gives it the image, so that a signal can be sent
+/// at exactly that point. Returns the image.
+fn hold(image: &Path) -> Vec<u8> {
+    let bytes = std::fs::read(image).unwrap();
+    std::fs::remove_file(image).unwrap();
+    assert!(Command::new("mkfifo").arg(image).status().unwrap().success());
+    bytes
+}
+
+/// Give the waiting reader the image. Opening the pipe waits for that reader.
+fn feed(image: &Path, bytes: &[u8]) {
+    std::fs::write(image, bytes).unwrap();
+}
+
+fn wait_for(what: &Path) {
+    let start = Instant::now();
+    while !what.exists() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{} does not appear", what.display());
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn first_image(case: &Case, split: &str) -> PathBuf {
+    files_under(&case.images().join(split))[0].clone()
+}
+
+#[test]
+fn a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bits() {
+    let options = ["--method", "lotep-tk", "--batch-size", "4", "--epochs", "30", "--optimizer", "adamw"];
+    let case = Case::new();
+    case.train(Net::Vit, "alone", &options).done();
+    let resume = [&options[..], &["--resume"]].concat();
+    let checkpoint = case.path("stopped/checkpoints/last.safetensors");
+    for name in ["-INT", "-TERM"] {
+        let before = std::fs::read(&checkpoint).ok();
+        let mut child = case.training(Net::Vit, "stopped", &resume).spawn().unwrap();
+        assert!(checkpoint_changes(&mut child, &checkpoint, before.as_deref()));
+        signal(&child, name);
+        let ran = interrupted(child, &["stopped in epoch", "after step", "last.safetensors", "--resume"]);
+        assert!(ran.stderr.contains("stopping after this step"), "{ran}");
+        assert!(!case.path("stopped/result.json").exists());
+    }
+    case.train(Net::Vit, "stopped", &resume).done();
+    same_end(&case.path("alone"), &case.path("stopped"));
+}
+
+#[test]
+fn stopped_while_features_are_computed() {
+    let case = Case::new();
+    let image = first_image(&case, "train");
+    let bytes = hold(&image);
+    let child = case.training(Net::ResNet, "run", &["--method", "linear-probe"]).spawn().unwrap();
+    wait_for(&case.path("run/metrics.jsonl"));
+    signal(&child, "-INT");
+    feed(&image, &bytes);
+    interrupted(child, &["stopped while computing features", "--resume"]);
+    std::fs::remove_file(&image).unwrap();
+    std::fs::write(&image, &bytes).unwrap();
+    case.train(Net::ResNet, "run", &["--method", "linear-probe", "--resume"]).done();
+}
+
+#[test]
+fn stopped_during_the_last_evaluation() {
+    let case = Case::new();
+    let options = ["--method", "lor-vp", "--epochs", "1"];
+    case.train(Net::Vit, "alone", &options).done();
+    let image = first_image(&case, "test");
+    let bytes = hold(&image);
+    let mut child = case.training(Net::Vit, "run", &options).spawn().unwrap();
+    let checkpoint = case.path("run/checkpoints/last.safetensors");
+    assert!(checkpoint_changes(&mut child, &checkpoint, None));
+    signal(&child, "-INT");
+    feed(&image, &bytes);
+    interrupted(child, &["--resume"]);
+    std::fs::remove_file(&image).unwrap();
+    std::fs::write(&image, &bytes).unwrap();
+    case.train(Net::Vit, "run", &[&options[..], &["--resume"]].concat()).done();
+    same_end(&case.path("alone"), &case.path("run"));
+}
+
+#[test]
+fn a_second_signal_ends_the_program_at_once() {
+    let case = Case::new();
+    let image = first_image(&case, "train");
+    hold(&image);
+    // The image never comes, so that "after this step" never comes either.
+    let mut child = case.training(Net::Vit, "run", &["--method", "lor-vp"]).spawn().unwrap();
+    wait_for(&case.path("run/metrics.jsonl"));
+    for _ in 0..2 {
+        signal(&child, "-INT");
+        // Two signals at the same moment may arrive as one.
+        sleep(Duration::from_millis(100));
+    }
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(10) {
+            child.kill().unwrap();
+            panic!("still running 10 s after the second signal");
+        }
+        sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(130));
+}
+
+#[test]
+fn eval_and_predict_stop_too() {
+    let case = Case::new();
+    let adapter = case.adapter(Net::Vit, "linear-probe");
+    let image = first_image(&case, "test");
+    let bytes = hold(&image);
+    let arguments = |name: &'static str| {
+        let mut command = crate::common::command([name, "--adapter"]);
+        command.arg(&adapter);
+        match name {
+            "eval" => command.arg("--data").arg(case.images()),
+            _ => command.arg("--logits").arg(case.path("scores")).arg(case.images().join("test")),
+        };
+        command
+    };
+    for (name, word) in [("eval", "evaluation was stopped"), ("predict", "prediction was stopped")] {
+        let child = arguments(name).spawn().unwrap();
+        // The pipe's other end opens once the image is wanted, and by then signals are caught.
+        let mut pipe = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
+        signal(&child, "-INT");
+        sleep(Duration::from_millis(50));
+        std::io::Write::write_all(&mut pipe, &bytes).unwrap();
+        drop(pipe);
+        let output = child.wait_with_output().unwrap();
+        let ran = Ran::new(output, name.into());
+        assert_eq!(ran.code, Some(130), "{ran}");
+        assert!(ran.stderr.contains(word), "{ran}");
+    }
+    assert!(!case.path("scores").exists(), "a part of the scores is not written");
+    std::fs::remove_file(&image).unwrap();
+    std::fs::write(&image, &bytes).unwrap();
+    run(arguments("predict")).done();
+}
