@@ -15,6 +15,7 @@ use ui::Ui;
 /// --arch. Data is a directory with train/CLASS/*, test/CLASS/* or simply CLASS/*.
 #[derive(Parser)]
 #[command(
+    name = "lotep",
     version,
     max_term_width = 110,
     after_help = "\

@@ -10,6 +10,7 @@ use lotep::train::{Outcome, RunDir, Select, TrainConfig, train};
 use lotep::{Error, Result, bail, input_error, write_atomic};
 use serde_json::json;
 
+use super::train::MAX_SEED;
 use crate::ui::{Ui, Watcher};
 
 /// The pretrained network: `lotep demo pretrain --output crates/lotep-cli/assets/demo` made it.
@@ -31,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = EPOCHS, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     epochs: u64,
     /// Seed of initial values, split and order.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     seed: u64,
 }
 

@@ -39,9 +39,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let known = args.dataset.as_deref().map(str::parse::<Known>).transpose()?;
     let split: Split = args.split.parse()?;
+    if !(0.0..=0.9).contains(&args.test_fraction) {
+        bail!("test-fraction is {}; 0 to 0.9 is expected", args.test_fraction);
+    }
     let mut splits = open(&args.data, known)?;
     if split != Split::All {
-        splits.hold_out_test(args.test_fraction.clamp(0.0, 0.9));
+        splits.hold_out_test(args.test_fraction);
     }
     let data = splits.get(split)?;
     let model = args.model.load()?;

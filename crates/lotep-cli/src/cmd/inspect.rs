@@ -1,13 +1,15 @@
 //! `lotep inspect`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lotep::adapter::Adapter;
+use lotep::adapter::{Adapter, AdapterConfig};
 use lotep::backbone::{Layout, LoadOptions, load};
 use lotep::data::{DataReport, Known, check, open};
 use lotep::ops::Precision;
 use lotep::safetensors::TensorFile;
 use lotep::{Result, device};
+use serde::Serialize;
 use serde_json::json;
 
 use super::model::workers;
@@ -15,12 +17,11 @@ use crate::ui::Ui;
 
 /// Say what a backbone, an adapter or a directory of images holds, and what is broken in it.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(group = clap::ArgGroup::new("what").required(true).args(["backbone", "adapter", "data"]), after_help = "\
 Examples:
   lotep inspect --backbone models/resnet18
   lotep inspect --adapter RUN/adapter
   lotep inspect --data photos")]
-#[group(required = true, multiple = false, id = "what", args = ["backbone", "adapter", "data"])]
 pub(crate) struct Args {
     /// A network: its blocks, their geometry, parameters and preprocessing.
     #[arg(long, value_name = "PATH")]
@@ -92,12 +93,20 @@ fn backbone(path: &str, args: &Args, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
+/// An adapter for programs.
+#[derive(Serialize)]
+struct AdapterReport<'a> {
+    config: &'a AdapterConfig,
+    tensors: &'a BTreeMap<String, Vec<usize>>,
+}
+
 fn adapter(dir: &std::path::Path, ui: &Ui) -> Result<()> {
     let config = Adapter::read_config(dir)?;
     let file = TensorFile::open(dir.join("adapter_model.safetensors"))?;
     let shapes = file.shapes();
     if ui.json() {
-        return ui.out_json(&json!({ "config": config, "tensors": shapes }));
+        // Not through a JSON value, which would write f32 numbers with the digits of f64.
+        return ui.out_json(&AdapterReport { config: &config, tensors: &shapes });
     }
     let count = |prefix: bool| -> usize {
         let wanted = shapes.iter().filter(|(name, _)| name.starts_with("head.") == prefix);

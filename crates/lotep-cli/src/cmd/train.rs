@@ -1,6 +1,6 @@
 //! `lotep train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lotep::method::MethodConfig;
 use lotep::train::{Outcome, RunDir, TrainConfig, train};
@@ -9,16 +9,22 @@ use toml::{Table, Value};
 
 use crate::ui::{Ui, Watcher};
 
+/// The largest integer that config.toml can hold.
+pub(crate) const MAX_SEED: u64 = i64::MAX as u64;
+
 /// Learn an adapter: prompts and a classifier for your images, the network stays as it is.
 ///
 /// Settings come from the defaults, then from --config, then from the options here. RUN receives config.toml,
 /// metrics.jsonl, result.json, TensorBoard events, checkpoints/ and adapter/.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
 Examples:
   lotep train --backbone models/resnet18 --data photos --method lotep-tk --output runs/photos
   lotep train --config runs/photos/config.toml --method linear-probe --output runs/probe
-  lotep train --config runs/photos/config.toml --output runs/photos --resume")]
+  lotep train --config runs/photos/config.toml --output runs/photos --resume"
+)]
 pub(crate) struct Args {
     /// A TOML file of settings, such as a run's config.toml; options given here win over it.
     #[arg(long, value_name = "FILE")]
@@ -145,7 +151,7 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Training")]
     test_every_epoch: bool,
     /// Seed of initial values, split and order [default: 0]
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_SEED), help_heading = "Training")]
     seed: Option<u64>,
     /// Steps between checkpoints inside an epoch [default: 200]
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
@@ -192,40 +198,23 @@ fn summary(outcome: &Outcome, dir: &RunDir) -> String {
 impl Args {
     /// Defaults, then the file, then the options.
     fn resolve(&self) -> Result<TrainConfig> {
-        let mut file = match &self.config {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-                text.parse::<Table>().map_err(|e| input_error!("{} is not TOML: {e}", path.display()))?
-            }
-            None => Table::new(),
-        };
+        let (mut file, mut method) = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
         // A method named here is another method than the file's: its settings do not carry over.
-        let mut method = match file.remove("method") {
-            Some(Value::Table(table)) => table,
-            Some(other) => bail!("config: `method` is {other}, a table [method] is expected"),
-            None => Table::new(),
-        };
         if let Some(name) = &self.method
             && method.get("method").and_then(Value::as_str) != Some(name)
         {
             method = Table::from_iter([("method".to_owned(), name.clone().into())]);
+            // Nor does the learning rate that suited its prompts.
+            file.remove("prompt_lr");
         }
-        method.entry("method").or_insert_with(|| "lotep-tk".into());
         self.overlay_method(&mut method);
-        let name = method["method"].to_string();
-        let method: MethodConfig =
-            method.try_into().map_err(|e: toml::de::Error| input_error!("method {name}: {}", e.message()))?;
         self.overlay(&mut file);
         for (key, option) in [("backbone", "--backbone"), ("data", "--data")] {
             if !file.contains_key(key) {
                 bail!("{option} is missing: give it here or as `{key}` in --config");
             }
         }
-        let defaults = TrainConfig::new("", "", method);
-        let mut table =
-            Table::try_from(&defaults).map_err(|e| input_error!("cannot resolve settings: {e}"))?;
-        table.extend(file);
-        table.try_into().map_err(|e: toml::de::Error| input_error!("settings: {}", e.message()))
+        settle(file, method)
     }
 
     fn overlay_method(&self, table: &mut Table) {
@@ -277,4 +266,39 @@ fn put(table: &mut Table, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         table.insert(key.to_owned(), value.into());
     }
+}
+
+/// The settings in a file, and those of its method.
+fn read(path: &Path) -> Result<(Table, Table)> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let mut file: Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        input_error!("{} is not TOML: line {line}: {}", path.display(), one_line(e.message()))
+    })?;
+    let method = match file.remove("method") {
+        Some(Value::Table(table)) => table,
+        Some(other) => bail!("{}: `method` is {other}, a table [method] is expected", path.display()),
+        None => Table::new(),
+    };
+    // Checked by itself, so that a mistake in it is not taken for one on the command line.
+    settle(file.clone(), method.clone()).map_err(|e| input_error!("{}: {e}", path.display()))?;
+    Ok((file, method))
+}
+
+/// Settings over the defaults.
+fn settle(settings: Table, mut method: Table) -> Result<TrainConfig> {
+    method.entry("method").or_insert_with(|| "lotep-tk".into());
+    let given = Value::Table(method.clone());
+    let method: MethodConfig = method
+        .try_into()
+        .map_err(|e: toml::de::Error| input_error!("method {given}: {}", one_line(e.message())))?;
+    let defaults = TrainConfig::new("", "", method);
+    let mut table = Table::try_from(&defaults).map_err(|e| input_error!("cannot resolve settings: {e}"))?;
+    table.extend(settings);
+    // The whole text, unlike `message()`, names the key.
+    table.try_into().map_err(|e: toml::de::Error| input_error!("settings: {}", one_line(&e.to_string())))
+}
+
+fn one_line(text: &str) -> String {
+    text.trim().replace('\n', " ")
 }

@@ -58,7 +58,8 @@ fn another_network_of_the_same_architecture() {
     let vit = other.backbone(Net::Vit);
     adapted.predict(Some(&vit)).refused(&["`backbone.name`", "resnet18", "vit_tiny_patch16_224"]);
     let images = adapted.case.images();
-    lotep!("eval", "--adapter", adapted.adapter, "--backbone", dir, "--data", images).refused(&["`backbone.sha256`"]);
+    lotep!("eval", "--adapter", adapted.adapter, "--backbone", dir, "--data", images)
+        .refused(&["`backbone.sha256`"]);
     let merged = adapted.case.path("merged");
     lotep!("export", "--adapter", adapted.adapter, "--backbone", dir, "--merge", "--output", merged)
         .refused(&["`backbone.sha256`"]);
@@ -116,11 +117,17 @@ fn a_description_that_does_not_fit() {
     adapted.changed("/format", json!(2)).refused(&["adapter_config.json", "`format` is 2", "upgrade"]);
     adapted.changed("/format", json!("one")).refused(&["adapter_config.json"]);
     adapted.changed("/classes", json!([])).refused(&["adapter_config.json", "`classes`"]);
-    adapted.changed("/classes", json!(["a", "b"])).refused(&["adapter_model.safetensors", "head.weight", "[2, 8]"]);
+    adapted.changed("/classes", json!(["a", "b"])).refused(&[
+        "adapter_model.safetensors",
+        "head.weight",
+        "[2, 8]",
+    ]);
     adapted.changed("/method/method", json!("lotep-xx")).refused(&["adapter_config.json", "lotep-xx"]);
     adapted.changed("/method/rank", json!(0)).refused(&["adapter_config.json", "rank 0"]);
     adapted.changed("/method/rank", json!(5)).refused(&["adapter_model.safetensors", "shape"]);
-    adapted.changed("/method/rank", json!(1_u64 << 40)).refused(&["adapter_config.json", "rank 1099511627776"]);
+    adapted
+        .changed("/method/rank", json!(1_u64 << 40))
+        .refused(&["adapter_config.json", "rank 1099511627776"]);
     adapted.changed("/input/std", json!([1.0, 1.0, 1.0])).refused(&["adapter_config.json", "`input.std`"]);
     adapted.changed("/backbone/source", json!("nowhere")).refused(&["`nowhere`"]);
     for content in ["", "{", "[]", "{\"format\": 1}"] {
@@ -135,7 +142,11 @@ fn directories_that_hold_no_adapter() {
     let images = case.images();
     let nowhere = case.path("nowhere");
     for dir in [&nowhere, &images] {
-        lotep!("predict", "--adapter", dir, images).refused(&[text(dir), "adapter_config.json", "RUN/adapter"]);
+        lotep!("predict", "--adapter", dir, images).refused(&[
+            text(dir),
+            "adapter_config.json",
+            "RUN/adapter",
+        ]);
         lotep!("eval", "--adapter", dir, "--data", images).refused(&[text(dir), "adapter_config.json"]);
         lotep!("inspect", "--adapter", dir).refused(&[text(dir), "adapter_config.json"]);
     }

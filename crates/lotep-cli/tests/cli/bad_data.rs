@@ -7,7 +7,13 @@ use crate::common::{Case, Net, Ran, TEST, files_under, lotep, read_json, text};
 
 fn train(case: &Case, data: &Path, more: &[&str]) -> Ran {
     let mut command = crate::common::command(["train", "--epochs", "1", "--batch-size", "16", "--output"]);
-    command.arg(case.path("run")).arg("--backbone").arg(case.backbone(Net::Vit)).arg("--data").arg(data).args(more);
+    command
+        .arg(case.path("run"))
+        .arg("--backbone")
+        .arg(case.backbone(Net::Vit))
+        .arg("--data")
+        .arg(data)
+        .args(more);
     crate::common::run(command)
 }
 
@@ -80,7 +86,8 @@ fn corrupt_images_are_left_out_when_asked_and_listed() {
     for method in ["linear-probe", "lotep-tk"] {
         let case = Case::new();
         let images = case.images();
-        let broken = [files_under(&images.join("train"))[5].clone(), files_under(&images.join("test"))[0].clone()];
+        let broken =
+            [files_under(&images.join("train"))[5].clone(), files_under(&images.join("test"))[0].clone()];
         fs::write(&broken[0], "this is text").unwrap();
         fs::write(&broken[1], "").unwrap();
         let ran = train(&case, &images, &["--method", method, "--on-corrupt", "skip"]).done();
@@ -92,9 +99,22 @@ fn corrupt_images_are_left_out_when_asked_and_listed() {
         assert_eq!(facts["test"]["images"], TEST - 1);
 
         let adapter = case.path("run/adapter");
-        let eval = lotep!("eval", "--adapter", adapter, "--data", images, "--on-corrupt", "skip", "--format", "json");
+        let eval = lotep!(
+            "eval",
+            "--adapter",
+            adapter,
+            "--data",
+            images,
+            "--on-corrupt",
+            "skip",
+            "--format",
+            "json"
+        );
         let eval = eval.done().json();
-        assert_eq!((&eval["images"], &eval["skipped"][0]), (&facts["test"]["images"], &text(&broken[1]).into()));
+        assert_eq!(
+            (&eval["images"], &eval["skipped"][0]),
+            (&facts["test"]["images"], &text(&broken[1]).into())
+        );
         let ran = lotep!("eval", "--adapter", adapter, "--data", images);
         ran.refused(&[text(&broken[1])]);
     }
@@ -109,7 +129,8 @@ fn nothing_left_to_learn_from_or_to_measure() {
     for path in files_under(&images) {
         fs::write(path, "this is text").unwrap();
     }
-    lotep!("eval", "--adapter", adapter, "--data", images, "--on-corrupt", "skip").refused(&["no image could be read"]);
+    lotep!("eval", "--adapter", adapter, "--data", images, "--on-corrupt", "skip")
+        .refused(&["no image could be read"]);
     for method in ["linear-probe", "lor-vp"] {
         let mut command = case.training(Net::Vit, method, &["--method", method, "--on-corrupt", "skip"]);
         command.stdin(std::process::Stdio::null());
@@ -133,10 +154,12 @@ fn eval_wants_the_adapters_classes() {
     }
     let ran = lotep!("eval", "--adapter", adapter, "--data", images).done();
     assert!(ran.stdout.contains(&format!("{} images", TEST - 2)), "{ran}");
-    lotep!("eval", "--adapter", adapter, "--data", images, "--split", "val").refused(&["no val split", "train, test"]);
+    lotep!("eval", "--adapter", adapter, "--data", images, "--split", "val")
+        .refused(&["no val split", "train, test"]);
     lotep!("eval", "--adapter", adapter, "--data", images, "--split", "dev").misused(&["dev", "test"]);
     // The network's own classifier has no names to match by.
-    lotep!("eval", "--backbone", case.backbone(Net::Vit), "--data", images).refused(&["7 classes", "classifier 5"]);
+    lotep!("eval", "--backbone", case.backbone(Net::Vit), "--data", images)
+        .refused(&["7 classes", "classifier 5"]);
 }
 
 #[test]
@@ -146,7 +169,8 @@ fn predict_wants_images() {
     let (file, empty) = (case.path("notes.txt"), case.path("empty"));
     fs::write(&file, "notes").unwrap();
     fs::create_dir(&empty).unwrap();
-    lotep!("predict", "--backbone", backbone, file).refused(&["notes.txt", "not a JPEG, PNG, WebP or BMP image"]);
+    lotep!("predict", "--backbone", backbone, file)
+        .refused(&["notes.txt", "not a JPEG, PNG, WebP or BMP image"]);
     lotep!("predict", "--backbone", backbone, empty).refused(&["empty", "holds no image"]);
     lotep!("predict", "--backbone", backbone, case.path("nowhere.png")).refused(&["nowhere.png"]);
     lotep!("predict", "--backbone", backbone).misused(&["PATH"]);

@@ -6,10 +6,22 @@ fn train(case: &Case, options: &[&str]) -> Ran {
     run(case.training(Net::ResNet, "run", options))
 }
 
+/// Check each set of options and the words of its refusal, and that none leaves anything behind.
+fn refuses(table: &[(&[&str], &[&str])]) {
+    let mut faults = Vec::new();
+    for (options, words) in table {
+        let case = Case::new();
+        faults.extend(train(&case, options).fault(words));
+        if case.path("run").exists() {
+            faults.push(format!("{options:?}: files were written for a run that can't be"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
 #[test]
 fn values_out_of_range_are_named_with_their_range() {
-    let case = Case::new();
-    for (options, words) in [
+    refuses(&[
         (&["--rank", "0"][..], &["rank 0", "1 to"][..]),
         (&["--method", "lor-vp", "--rank", "33"], &["rank 33", "1 to 32"]),
         (&["--rank", "100000"], &["rank 100000", "1 to"]),
@@ -22,28 +34,39 @@ fn values_out_of_range_are_named_with_their_range() {
         (&["--batch-size", "8", "--accumulate", "3"], &["accumulate 3", "batch-size 8"]),
         (&["--lr", "nan"], &["lr is NaN"]),
         (&["--lr", "inf"], &["lr is inf"]),
-        (&["--lr=-0.1"], &["lr is -0.1"]),
+        (&["--lr", "-0.1"], &["lr is -0.1"]),
         (&["--momentum", "1"], &["momentum is 1"]),
         (&["--warmup-epochs", "3"], &["warmup-epochs is 3", "0 to 2"]),
         (&["--test-fraction", "1"], &["test-fraction is 1"]),
         (&["--select", "best-val", "--val-fraction", "0"], &["best-val", "val-fraction is 0"]),
-        (&["--subset", "0"], &["subset", "0"]),
-        (&["--spatial-scale", "nan"], &["spatial_scale", "NaN"]),
-        (&["--core-std=-1"], &["core_std", "-1"]),
-        (&["--method", "lor-vp", "--spatial-std", "inf"], &["spatial_std", "inf"]),
         (&["--image-size", "31"], &["--image-size 31", "32 at least"]),
         (&["--device", "nonsense"], &["--device nonsense", "auto, cpu"]),
         (&["--device", "cuda:x"], &["--device cuda:x", "`x`"]),
-    ] {
-        train(&case, options).refused(words);
-    }
-    assert!(!case.path("run").exists(), "nothing is written for a run that can't be");
+    ]);
 }
 
 #[test]
-fn the_largest_seed_is_a_seed() {
+fn a_subset_of_nothing_is_refused() {
+    refuses(&[(&["--subset", "0"], &["subset", "0", "1 at least"])]);
+}
+
+#[test]
+fn scales_that_make_no_sense_are_refused() {
+    refuses(&[
+        (&["--spatial-scale", "nan"], &["spatial_scale", "NaN"]),
+        (&["--core-std", "-1"], &["core_std", "-1"]),
+        (&["--method", "lor-vp", "--spatial-std", "inf"], &["spatial_std", "inf"]),
+    ]);
+}
+
+#[test]
+fn the_largest_seed_is_what_the_configuration_file_can_hold() {
     let case = Case::new();
-    train(&case, &["--method", "linear-probe", "--epochs", "1", "--seed", "18446744073709551615"]).done();
+    let seed = i64::MAX.to_string();
+    train(&case, &["--method", "linear-probe", "--epochs", "1", "--seed", &seed]).done();
+    assert!(std::fs::read_to_string(case.path("run/config.toml")).unwrap().contains(&seed));
+    train(&case, &["--seed", &u64::MAX.to_string()]).misused(&["--seed", &seed]);
+    lotep!("demo", "--seed", u64::MAX.to_string()).misused(&["--seed", &seed]);
 }
 
 #[test]
@@ -83,6 +106,12 @@ fn a_device_that_is_not_built_in_says_how_to_build_it() {
     train(&case, &["--device", "cuda:1"]).refused(&["--device cuda", "--features cuda"]);
     let (backbone, images) = (case.backbone(Net::Vit), case.images());
     lotep!("predict", "--backbone", backbone, "--device", "cuda", images).refused(&["--device cuda"]);
+}
+
+/// More bytes than there are addresses, so that it fails at once and not in the machine's memory.
+#[test]
+fn an_image_size_beyond_reason_is_refused() {
+    refuses(&[(&["--image-size", "1000000000"], &["--image-size 1000000000"])]);
 }
 
 #[test]
@@ -147,7 +176,9 @@ fn a_corrupt_checkpoint_is_refused_and_kept() {
     let checkpoint = case.path("run/checkpoints/last.safetensors");
     let whole = std::fs::read(&checkpoint).unwrap();
     let metrics = std::fs::read(case.path("run/metrics.jsonl")).unwrap();
-    for damaged in [&whole[..whole.len() - 5], &whole[..whole.len() / 2], &whole[..40], &[], b"not a checkpoint"] {
+    for damaged in
+        [&whole[..whole.len() - 5], &whole[..whole.len() / 2], &whole[..40], &[], b"not a checkpoint"]
+    {
         std::fs::write(&checkpoint, damaged).unwrap();
         train(&case, &options).refused(&["last.safetensors", "not a valid safetensors file"]);
         assert_eq!(std::fs::read(&checkpoint).unwrap(), damaged);

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{Case, Dice, Net, lotep, read_json, write};
+use crate::common::{Case, Dice, Net, lotep, read_json};
+use crate::files::write_file;
 
 const NAMES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
@@ -20,9 +21,9 @@ fn download(dir: &Path) -> PathBuf {
             bytes.push(label);
             bytes.extend((1..RECORD).map(|_| 24 * label + (dice.next() % 32) as u8));
         }
-        write(&dir.join(file), bytes);
+        write_file(&dir.join(file), bytes);
     }
-    write(&dir.join("batches.meta.txt"), NAMES.join("\n") + "\n\n");
+    write_file(&dir.join("batches.meta.txt"), NAMES.join("\n") + "\n\n");
     dir.to_owned()
 }
 
@@ -59,7 +60,9 @@ fn it_trains_whether_named_or_recognised_and_gives_the_same() {
 fn an_incomplete_download_is_named() {
     let case = Case::new();
     let (backbone, dir, output) = (case.backbone(Net::Vit), download(&case.path("data")), case.path("run"));
-    let train = |more: &str| lotep!("train", "--backbone", backbone, "--data", dir, "--output", output, "--dataset", more);
+    let train = |more: &str| {
+        lotep!("train", "--backbone", backbone, "--data", dir, "--output", output, "--dataset", more)
+    };
     train("cifar100").refused(&["cifar100", "train.bin"]);
     train("cifar11").misused(&["cifar11", "cifar100"]);
     let third = dir.join("data_batch_3.bin");

@@ -9,8 +9,10 @@ use crate::resume::same_end;
 #[test]
 fn a_runs_config_repeats_it_bit_for_bit() {
     let case = Case::new();
-    let options = ["--method", "lotep-tk", "--rank", "3", "--optimizer", "adamw", "--lr", "0.0123", "--seed", "7"];
-    let more = ["--rank-schedule", "linear", "--warmup-epochs", "0.5", "--momentum", "0.87", "--subset", "32"];
+    let options =
+        ["--method", "lotep-tk", "--rank", "3", "--optimizer", "adamw", "--lr", "0.0123", "--seed", "7"];
+    let more =
+        ["--rank-schedule", "linear", "--warmup-epochs", "0.5", "--momentum", "0.87", "--subset", "32"];
     case.train(Net::ResNet, "first", &[&options[..], &more].concat()).done();
     let second = case.path("second");
     lotep!("train", "--config", case.path("first/config.toml"), "--output", second).done();
@@ -68,7 +70,8 @@ fn what_is_missing_is_named() {
     let output = case.path("run");
     lotep!("train", "--config", case.path("no.toml"), "--output", output).refused(&["no.toml"]);
     lotep!("train", "--output", output).refused(&["--backbone", "missing"]);
-    lotep!("train", "--backbone", case.backbone(Net::Vit), "--output", output).refused(&["--data", "missing"]);
+    lotep!("train", "--backbone", case.backbone(Net::Vit), "--output", output)
+        .refused(&["--data", "missing"]);
     lotep!("train", "--backbone", "x", "--data", "y").misused(&["--output"]);
     assert!(!Path::new(&output).exists());
 }

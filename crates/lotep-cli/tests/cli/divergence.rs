@@ -5,8 +5,9 @@ use std::path::Path;
 use crate::common::{Case, Net, read_tensors};
 
 fn diverges(case: &Case, net: Net, options: &[&str], words: &[&str]) {
-    let ran = case.train(net, "run", &[options, &["--checkpoint-steps", "1", "--schedule", "constant"]].concat());
-    ran.refused(&[&["loss", "NaN", "step ", "lower learning rate"], words].concat());
+    let ran =
+        case.train(net, "run", &[options, &["--checkpoint-steps", "1", "--schedule", "constant"]].concat());
+    ran.refused(&[&["step ", "last.safetensors", "lower learning rate"], words].concat());
     assert!(!case.path("run/result.json").exists() && !case.path("run/adapter").exists());
 }
 
@@ -23,7 +24,8 @@ fn is_good(checkpoint: &Path) {
 fn a_classifier_that_runs_away() {
     let case = Case::new();
     let options = ["--method", "linear-probe", "--lr", "1e6", "--epochs", "40"];
-    diverges(&case, Net::ResNet, &options, &["lr 1000000", "prompt-lr 0.02", "last.safetensors"]);
+    // Here it is the weights that overflow first, and they are looked at before they are saved.
+    diverges(&case, Net::ResNet, &options, &["lr 1000000", "prompt-lr 0.02"]);
     is_good(&case.path("run/checkpoints/last.safetensors"));
 }
 
@@ -31,7 +33,7 @@ fn a_classifier_that_runs_away() {
 fn prompts_that_run_away() {
     let case = Case::new();
     let options = ["--method", "lotep-cp", "--prompt-lr", "1e6", "--epochs", "40"];
-    diverges(&case, Net::ResNet, &options, &["lr 0.02", "prompt-lr 1000000", "last.safetensors"]);
+    diverges(&case, Net::ResNet, &options, &["loss", "lr 0.02", "prompt-lr 1000000"]);
     is_good(&case.path("run/checkpoints/last.safetensors"));
 }
 

@@ -10,7 +10,11 @@ use crate::common::{CLASSES, Case, Net, TEST, TRAIN, files_under, lotep, read_js
 fn a_backbone() {
     let case = Case::new();
     for (net, blocks, depth_ratio) in [
-        (Net::ResNet, json!([["layer1.0", 64, 8], ["layer2.0", 8, 8], ["layer3.0", 8, 4], ["layer4.0", 8, 2]]), 0.8),
+        (
+            Net::ResNet,
+            json!([["layer1.0", 64, 8], ["layer2.0", 8, 8], ["layer3.0", 8, 4], ["layer4.0", 8, 2]]),
+            0.8,
+        ),
         (Net::Vit, json!([["blocks.0", 16, 2], ["blocks.1", 16, 2]]), 0.4),
     ] {
         let dir = case.backbone(net);
@@ -20,7 +24,8 @@ fn a_backbone() {
         assert_eq!(json!(found), blocks);
         let is_weight = |(name, _): &&(String, Vec<usize>)| !name.contains("running_");
         let shapes = net.shapes();
-        let parameters: usize = shapes.iter().filter(is_weight).map(|(_, s)| s.iter().product::<usize>()).sum();
+        let parameters: usize =
+            shapes.iter().filter(is_weight).map(|(_, s)| s.iter().product::<usize>()).sum();
         assert_eq!(report["parameters"], parameters);
         assert_eq!(report["depth_ratio"], depth_ratio);
         assert_eq!(report["preprocess"]["mean"][0], 0.5);
@@ -42,8 +47,11 @@ fn a_bare_weight_file() {
     let file = dir.join("model.safetensors");
     lotep!("inspect", "--backbone", file).refused(&["model.safetensors", "--arch"]);
     // The file is no full-size network: the first weight that does not fit is named, with both shapes.
-    lotep!("inspect", "--backbone", file, "--arch", "vit_tiny_patch16_224")
-        .refused(&["patch_embed.proj.weight", "[16, 3, 16, 16]", "[192, 3, 16, 16]"]);
+    lotep!("inspect", "--backbone", file, "--arch", "vit_tiny_patch16_224").refused(&[
+        "patch_embed.proj.weight",
+        "[16, 3, 16, 16]",
+        "[192, 3, 16, 16]",
+    ]);
 }
 
 #[test]

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod files;
+mod net;
 
 mod bad_adapter;
 mod bad_backbone;

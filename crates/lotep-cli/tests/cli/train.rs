@@ -24,7 +24,8 @@ fn every_method(net: Net) {
         assert_eq!(result["run"]["backbone_sha256"], sha256(&weights));
 
         let adapter = run.join("adapter");
-        let eval = lotep!("eval", "--adapter", adapter, "--data", case.images(), "--format", "json").done().json();
+        let eval =
+            lotep!("eval", "--adapter", adapter, "--data", case.images(), "--format", "json").done().json();
         for key in ["top1", "top5", "images"] {
             assert_eq!(eval[key], test[key], "{method}: {key}");
         }
@@ -54,8 +55,11 @@ fn records_agree(run: &Path, result: &Value, net: Net) {
     // The resolved settings stand in both places; TOML and JSON write the same values.
     let toml: toml::Table = fs::read_to_string(run.join("config.toml")).unwrap().parse().unwrap();
     let settings = serde_json::to_value(&toml).unwrap();
-    for (key, value) in settings.as_object().unwrap() {
+    for (key, value) in settings.as_object().unwrap().iter().filter(|(key, _)| *key != "method") {
         assert_eq!(&config[key], value, "{key}");
+    }
+    for (key, value) in settings["method"].as_object().unwrap() {
+        assert_eq!(&config["method"][key], value, "method.{key}");
     }
     assert!(toml.contains_key("seed") && toml.contains_key("lr"), "defaults are written out: {toml}");
 
@@ -153,14 +157,33 @@ fn folders_without_parts_are_split_the_same_way_by_train_and_eval() {
     let backbone = case.backbone(Net::Vit);
     let run = case.path("run");
     lotep!(
-        "train", "--backbone", backbone, "--data", flat, "--output", run, "--epochs", "1", "--method",
-        "linear-probe", "--test-fraction", "0.5"
+        "train",
+        "--backbone",
+        backbone,
+        "--data",
+        flat,
+        "--output",
+        run,
+        "--epochs",
+        "1",
+        "--method",
+        "linear-probe",
+        "--test-fraction",
+        "0.5"
     )
     .done();
     let test = read_json(&run.join("result.json"))["train"]["test"].clone();
     assert_eq!(test["images"], TRAIN / 2);
     let eval = lotep!(
-        "eval", "--adapter", run.join("adapter"), "--data", flat, "--test-fraction", "0.5", "--format", "json"
+        "eval",
+        "--adapter",
+        run.join("adapter"),
+        "--data",
+        flat,
+        "--test-fraction",
+        "0.5",
+        "--format",
+        "json"
     );
     let eval = eval.done().json();
     assert_eq!((&eval["top1"], &eval["images"]), (&test["top1"], &test["images"]));

@@ -318,7 +318,7 @@ impl ModelConfig {
                 "interpolation" => read(key, set(&mut preprocess.interpolation, value))?,
                 "mean" => read(key, set(&mut preprocess.mean, value))?,
                 "std" => {
-                    read(key, set(&mut preprocess.std, value).filter(|()| !preprocess.std.contains(&0.0)))?
+                    read(key, set(&mut preprocess.std, value).filter(|()| !preprocess.std.contains(&0.0)))?;
                 }
                 _ => {}
             }

@@ -92,7 +92,7 @@ impl MethodConfig {
     pub fn default_prompt_lr(&self) -> f64 {
         match self {
             Self::LinearProbe(_) | Self::LorVp(_) => 0.02,
-            Self::LotepCp(_) | Self::LotepTk(_) => 1.0,
+            Self::LotepCp(_) | Self::LotepTk(_) => 0.1,
         }
     }
 

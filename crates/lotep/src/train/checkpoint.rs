@@ -55,12 +55,18 @@ impl State {
         let mut tensors = self.params.to_named();
         tensors.extend(self.optim.to_named(&self.params));
         if let Some(bad) = tensors.iter().find(|t| t.values.iter().any(|v| !v.is_finite())) {
+            let kept = if path.exists() {
+                format!("the last good checkpoint is {}", path.display())
+            } else {
+                "nothing had been saved yet".into()
+            };
             bail!(
-                "`{}` is no longer finite after step {}: training stopped, {} is kept as it was; \
+                "`{}` is no longer finite after step {} (lr {}, prompt-lr {}): training stopped, {kept}; \
                  try a lower learning rate or a warm-up",
                 bad.name,
                 self.progress.step,
-                path.display()
+                config.lr,
+                config.prompt_lr
             );
         }
         let best = self.best.iter().flat_map(Params::to_named);
