@@ -4,7 +4,6 @@
 //! holds the tensors. The configuration carries the tensors' hash, so that a pair from two different moments is
 //! noticed.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -106,11 +105,7 @@ impl Adapter {
     /// # Errors
     /// The directory can't be written.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
-        let metadata = BTreeMap::from([
-            ("format".to_owned(), "pt".to_owned()),
-            ("method".to_owned(), self.config.method.name().to_owned()),
-        ]);
-        let tensors = serialize(&self.params.to_named(), metadata)?;
+        let tensors = serialize(&self.params.to_named(), Some(("format", "pt".into())))?;
         self.config.tensors_sha256 = hex(&Sha256::digest(&tensors));
         write_atomic(&dir.join(MODEL), &tensors)?;
         let json = serde_json::to_vec_pretty(&self.config)

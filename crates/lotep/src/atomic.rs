@@ -38,6 +38,15 @@ pub fn write_atomic_with(
     };
     std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
 
+    // A device or a pipe can't be replaced, only written to.
+    if let Ok(found) = std::fs::metadata(path)
+        && !found.is_file()
+        && !found.is_dir()
+    {
+        let file = std::fs::OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
+        let mut buffer = BufWriter::new(&file);
+        return write(&mut buffer).and_then(|()| buffer.flush()).map_err(Error::io("write", path));
+    }
     let temporary = new_file(directory).map_err(Error::io("write", path))?;
     let mut buffer = BufWriter::new(temporary.as_file());
     write(&mut buffer)
@@ -50,9 +59,21 @@ pub fn write_atomic_with(
     Ok(())
 }
 
+/// Remove what a killed process left half-written in `directory`.
+pub(crate) fn remove_leftovers(directory: &Path) {
+    let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in names.filter(|e| e.file_name().to_string_lossy().starts_with(PREFIX)) {
+        // One that can't be removed is litter, not an error.
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
+
+/// How temporary files' names begin.
+const PREFIX: &str = ".lotep-";
+
 fn new_file(directory: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".lotep-");
+    builder.prefix(PREFIX);
     // Temporary files are private by default; this one becomes an ordinary file, so it asks for an
     // ordinary file's permissions, and the system takes the user's umask off them.
     #[cfg(unix)]

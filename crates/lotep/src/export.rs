@@ -64,7 +64,6 @@ pub fn merge(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
     let mut json = config.to_hub();
     json["pretrained_cfg"]["label_names"] = adapter.config.classes.clone().into();
     let json = serde_json::to_vec_pretty(&json).map_err(|e| input_error!("cannot write config.json: {e}"))?;
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_atomic(&output.join("model.safetensors"), &serialize(&tensors, metadata)?)?;
+    write_atomic(&output.join("model.safetensors"), &serialize(&tensors, Some(("format", "pt".into())))?)?;
     write_atomic(&output.join("config.json"), &json)
 }

@@ -26,5 +26,6 @@ pub mod safetensors;
 pub mod system;
 pub mod train;
 
+pub(crate) use atomic::remove_leftovers;
 pub use atomic::{write_atomic, write_atomic_with};
 pub use error::{Error, Result};

@@ -173,12 +173,17 @@ mod tests {
         let vit = random_backbone("vit_tiny_patch16_224", None);
         for (loaded, method, left) in [
             (&resnet, "lor-vp", vec!["image"]),
-            (&resnet, "lotep-tk", vec!["image", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1"]),
+            (
+                &resnet,
+                "lotep-tk",
+                vec!["image", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1"],
+            ),
             (&resnet, "linear-probe", vec![]),
             (&vit, "lor-vp", vec![]),
             (&vit, "lotep-cp", vec!["blocks.1", "blocks.2", "blocks.3"]),
         ] {
-            let method: MethodConfig = serde_json::from_value(serde_json::json!({ "method": method })).unwrap();
+            let method: MethodConfig =
+                serde_json::from_value(serde_json::json!({ "method": method })).unwrap();
             let mut params = init_params(loaded, &method, 5, 0).unwrap();
             let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
             for param in params.iter_mut() {

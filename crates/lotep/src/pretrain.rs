@@ -140,7 +140,7 @@ pub fn pretrain(options: &PretrainOptions, output: &Path, observer: &mut dyn Obs
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let json = serde_json::to_vec_pretty(&config.to_hub())
         .map_err(|e| input_error!("cannot write config.json: {e}"))?;
-    write_atomic(&output.join("model.safetensors"), &serialize(&tensors, BTreeMap::new())?)?;
+    write_atomic(&output.join("model.safetensors"), &serialize(&tensors, Some(("format", "pt".into())))?)?;
     write_atomic(&output.join("config.json"), &json)?;
     Ok(tally.accuracy())
 }

@@ -120,11 +120,12 @@ pub struct NamedTensor {
     pub values: Vec<f32>,
 }
 
-/// Serialise f32 tensors and string metadata.
+/// Serialise f32 tensors and at most one entry of string metadata: the writer puts several in random order, and
+/// equal contents should be equal bytes.
 ///
 /// # Errors
 /// A shape does not fit its values.
-pub fn serialize(tensors: &[NamedTensor], metadata: BTreeMap<String, String>) -> Result<Vec<u8>> {
+pub fn serialize(tensors: &[NamedTensor], metadata: Option<(&str, String)>) -> Result<Vec<u8>> {
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|t| t.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let views: Vec<_> = tensors
@@ -135,7 +136,7 @@ pub fn serialize(tensors: &[NamedTensor], metadata: BTreeMap<String, String>) ->
         })
         .collect::<std::result::Result<_, _>>()
         .map_err(|e| input_error!("cannot serialise tensors: {e}"))?;
-    let metadata = (!metadata.is_empty()).then(|| metadata.into_iter().collect());
+    let metadata = metadata.map(|(key, value)| std::iter::once((key.to_owned(), value)).collect());
     safetensors::serialize(views, metadata).map_err(|e| input_error!("cannot serialise tensors: {e}"))
 }
 
@@ -151,7 +152,7 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let t = NamedTensor { name: "a".into(), shape: vec![2, 3], values: vec![1., -2., 3., 4., 5., 6.5] };
-        serialize(&[t], BTreeMap::from([("k".into(), "v".into())])).unwrap()
+        serialize(&[t], Some(("k", "v".into()))).unwrap()
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! `lotep predict`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -79,7 +78,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let Some(path) = &args.logits else { return Ok(()) };
     let paths = serde_json::to_string(&names).map_err(|e| input_error!("cannot list the paths: {e}"))?;
     let tensor = NamedTensor { name: "logits".into(), shape: vec![names.len(), classes], values: all };
-    write_atomic(path, &serialize(&[tensor], BTreeMap::from([("paths".to_owned(), paths)]))?)
+    write_atomic(path, &serialize(&[tensor], Some(("paths", paths)))?)
 }
 
 fn print(ui: &Ui, path: &str, row: &[f32], classes: Option<&[String]>, k: usize) -> Result<()> {

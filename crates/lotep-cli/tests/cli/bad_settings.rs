@@ -39,7 +39,7 @@ fn values_out_of_range_are_named_with_their_range() {
         (&["--warmup-epochs", "3"], &["warmup-epochs is 3", "0 to 2"]),
         (&["--test-fraction", "1"], &["test-fraction is 1"]),
         (&["--select", "best-val", "--val-fraction", "0"], &["best-val", "val-fraction is 0"]),
-        (&["--image-size", "31"], &["--image-size 31", "32 at least"]),
+        (&["--image-size", "31"], &["--image-size 31", "32 to 4096"]),
         (&["--device", "nonsense"], &["--device nonsense", "auto, cpu"]),
         (&["--device", "cuda:x"], &["--device cuda:x", "`x`"]),
     ]);
@@ -192,7 +192,7 @@ fn a_corrupt_checkpoint_is_refused_and_kept() {
     let mut broken = whole.clone();
     broken[at] = b'k';
     std::fs::write(&checkpoint, &broken).unwrap();
-    train(&case, &options).refused(&["last.safetensors", "damaged progress"]);
+    train(&case, &options).refused(&["last.safetensors", "damaged record"]);
     assert_eq!(std::fs::read(case.path("run/metrics.jsonl")).unwrap(), metrics, "records are left alone");
     std::fs::write(&checkpoint, &whole).unwrap();
     train(&case, &options).done();

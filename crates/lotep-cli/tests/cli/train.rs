@@ -92,7 +92,7 @@ fn adapter_agrees(run: &Path, result: &Value, method: &str) {
     }
     // The checkpoint's parameters are the adapter's, for the last epoch is the one that is kept.
     let (checkpoint, metadata) = read_tensors(&run.join("checkpoints/last.safetensors"));
-    assert!(metadata.contains_key("progress") && metadata.contains_key("config"));
+    assert!(metadata["lotep"].contains("progress") && metadata["lotep"].contains("config"));
     for tensor in &tensors {
         assert!(checkpoint.contains(tensor), "{method}: the checkpoint's `{}` is another", tensor.name);
     }

@@ -11,6 +11,8 @@ use crate::{Error, Result, bail, input_error};
 
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+/// Longest side of an input. Far above what any network here takes, far below what fills the memory.
+pub(super) const MAX_SIDE: usize = 4096;
 /// Classes of the MIIL ImageNet-21K-P checkpoints, which take unnormalised pixels.
 const MIIL_CLASSES: usize = 11221;
 
@@ -133,8 +135,12 @@ impl Architecture {
                 c.heads,
                 c.patch
             ),
-            Self::Vit(c) if c.image.iter().any(|s| *s < c.patch || s % c.patch != 0) => {
-                bail!("config.json: img_size {:?} must be a multiple of patch_size {}", c.image, c.patch)
+            Self::Vit(c) if c.image.iter().any(|s| *s < c.patch || s % c.patch != 0 || *s > MAX_SIDE) => {
+                bail!(
+                    "config.json: img_size {:?} must be a multiple of patch_size {}, up to {MAX_SIDE}",
+                    c.image,
+                    c.patch
+                )
             }
             _ => Ok(()),
         }
@@ -219,7 +225,7 @@ fn vit(name: &str) -> Option<VitConfig> {
         _ => return None,
     };
     let config = VitConfig { image: [image; 2], patch, width, depth, heads, qkv_bias };
-    (patch > 0 && image > 0 && image % patch == 0).then_some(config)
+    (patch > 0 && image > 0 && image % patch == 0 && image <= MAX_SIDE).then_some(config)
 }
 
 fn set<T: serde::de::DeserializeOwned>(slot: &mut T, value: &Value) -> Option<()> {
@@ -306,7 +312,8 @@ impl ModelConfig {
             match key.as_str() {
                 "input_size" => {
                     let mut size = [0_usize; 3];
-                    read(key, set(&mut size, value).filter(|()| size[0] == 3 && size[1] > 0 && size[2] > 0))?;
+                    let ok = |side: usize| (1..=MAX_SIDE).contains(&side);
+                    read(key, set(&mut size, value).filter(|()| size[0] == 3 && ok(size[1]) && ok(size[2])))?;
                     preprocess.image = [size[1], size[2]];
                 }
                 "crop_pct" => {
@@ -316,9 +323,14 @@ impl ModelConfig {
                 }
                 "crop_mode" => read(key, set(&mut preprocess.crop_mode, value))?,
                 "interpolation" => read(key, set(&mut preprocess.interpolation, value))?,
-                "mean" => read(key, set(&mut preprocess.mean, value))?,
+                // Of pixels in [0, 1]: statistics on the scale of 0 to 255 would silently ruin every prediction.
+                "mean" => {
+                    let ok = |v: &f32| (0.0..=1.0).contains(v);
+                    read(key, set(&mut preprocess.mean, value).filter(|()| preprocess.mean.iter().all(ok)))?;
+                }
                 "std" => {
-                    read(key, set(&mut preprocess.std, value).filter(|()| !preprocess.std.contains(&0.0)))?;
+                    let ok = |v: &f32| *v > 0.0 && *v <= 1.0;
+                    read(key, set(&mut preprocess.std, value).filter(|()| preprocess.std.iter().all(ok)))?;
                 }
                 _ => {}
             }
@@ -350,8 +362,8 @@ impl ModelConfig {
                 "crop_pct": p.crop_pct,
                 "interpolation": p.interpolation,
                 "crop_mode": p.crop_mode,
-                "mean": p.mean,
-                "std": p.std,
+                "mean": p.mean.map(short),
+                "std": p.std.map(short),
                 "first_conv": match self.architecture {
                     Architecture::ResNet(_) => "conv1",
                     Architecture::Vit(_) => "patch_embed.proj",
@@ -360,6 +372,11 @@ impl ModelConfig {
             },
         })
     }
+}
+
+/// The decimal number that a person wrote for this f32: 0.485, not 0.48500001430511475.
+fn short(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
 
+use super::config::MAX_SIDE;
 use super::{Architecture, Backbone, Block, ModelConfig, ResNet, Vit, Weights, blocks};
 use crate::ops::Precision;
 use crate::safetensors::TensorFile;
@@ -110,9 +111,11 @@ fn build(
 ) -> Result<Loaded> {
     if let Some(image) = options.image {
         match &config.architecture {
-            Architecture::ResNet(_) if image.iter().all(|s| *s >= 32) => config.preprocess.image = image,
+            Architecture::ResNet(_) if image.iter().all(|s| (32..=MAX_SIDE).contains(s)) => {
+                config.preprocess.image = image;
+            }
             Architecture::ResNet(_) => {
-                bail!("--image-size {}x{} is too small: 32 at least", image[0], image[1])
+                bail!("--image-size {}x{} is out of range: 32 to {MAX_SIDE}", image[0], image[1])
             }
             Architecture::Vit(c) if c.image != image => bail!(
                 "--image-size {}x{}: {} has position embeddings for {}x{} only",

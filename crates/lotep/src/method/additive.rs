@@ -24,9 +24,7 @@ impl Hooks for AdditivePrompts {
 
     fn entrance(&self, block: usize, x: Activation) -> Activation {
         match (self.blocks.get(block), x) {
-            (Some(Some(prompt)), Activation::Map(x)) => {
-                Activation::Map(x + prompt.clone().unsqueeze())
-            }
+            (Some(Some(prompt)), Activation::Map(x)) => Activation::Map(x + prompt.clone().unsqueeze()),
             (Some(Some(prompt)), Activation::Tokens(x)) => {
                 let rows = token_rows(prompt.clone(), x.dims()[1]);
                 Activation::Tokens(x + rows.unsqueeze())

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdditivePrompts, Method, Site, factor, seeded};
+use super::{AdditivePrompts, Method, Site, check_scale, factor, seeded};
 use crate::params::{Group, Params, normal};
 use crate::{Result, bail};
 
@@ -28,6 +28,7 @@ impl Method for LorVp {
         if r == 0 || r > h.min(w) {
             bail!("lor-vp: rank {r} is out of range; 1 to {} for {h}x{w} images", h.min(w));
         }
+        check_scale("lor-vp", "spatial_std", self.spatial_std)?;
         let mut params = Params::default();
         let right = normal(3 * r * w, self.spatial_std, &mut seeded(seed, 0));
         params.push("image.left", &[3, h, r], Group::Prompt, vec![0.0; 3 * h * r], site.device);

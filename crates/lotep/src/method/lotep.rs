@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rank::{RankDenominator, RankSchedule, prompted_blocks, ranks};
-use super::{AdditivePrompts, Method, Site, factor, seeded};
+use super::{AdditivePrompts, Method, Site, check_scale, factor, seeded};
 use crate::backbone::Layout;
 use crate::params::{Group, Params, normal};
 use crate::{Result, bail};
@@ -117,6 +117,8 @@ impl Method for LotepMethod<'_> {
         if let Some(ratio) = config.depth_ratio.filter(|r| !(0.0..=1.0).contains(r)) {
             bail!("lotep: depth_ratio {ratio} is out of range; 0 to 1");
         }
+        check_scale("lotep", "spatial_scale", config.spatial_scale)?;
+        check_scale("lotep", "core_std", config.core_std.unwrap_or(1.0))?;
         let plan = config.plan(site);
         if plan.is_empty() {
             bail!(

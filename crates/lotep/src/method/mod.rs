@@ -17,9 +17,9 @@ pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
 pub use lotep::{Form, Lotep, VitGeometry};
 
-use crate::Result;
 use crate::backbone::{Block, Loaded};
 use crate::params::Params;
+use crate::{Result, bail};
 use lotep::LotepMethod;
 
 /// Where a method is put: a backbone's geometry.
@@ -121,6 +121,14 @@ impl Method for MethodConfig {
     fn prompts(&self, site: &Site<'_>, params: &Params) -> AdditivePrompts {
         self.with(|m| m.prompts(site, params))
     }
+}
+
+/// Check a standard deviation: at zero nothing but zeros would be learnt.
+fn check_scale(method: &str, name: &str, value: f64) -> Result<()> {
+    if !(value > 0.0 && value <= 1e3) {
+        bail!("{method}: {name} {value} is out of range; above 0, up to 1000");
+    }
+    Ok(())
 }
 
 /// An independent stream of random numbers for each prompt, so that changing one leaves the others alone.

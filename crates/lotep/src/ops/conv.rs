@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 
-use super::frozen_conv::frozen_conv;
 use super::Precision;
+use super::frozen_conv::frozen_conv;
 
 /// A batch norm in evaluation mode, as stored: scale, shift, running mean and variance, each `[channels]`.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 //! The frozen backbone is not in it. Random state is not in it either, because there is none: initial values, the
 //! split and every epoch's order are functions of the seed and the epoch.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,15 @@ use crate::safetensors::{NamedTensor, TensorFile, serialize};
 use crate::{Result, bail, input_error, write_atomic};
 
 const BEST: &str = "best.";
+/// The metadata entry with everything that is not a tensor.
+const FACTS: &str = "lotep";
+
+/// What a checkpoint says besides its tensors.
+#[derive(Serialize, Deserialize)]
+struct Facts<P, C> {
+    progress: P,
+    config: C,
+}
 
 /// Where a run is, besides its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +47,8 @@ pub(super) struct Progress {
     pub(super) best: Option<(usize, Accuracy)>,
     /// Best test accuracy seen and its epoch, where the user asked to watch it. Reported, never used.
     pub(super) best_test: Option<(usize, Accuracy)>,
+    /// Corrupt images left out so far, by name.
+    pub(super) skipped: BTreeSet<String>,
 }
 
 /// A run's state.
@@ -71,27 +82,22 @@ impl State {
         }
         let best = self.best.iter().flat_map(Params::to_named);
         tensors.extend(best.map(|t| NamedTensor { name: format!("{BEST}{}", t.name), ..t }));
-        let json = |value: serde_json::Result<String>| {
-            value.map_err(|e| input_error!("cannot describe the checkpoint: {e}"))
-        };
-        let metadata = BTreeMap::from([
-            ("progress".to_owned(), json(serde_json::to_string(&self.progress))?),
-            ("config".to_owned(), json(serde_json::to_string(config))?),
-        ]);
-        write_atomic(path, &serialize(&tensors, metadata)?)
+        let facts = Facts { progress: &self.progress, config };
+        let facts =
+            serde_json::to_string(&facts).map_err(|e| input_error!("cannot describe the checkpoint: {e}"))?;
+        write_atomic(path, &serialize(&tensors, Some((FACTS, facts)))?)
     }
 
     /// Restore from `path` into a state that was laid out for `config`.
     pub(super) fn load(&mut self, path: &Path, config: &TrainConfig) -> Result<()> {
         let file = TensorFile::open(path)?;
         let what = path.display().to_string();
-        let metadata = file.metadata();
-        let part = |key: &str| {
-            metadata.get(key).ok_or_else(|| input_error!("{what} is not a lotep checkpoint: no `{key}`"))
-        };
-        check_same_run(&what, part("config")?, config)?;
-        self.progress = serde_json::from_str(part("progress")?)
-            .map_err(|e| input_error!("{what}: damaged progress record: {e}"))?;
+        let facts = file.metadata().remove(FACTS);
+        let facts = facts.ok_or_else(|| input_error!("{what} is not a lotep checkpoint: no `{FACTS}`"))?;
+        let facts: Facts<Progress, serde_json::Value> = serde_json::from_str(&facts)
+            .map_err(|e| input_error!("{what}: damaged record of the run: {e}"))?;
+        check_same_run(&what, &facts.config, config)?;
+        self.progress = facts.progress;
         self.params.load(&what, |name| file.read(name))?;
         let read = |name: &String| {
             file.read(name).map(|(values, shape)| NamedTensor { name: name.clone(), shape, values })
@@ -109,11 +115,9 @@ impl State {
 }
 
 /// A run may be continued with another number of workers, cache or checkpoint interval, and nothing else.
-fn check_same_run(what: &str, stored: &str, config: &TrainConfig) -> Result<()> {
+fn check_same_run(what: &str, stored: &serde_json::Value, config: &TrainConfig) -> Result<()> {
     const FREE: [&str; 4] = ["workers", "cache_mb", "checkpoint_steps", "device"];
-    let damaged = |e: serde_json::Error| input_error!("{what}: damaged configuration: {e}");
-    let stored: serde_json::Value = serde_json::from_str(stored).map_err(damaged)?;
-    let wanted = serde_json::to_value(config).map_err(damaged)?;
+    let wanted = serde_json::to_value(config).map_err(|e| input_error!("cannot describe the run: {e}"))?;
     for (key, value) in wanted.as_object().into_iter().flatten() {
         if !FREE.contains(&key.as_str()) && stored.get(key) != Some(value) {
             let was = stored.get(key).map_or_else(|| "absent".into(), ToString::to_string);

@@ -145,6 +145,7 @@ impl TrainConfig {
         positive("batch-size", self.batch_size)?;
         positive("accumulate", self.accumulate)?;
         positive("checkpoint-steps", self.checkpoint_steps)?;
+        positive("subset", self.subset.unwrap_or(1))?;
         if !self.batch_size.is_multiple_of(self.accumulate) {
             bail!("accumulate {} does not divide batch-size {}", self.accumulate, self.batch_size);
         }

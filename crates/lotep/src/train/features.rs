@@ -38,7 +38,9 @@ impl FeatureCache {
             }
             done += indices.len();
             if !progress(done) {
-                return Err(Error::Interrupted("stopped while computing features: continue with --resume".into()));
+                return Err(Error::Interrupted(
+                    "stopped while computing features: continue with --resume".into(),
+                ));
             }
         }
         Ok(Self { rows, labels: dataset.samples.iter().map(|s| s.label).collect() })

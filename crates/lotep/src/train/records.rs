@@ -145,7 +145,6 @@ impl Records {
         state: &State,
         params: &Params,
         test: Option<Accuracy>,
-        skipped: Vec<String>,
     ) -> Result<Outcome> {
         self.events.flush()?;
         let (config, progress) = (&setup.config, &state.progress);
@@ -178,7 +177,7 @@ impl Records {
                 seconds: progress.seconds,
                 images_per_second: images as f64 / progress.seconds.max(1e-9),
                 peak_rss_mb: system::peak_rss_mb(),
-                skipped,
+                skipped: progress.skipped.iter().cloned().collect(),
             },
             environment: system::environment(),
         })

@@ -1,6 +1,5 @@
 //! The training run, from first to last line.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -20,7 +19,7 @@ use crate::eval::{Accuracy, evaluate};
 use crate::method::Site;
 use crate::model::{Frozen, Predictor, pixels};
 use crate::params::{Group, Params};
-use crate::{Error, Result, bail, system};
+use crate::{Error, Result, bail, remove_leftovers, system};
 
 /// The files of a run.
 #[derive(Clone, Debug)]
@@ -76,6 +75,9 @@ pub fn train(
             dir.path().display()
         );
     }
+    for directory in [dir.path(), &dir.adapter(), checkpoint.parent().unwrap_or(dir.path())] {
+        remove_leftovers(directory);
+    }
     system::reset_peak_rss();
     let setup = Setup::new(config, observer)?;
     let decay = Rates { prompt: setup.config.prompt_weight_decay, head: setup.config.weight_decay };
@@ -87,7 +89,7 @@ pub fn train(
         observer.event(Event::Plan(&format!("resuming  after epoch {}, batch {}", p.epoch, p.batch)));
     }
     let records = Records::open(dir, &setup.config, state.progress.epoch)?;
-    let mut run = Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records, warned: BTreeSet::new() };
+    let mut run = Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records };
     run.fit(observer)?;
     run.finish(dir, observer)
 }
@@ -98,8 +100,6 @@ struct Run {
     state: State,
     checkpoint: PathBuf,
     records: Records,
-    /// Corrupt images the observer has heard of.
-    warned: BTreeSet<String>,
 }
 
 impl Run {
@@ -115,13 +115,7 @@ impl Run {
         let cache = self.feature_cache(observer)?;
         while self.state.progress.epoch < self.config().epochs {
             let record = match self.epoch(cache.as_ref(), observer) {
-                Err(Error::Interrupted(why)) => {
-                    self.save()?;
-                    let saved = self.checkpoint.display();
-                    return Err(Error::Interrupted(format!(
-                        "{why}; saved to {saved}: continue with --resume"
-                    )));
-                }
+                Err(Error::Interrupted(why)) => return Err(self.interrupted(&why)),
                 other => other?,
             };
             self.records.epoch(&record)?;
@@ -247,11 +241,7 @@ impl Run {
             seconds: p.seconds,
         };
         (p.epoch, p.batch, p.loss_sum, p.correct, p.images) = (epoch, 0, 0.0, 0, 0);
-        for name in self.setup.images.train.skipped() {
-            if self.warned.insert(name.clone()) {
-                observer.event(Event::Warning(&format!("skipped corrupt image {name}")));
-            }
-        }
+        self.note_skipped(observer);
         Ok(record)
     }
 
@@ -270,6 +260,26 @@ impl Run {
         })
     }
 
+    /// Tell of corrupt images that no one has heard of yet, and remember them over a resume.
+    fn note_skipped(&mut self, observer: &mut dyn Observer) {
+        let images = &self.setup.images;
+        let loaders = [Some(&images.train), images.val.as_ref(), images.test.as_ref()];
+        for name in loaders.into_iter().flatten().flat_map(Loader::skipped) {
+            if self.state.progress.skipped.insert(name.clone()) {
+                observer.event(Event::Warning(&format!("skipped corrupt image {name}")));
+            }
+        }
+    }
+
+    /// Save, so that what was interrupted can go on, and say how.
+    fn interrupted(&self, why: &str) -> Error {
+        if let Err(error) = self.save() {
+            return error;
+        }
+        let saved = self.checkpoint.display();
+        Error::Interrupted(format!("{why}; saved to {saved}: continue with --resume"))
+    }
+
     fn not_finite(&self, loss: f64) -> Error {
         let kept = if self.checkpoint.exists() {
             format!("the last good checkpoint is {}", self.checkpoint.display())
@@ -286,17 +296,14 @@ impl Run {
 
     fn finish(mut self, dir: &RunDir, observer: &mut dyn Observer) -> Result<Outcome> {
         let params = self.state.best.clone().unwrap_or_else(|| self.state.params.clone());
-        let test = match &self.setup.images.test {
-            Some(loader) => Some(self.evaluate("test", loader, &params, observer)?),
-            None => None,
+        let test =
+            self.setup.images.test.as_ref().map(|loader| self.evaluate("test", loader, &params, observer));
+        let test = match test.transpose() {
+            Err(Error::Interrupted(why)) => return Err(self.interrupted(&why)),
+            other => other?,
         };
-        let skipped: Vec<String> =
-            [Some(&self.setup.images.train), self.setup.images.val.as_ref(), self.setup.images.test.as_ref()]
-                .into_iter()
-                .flatten()
-                .flat_map(Loader::skipped)
-                .collect();
-        let outcome = self.records.finish(&self.setup, &self.state, &params, test, skipped)?;
+        self.note_skipped(observer);
+        let outcome = self.records.finish(&self.setup, &self.state, &params, test)?;
         let (loaded, method) = (&self.setup.loaded, self.config().method.clone());
         let mut adapter = Adapter::new(loaded, method, self.setup.images.classes.clone(), params);
         adapter.config.metrics = outcome.metrics();
