@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::backbone::{Backbone, ModelConfig, NoHooks, ResNet, Weights};
+use crate::backbone::{Activation, Backbone, Hooks, ModelConfig, NoHooks, ResNet, Weights};
 use crate::draw::Task;
 use crate::eval::{Accuracy, Tally};
 use crate::ops::Precision;
@@ -124,6 +125,9 @@ pub fn pretrain(options: &PretrainOptions, output: &Path, observer: &mut dyn Obs
         }
     }
     let network = build(&weights(&params, &device))?;
+    let scales = scales(&network, draw(options, 1 << 41, 256, &device).0);
+    rescale(&mut params, &scales);
+    let network = build(&weights(&params, &device))?;
     let mut tally = Tally::default();
     for batch in 0..16_u64 {
         // Far above the indices that training draws.
@@ -143,6 +147,66 @@ pub fn pretrain(options: &PretrainOptions, output: &Path, observer: &mut dyn Obs
     write_atomic(&output.join("model.safetensors"), &serialize(&tensors, Some(("format", "pt".into())))?)?;
     write_atomic(&output.join("config.json"), &json)?;
     Ok(tally.accuracy())
+}
+
+/// Factors that bring the root mean square of what leaves the stem (first) and each stage to one.
+fn scales(network: &ResNet, pixels: Tensor<4>) -> Vec<f64> {
+    struct Record(Mutex<Vec<f64>>);
+    impl Record {
+        fn note(&self, x: &Activation) {
+            let Activation::Map(x) = x else { return };
+            let mean_square = x.clone().square().mean().into_data().iter::<f64>().sum::<f64>();
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(mean_square.sqrt().recip());
+        }
+    }
+    impl Hooks for Record {
+        fn entrance(&self, block: usize, x: Activation) -> Activation {
+            if block == 0 {
+                self.note(&x);
+            }
+            x
+        }
+        fn exit(&self, _block: usize, x: &Activation) {
+            self.note(x);
+        }
+    }
+    let record = Record(Mutex::default());
+    network.features(pixels, &record);
+    let found = record.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // The blocks of a stage share one scale, the last one's: their shortcuts are identities.
+    let mut scales = vec![found[0]; 5];
+    for (name, scale) in network.block_names().iter().zip(&found[1..]) {
+        scales[stage(name)] = *scale;
+    }
+    scales
+}
+
+/// The stage, from 1, of a block or of a weight in it; 0 for the stem.
+fn stage(name: &str) -> usize {
+    let digit = name.strip_prefix("layer").and_then(|rest| rest.chars().next());
+    digit.and_then(|d| d.to_digit(10)).map_or(0, |d| d as usize)
+}
+
+/// Scale the stem's output by `scales[0]` and each stage's by its own factor, logits unchanged.
+///
+/// Without batch statistics activations grow as training likes; a network that people pretrain has them around one,
+/// and learning rates are tuned to that. ReLU networks are homogeneous, so the change is exact: a norm that reads
+/// activations scaled by `from` and is to put out `to` takes its weight times `to / from` and its bias times `to`.
+fn rescale(params: &mut Params, scales: &[f64]) {
+    for param in params.iter_mut() {
+        let (stage, name) = (stage(&param.name), param.name.as_str());
+        let into = if name.contains(".0.") { scales[stage.saturating_sub(1)] } else { scales[stage] };
+        let (from, to) = match name {
+            _ if name.contains(".running_") => continue,
+            _ if name.starts_with("bn1.") => (1.0, scales[0]),
+            _ if name.starts_with("fc.") => (scales[4], 1.0),
+            _ if name.contains(".bn1.") => (into, into),
+            _ if name.contains(".bn2.") || name.contains(".downsample.1.") => (into, scales[stage]),
+            _ => continue,
+        };
+        let factor = if name.ends_with(".bias") { to } else { to / from };
+        param.value = param.value.clone() * factor;
+    }
 }
 
 fn logits(network: &ResNet, pixels: Tensor<4>) -> Result<Tensor<2>> {
@@ -169,4 +233,48 @@ fn draw(options: &PretrainOptions, first: u64, count: usize, device: &Device) ->
     }
     let labels = images.iter().map(|(_, label)| *label).collect();
     (Tensor::from_data(TensorData::new(values, [count, 3, side, side]), device), labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::assert_close;
+    use crate::params::normal;
+    use rand::SeedableRng;
+
+    /// Rescaling leaves the logits alone and brings every stage to one.
+    #[test]
+    fn rescaling_is_exact() {
+        let device = Device::flex();
+        let config = demo_network().unwrap();
+        let crate::backbone::Architecture::ResNet(shape) = &config.architecture else { panic!() };
+        let initial = Weights::random(0, &device).tracked();
+        ResNet::load(shape, config.classes, &initial, Precision::F32).unwrap();
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(5);
+        let mut params = Params::default();
+        for (name, shape) in initial.taken() {
+            let n = shape.iter().product();
+            let values = match name.as_str() {
+                _ if name.ends_with("running_var") => vec![1.0; n],
+                _ if name.ends_with("running_mean") => vec![0.0; n],
+                _ => normal(n, 0.3, &mut rng),
+            };
+            params.push(name, &shape, Group::Head, values, &device);
+        }
+        let build = |params: &Params| {
+            let tensors = params.iter().map(|p| (p.name.clone(), p.value.clone())).collect();
+            let weights = Weights::from_tensors(tensors, &device);
+            ResNet::load(shape, config.classes, &weights, Precision::F32).unwrap()
+        };
+        let options = PretrainOptions { config: config.clone(), steps: 1, batch_size: 8, lr: 0.0, seed: 0 };
+        let (pixels, _) = draw(&options, 0, 8, &device);
+        let values =
+            |n: &ResNet| logits(n, pixels.clone()).unwrap().into_data().iter::<f32>().collect::<Vec<_>>();
+        let before = build(&params);
+        rescale(&mut params, &scales(&before, pixels.clone()));
+        let after = build(&params);
+        assert_close(&values(&after), &values(&before), 1e-4, "logits");
+        let again = scales(&after, pixels.clone());
+        assert!(again.iter().all(|s| (s - 1.0).abs() < 1e-3), "{again:?}");
+    }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use lotep::draw::{Task, write_dataset};
 use lotep::method::MethodConfig;
 use lotep::pretrain::{PretrainOptions, demo_network, pretrain};
+use lotep::train::optim::OptimizerKind;
 use lotep::train::{Outcome, RunDir, Select, TrainConfig, train};
 use lotep::{Error, Result, bail, input_error, write_atomic};
 use serde_json::json;
@@ -36,7 +37,7 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-const EPOCHS: u64 = 20;
+const EPOCHS: u64 = 10;
 
 #[derive(clap::Subcommand)]
 enum Step {
@@ -46,7 +47,7 @@ enum Step {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
         /// Steps of 64 images.
-        #[arg(long, default_value_t = 3000)]
+        #[arg(long, default_value_t = 900)]
         steps: usize,
         /// Peak learning rate of AdamW.
         #[arg(long, default_value_t = 0.002)]
@@ -124,6 +125,10 @@ fn compare(args: &Args, dir: &Path, ui: &Ui) -> Result<()> {
             seed: args.seed,
             batch_size: 32,
             select: Select::Last,
+            // A few hundred steps are all there is time for: Adam's steps do not wait for large gradients.
+            optimizer: OptimizerKind::AdamW,
+            lr: 0.02,
+            prompt_lr: Some(0.01),
             ..TrainConfig::new(backbone.to_string_lossy(), &images, method)
         };
         let run = RunDir::new(dir.join("runs").join(name));

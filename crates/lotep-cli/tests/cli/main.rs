@@ -15,6 +15,7 @@ mod bad_settings;
 mod bench;
 mod cifar;
 mod config_file;
+mod demo;
 mod divergence;
 mod export;
 mod inspect;

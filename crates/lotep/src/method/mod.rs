@@ -17,7 +17,7 @@ pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
 pub use lotep::{Form, Lotep, VitGeometry};
 
-use crate::backbone::{Block, Loaded};
+use crate::backbone::{Architecture, Block, Loaded};
 use crate::params::Params;
 use crate::{Result, bail};
 use lotep::LotepMethod;
@@ -88,11 +88,11 @@ impl MethodConfig {
         }
     }
 
-    /// The prompts' learning rate that suits the method's initial scale (`records/` has the sweep).
-    pub fn default_prompt_lr(&self) -> f64 {
-        match self {
-            Self::LinearProbe(_) | Self::LorVp(_) => 0.02,
-            Self::LotepCp(_) | Self::LotepTk(_) => 0.1,
+    /// The prompts' learning rate that suits the method's initial scale on a family (`records/` has the runs).
+    pub fn default_prompt_lr(&self, architecture: &Architecture) -> f64 {
+        match (self, architecture) {
+            (Self::LotepCp(_) | Self::LotepTk(_), Architecture::ResNet(_)) => 0.1,
+            _ => 0.02,
         }
     }
 

@@ -77,7 +77,7 @@ impl State {
                 bad.name,
                 self.progress.step,
                 config.lr,
-                config.prompt_lr
+                config.prompt_lr.unwrap_or_default()
             );
         }
         let best = self.best.iter().flat_map(Params::to_named);

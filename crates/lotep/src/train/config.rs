@@ -65,8 +65,9 @@ pub struct TrainConfig {
     pub optimizer: OptimizerKind,
     /// Learning rate of the classifier.
     pub lr: f64,
-    /// Learning rate of the prompts.
-    pub prompt_lr: f64,
+    /// Learning rate of the prompts; `None` takes what suits the method and the network's family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_lr: Option<f64>,
     /// Momentum of SGD.
     pub momentum: f64,
     /// Weight decay of the classifier.
@@ -115,7 +116,7 @@ impl TrainConfig {
             accumulate: 1,
             optimizer: OptimizerKind::Sgd,
             lr: 0.02,
-            prompt_lr: method.default_prompt_lr(),
+            prompt_lr: None,
             momentum: 0.9,
             weight_decay: 1e-4,
             prompt_weight_decay: 1e-4,
@@ -151,7 +152,7 @@ impl TrainConfig {
         }
         for (name, value, limit) in [
             ("lr", self.lr, 1e6),
-            ("prompt-lr", self.prompt_lr, 1e6),
+            ("prompt-lr", self.prompt_lr.unwrap_or(0.0), 1e6),
             ("weight-decay", self.weight_decay, 1e3),
             ("prompt-weight-decay", self.prompt_weight_decay, 1e3),
             ("warmup-epochs", self.warmup_epochs, self.epochs as f64),

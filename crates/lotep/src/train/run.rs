@@ -107,6 +107,11 @@ impl Run {
         &self.setup.config
     }
 
+    /// The prompts' learning rate, which the set-up resolved.
+    fn prompt_lr(&self) -> f64 {
+        self.config().prompt_lr.unwrap_or_default()
+    }
+
     fn save(&self) -> Result<()> {
         self.state.save(&self.checkpoint, self.config())
     }
@@ -146,7 +151,7 @@ impl Run {
         let c = self.config();
         let warmup = (c.warmup_epochs * steps_per_epoch as f64).round() as usize;
         let factor = c.schedule.factor(step, c.epochs * steps_per_epoch, warmup);
-        Rates { prompt: c.prompt_lr * factor, head: c.lr * factor }
+        Rates { prompt: self.prompt_lr() * factor, head: c.lr * factor }
     }
 
     fn epoch(&mut self, cache: Option<&FeatureCache>, observer: &mut dyn Observer) -> Result<EpochRecord> {
@@ -286,7 +291,7 @@ impl Run {
         } else {
             "nothing had been saved yet".into()
         };
-        let (lr, prompt_lr) = (self.config().lr, self.config().prompt_lr);
+        let (lr, prompt_lr) = (self.config().lr, self.prompt_lr());
         crate::input_error!(
             "the loss became {loss} at step {} (lr {lr}, prompt-lr {prompt_lr}): training stopped, {kept}; \
              try a lower learning rate or a warm-up",

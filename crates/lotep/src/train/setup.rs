@@ -29,6 +29,7 @@ pub(super) struct Images {
     pub(super) protocol: String,
 }
 
+/// Everything a run is made of; its configuration has all defaults resolved.
 pub(super) struct Setup {
     pub(super) config: TrainConfig,
     pub(super) device: Device,
@@ -72,6 +73,8 @@ impl Setup {
         let device = device::open(&config.device)?;
         let loaded = load(&config.load_options(&device))?;
         config.method.resolve(&Site::of(&loaded));
+        let default_prompt_lr = config.method.default_prompt_lr(&loaded.config.architecture);
+        config.prompt_lr.get_or_insert(default_prompt_lr);
         observer.event(Event::Plan(&format!("backbone  {}", loaded.describe())));
         let images = Images::new(&config, &loaded)?;
         observer.event(Event::Plan(&format!("data      {}", images.protocol)));
