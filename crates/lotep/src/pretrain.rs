@@ -204,7 +204,8 @@ fn rescale(params: &mut Params, scales: &[f64]) {
             _ if name.contains(".bn2.") || name.contains(".downsample.1.") => (into, scales[stage]),
             _ => continue,
         };
-        let factor = if name.ends_with(".bias") { to } else { to / from };
+        let is_bias = name.rsplit('.').next() == Some("bias");
+        let factor = if is_bias { to } else { to / from };
         param.value = param.value.clone() * factor;
     }
 }

@@ -27,6 +27,6 @@ fn four_methods_are_compared_and_prompts_help() {
         "--format",
         "json"
     );
-    assert_eq!(eval.done().json()["top1"].as_f64().unwrap(), top1(3));
+    assert_eq!(eval.done().json()["top1"], outcomes[3]["train"]["test"]["top1"]);
     lotep!("demo", "--output", text(&output)).refused(&["earlier demonstration", "--output"]);
 }
