@@ -117,7 +117,12 @@ impl Run {
     }
 
     fn fit(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let started = Instant::now();
         let cache = self.feature_cache(observer)?;
+        if cache.is_some() {
+            // The one pass through the network is most of what a linear probe costs.
+            self.state.progress.seconds += started.elapsed().as_secs_f64();
+        }
         while self.state.progress.epoch < self.config().epochs {
             let record = match self.epoch(cache.as_ref(), observer) {
                 Err(Error::Interrupted(why)) => return Err(self.interrupted(&why)),
