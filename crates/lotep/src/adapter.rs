@@ -9,12 +9,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::backbone::{Loaded, hex};
+use crate::backbone::{Loaded, hex, sha256};
 use crate::data::Transform;
-use crate::head::linear;
-use crate::method::{Method, MethodConfig, Site};
+use crate::method::MethodConfig;
 use crate::params::Params;
 use crate::safetensors::{TensorFile, serialize};
+use crate::train::setup::init_params;
 use crate::{Error, Result, bail, input_error, write_atomic};
 
 /// Version of the format; a reader refuses a newer one.
@@ -170,16 +170,12 @@ impl Adapter {
             bail!("{}: `classes` is empty", dir.join(CONFIG).display());
         }
         let path = dir.join(MODEL);
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
         let file = TensorFile::open(&path)?;
-        if hex(&Sha256::digest(&bytes)) != config.tensors_sha256 {
+        if sha256(&path)? != config.tensors_sha256 {
             bail!("{} is not the file that {CONFIG} describes (`tensors_sha256` differs)", path.display());
         }
-        let site = Site::of(loaded);
-        let mut params = config.method.init(&site, 0).map_err(wrong)?;
-        let mut rng = rand::SeedableRng::seed_from_u64(0);
-        let features = loaded.network.feature_width();
-        params.extend(linear::init(features, config.classes.len(), &mut rng, &loaded.device));
+        // Laid out as for training; every value is then replaced.
+        let mut params = init_params(loaded, &config.method, config.classes.len(), 0).map_err(wrong)?;
         let what = path.display().to_string();
         params.load(&what, |name| file.read(name))?;
         let known: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();

@@ -16,8 +16,8 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use config::{Architecture, CropMode, ModelConfig, Preprocess, architectures};
-pub(crate) use load::hex;
 pub use load::{LoadOptions, Loaded, load};
+pub(crate) use load::{hex, sha256};
 pub use resnet::{ResNet, ResNetConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;

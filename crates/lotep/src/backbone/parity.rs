@@ -2,13 +2,14 @@
 
 use std::sync::Mutex;
 
-use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{Device, Tensor};
 
 use super::*;
 use crate::fixtures::{self, Fixture};
 use crate::method::AdditivePrompts;
 use crate::ops::Precision;
 use crate::safetensors::TensorFile;
+use crate::train::loss::cross_entropy_sum;
 
 const FORWARD: f64 = 1e-5;
 const GRADIENT: f64 = 5e-5;
@@ -30,13 +31,6 @@ fn network(name: &str, weights: &Weights) -> Box<dyn Backbone> {
         "vit_b16_miil" => vit([48, 48], 16, 24, 3, 3, false),
         other => panic!("no network for fixture {other}"),
     }
-}
-
-fn cross_entropy(logits: Tensor<2>, target: &[f32]) -> Tensor<1> {
-    let rows = target.len();
-    let target: Vec<i64> = target.iter().map(|t| *t as i64).collect();
-    let target = Tensor::<2, Int>::from_data(TensorData::new(target, [rows, 1]), &logits.device());
-    log_softmax(logits, 1).gather(1, target).mean().neg()
 }
 
 /// Adds prompts and records what every block put out.
@@ -71,7 +65,8 @@ fn pass(f: &Fixture, network: &dyn Backbone, prompts: Vec<Tensor<3>>, device: &D
     };
     let features = network.features(input.clone(), &probe);
     let logits = network.head().unwrap().forward(features);
-    let loss = cross_entropy(logits.clone(), &f.values("_fx.target"));
+    let labels: Vec<usize> = f.values("_fx.target").iter().map(|v| *v as usize).collect();
+    let loss = cross_entropy_sum(logits.clone(), &labels) / labels.len() as f64;
     Pass { logits, exits: probe.exits.into_inner().unwrap(), loss, input, prompts }
 }
 
