@@ -79,7 +79,13 @@ pub trait Hooks {
         x
     }
 
-    /// Change what enters block `block` (0-based).
+    /// What is added to every sample where it enters block `block` (0-based), `[C, H, W]`; for tokens, a prompt of
+    /// the patch grid leaves the class token alone, one of the whole sequence covers it.
+    fn prompt(&self, _block: usize) -> Option<Tensor<3>> {
+        None
+    }
+
+    /// Change what enters block `block` in another way, before its prompt is added.
     fn entrance(&self, _block: usize, x: Activation) -> Activation {
         x
     }

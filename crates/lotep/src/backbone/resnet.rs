@@ -149,7 +149,10 @@ impl Backbone for ResNet {
             let Activation::Map(entered) = hooks.entrance(l, Activation::Map(x)) else {
                 unreachable!("a hook keeps the layout")
             };
-            x = block.forward(entered);
+            x = match hooks.prompt(l) {
+                Some(prompt) => block.forward(entered + prompt.unsqueeze()),
+                None => block.forward(entered),
+            };
             hooks.exit(l, &Activation::Map(x.clone()));
         }
         let [b, c, _, _] = x.dims();

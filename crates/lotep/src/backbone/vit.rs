@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, activation::gelu};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{Conv2d, LayerNorm, Linear, Precision, attention, token_rows};
+use crate::ops::{Compute, LayerNorm, Linear, PatchEmbed, TransformerBlock, TransformerWeights, token_rows};
 use crate::safetensors::NamedTensor;
 
 const LN_EPS: f64 = 1e-6;
@@ -35,25 +35,14 @@ impl VitConfig {
     }
 }
 
-#[derive(Clone)]
-struct VitBlock {
-    norm1: LayerNorm,
-    qkv: Linear,
-    proj: Linear,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-}
-
 /// A vision transformer.
 #[derive(Clone)]
 pub struct Vit {
     config: VitConfig,
-    precision: Precision,
-    patches: Conv2d,
-    class_token: Tensor<3>,
-    positions: Tensor<3>,
-    blocks: Vec<VitBlock>,
+    entrance: PatchEmbed,
+    /// As in the checkpoint, `[tokens, C]`: what folded prompts are written into.
+    positions: Tensor<2>,
+    blocks: Vec<TransformerBlock>,
     norm: LayerNorm,
     head: Option<Linear>,
 }
@@ -63,69 +52,70 @@ impl Vit {
     ///
     /// # Errors
     /// A weight is missing or of another shape.
-    pub fn load(config: &VitConfig, classes: usize, weights: &Weights, precision: Precision) -> Result<Self> {
+    pub fn load(
+        config: &VitConfig,
+        classes: usize,
+        weights: &Weights,
+        compute: impl Into<Compute>,
+    ) -> Result<Self> {
+        let compute = compute.into();
         let (width, patch) = (config.width, config.patch);
-        let linear = |name: &str, out: usize, inputs: usize, bias: bool| -> Result<Linear> {
+        let matrix = |name: String, out: usize, inputs: usize| -> Result<(Tensor<2>, Tensor<1>)> {
             let weight = weights.take(&format!("{name}.weight"), [out, inputs])?;
-            let bias = bias.then(|| weights.take(&format!("{name}.bias"), [out])).transpose()?;
-            Ok(Linear::new(weight, bias, precision))
+            Ok((weight, weights.take(&format!("{name}.bias"), [out])?))
         };
-        let norm = |name: &str| -> Result<LayerNorm> {
+        let norm = |name: String| -> Result<[Tensor<1>; 2]> {
             let take = |leaf: &str| weights.take(&format!("{name}.{leaf}"), [width]);
-            Ok(LayerNorm::new(take("weight")?, take("bias")?, LN_EPS))
+            Ok([take("weight")?, take("bias")?])
         };
-        let patches = Conv2d::new(
+        let class_token: Tensor<2> = weights.take("cls_token", [1, 1, width])?.squeeze_dim(0);
+        let positions: Tensor<2> = weights.take("pos_embed", [1, config.tokens(), width])?.squeeze_dim(0);
+        let no_token = Tensor::zeros([config.tokens() - 1, width], &positions.device().without_autodiff());
+        let entrance = PatchEmbed::new(
             weights.take("patch_embed.proj.weight", [width, 3, patch, patch])?,
-            Some(weights.take("patch_embed.proj.bias", [width])?),
-            patch,
-            0,
-            precision,
+            weights.take("patch_embed.proj.bias", [width])?,
+            positions.clone() + Tensor::cat(vec![class_token, no_token], 0),
+            compute,
         );
         let blocks = (0..config.depth)
             .map(|i| {
-                Ok(VitBlock {
-                    norm1: norm(&format!("blocks.{i}.norm1"))?,
-                    qkv: linear(&format!("blocks.{i}.attn.qkv"), 3 * width, width, config.qkv_bias)?,
-                    proj: linear(&format!("blocks.{i}.attn.proj"), width, width, true)?,
-                    norm2: norm(&format!("blocks.{i}.norm2"))?,
-                    fc1: linear(&format!("blocks.{i}.mlp.fc1"), 4 * width, width, true)?,
-                    fc2: linear(&format!("blocks.{i}.mlp.fc2"), width, 4 * width, true)?,
-                })
+                let qkv = format!("blocks.{i}.attn.qkv");
+                let bias = config.qkv_bias.then(|| weights.take(&format!("{qkv}.bias"), [3 * width]));
+                let block = TransformerWeights {
+                    heads: config.heads,
+                    eps: LN_EPS,
+                    norm1: norm(format!("blocks.{i}.norm1"))?,
+                    qkv: (weights.take(&format!("{qkv}.weight"), [3 * width, width])?, bias.transpose()?),
+                    proj: matrix(format!("blocks.{i}.attn.proj"), width, width)?,
+                    norm2: norm(format!("blocks.{i}.norm2"))?,
+                    fc1: matrix(format!("blocks.{i}.mlp.fc1"), 4 * width, width)?,
+                    fc2: matrix(format!("blocks.{i}.mlp.fc2"), width, 4 * width)?,
+                };
+                Ok(TransformerBlock::new(block, compute))
             })
             .collect::<Result<_>>()?;
+        let [scale, shift] = norm("norm".into())?;
+        let head = (classes > 0).then(|| matrix("head".into(), classes, width)).transpose()?;
         Ok(Self {
-            precision,
-            patches,
-            class_token: weights.take("cls_token", [1, 1, width])?,
-            positions: weights.take("pos_embed", [1, config.tokens(), width])?,
+            entrance,
+            positions,
             blocks,
-            norm: norm("norm")?,
-            head: (classes > 0).then(|| linear("head", classes, width, true)).transpose()?,
+            norm: LayerNorm::new(scale, shift, LN_EPS),
+            head: head.map(|(weight, bias)| Linear::new(weight, Some(bias), compute.precision)),
             config: config.clone(),
         })
     }
 }
 
-/// A map `[B, C, H, W]` as tokens `[B, H·W, C]`, row by row.
-fn tokens(map: Tensor<4>) -> Tensor<3> {
-    map.flatten::<3>(2, 3).swap_dims(1, 2)
-}
-
 impl Backbone for Vit {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
-        let batch = x.dims()[0];
-        let patches = tokens(self.patches.forward(x));
-        let class_token = self.class_token.clone().repeat_dim(0, batch);
-        let mut x = Tensor::cat(vec![class_token, patches], 1) + self.positions.clone();
+        let mut x = self.entrance.forward(x);
         for (l, block) in self.blocks.iter().enumerate() {
             let Activation::Tokens(entered) = hooks.entrance(l, Activation::Tokens(x)) else {
                 unreachable!("a hook keeps the layout")
             };
-            let qkv = block.qkv.forward(block.norm1.forward(entered.clone()));
-            let attended = block.proj.forward(attention(qkv, self.config.heads, self.precision));
-            let y = entered + attended;
-            let hidden = gelu(block.fc1.forward(block.norm2.forward(y.clone())));
-            x = y + block.fc2.forward(hidden);
+            let tokens = entered.dims()[1];
+            x = block.forward(entered, hooks.prompt(l).map(|prompt| token_rows(prompt, tokens)));
             hooks.exit(l, &Activation::Tokens(x.clone()));
         }
         // The norm acts on each token alone, so only the class token, which is all that is read, needs it.
@@ -145,23 +135,22 @@ impl Backbone for Vit {
     }
 
     fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded {
-        let [_, count, width] = self.positions.dims();
-        let mut positions = self.positions.clone();
+        let (count, width) = (self.config.tokens(), self.config.width);
+        let mut added = Tensor::zeros([count, width], &self.positions.device());
         if let Some(image) = image {
-            let patches = tokens(self.patches.linear_part(image));
-            let class_token = Tensor::zeros([1, 1, width], &positions.device());
-            positions = positions + Tensor::cat(vec![class_token, patches], 1);
+            added = added + self.entrance.linear_part(image);
         }
         let folded_first = first.is_some();
         if let Some(prompt) = first {
-            positions = positions + token_rows(prompt, count).unsqueeze();
+            added = added + token_rows(prompt, count);
         }
+        let positions = self.positions.clone() + added.clone();
         let changed = NamedTensor {
             name: "pos_embed".into(),
             shape: vec![1, count, width],
             values: positions.to_data().iter::<f32>().collect(),
         };
-        let network = Self { positions, ..self.clone() };
+        let network = Self { positions, entrance: self.entrance.with_added(added), ..self.clone() };
         Folded { network: Arc::new(network), first: folded_first, changed: Some(vec![changed]) }
     }
 

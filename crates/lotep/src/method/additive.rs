@@ -2,8 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::backbone::{Activation, Hooks};
-use crate::ops::token_rows;
+use crate::backbone::Hooks;
 
 /// Prompts `[C, H, W]`, built once and added to every sample. They are f32 whatever the network computes in.
 #[derive(Clone, Debug, Default)]
@@ -22,14 +21,7 @@ impl Hooks for AdditivePrompts {
         }
     }
 
-    fn entrance(&self, block: usize, x: Activation) -> Activation {
-        match (self.blocks.get(block), x) {
-            (Some(Some(prompt)), Activation::Map(x)) => Activation::Map(x + prompt.clone().unsqueeze()),
-            (Some(Some(prompt)), Activation::Tokens(x)) => {
-                let rows = token_rows(prompt.clone(), x.dims()[1]);
-                Activation::Tokens(x + rows.unsqueeze())
-            }
-            (_, x) => x,
-        }
+    fn prompt(&self, block: usize) -> Option<Tensor<3>> {
+        self.blocks.get(block).cloned().flatten()
     }
 }

@@ -8,7 +8,7 @@ use super::Precision;
 ///
 /// `qkv` is `[B, N, 3 · C]`, packed `[q | k | v]`, each `heads × d` (timm's ViT order); the result is
 /// `[B, N, C]`.
-pub fn attention(qkv: Tensor<3>, heads: usize, precision: Precision) -> Tensor<3> {
+pub(crate) fn attention(qkv: Tensor<3>, heads: usize, precision: Precision) -> Tensor<3> {
     let [b, n, width] = qkv.dims();
     let c = width / 3;
     let d = c / heads;

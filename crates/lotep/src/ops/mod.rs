@@ -1,23 +1,32 @@
-//! The hot operations over frozen weights, in their portable form: Burn tensors, every device.
+//! The hot operations over frozen weights, each in two forms.
 //!
-//! Each operation owns its weights, prepared once for a network that never changes (linear weights transposed,
-//! batch norms folded into the convolution before them), and lives in one file, so that a faster form for a
-//! particular machine has one place to go. Weights are stored outside autodiff: where a tracked activation meets
-//! them, Burn takes them as constants.
+//! The portable form is made of Burn tensors, for every device, and for weights whose own gradients are wanted.
+//! The fast form, on the CPU, calls the project's kernels over weights packed once, a whole residual block at a
+//! time, with a backward pass of its own (`fast`). An operation picks its form when it takes its weights, and holds
+//! them in that form only: linear weights transposed or packed, norms folded into what is next to them. Weights are
+//! stored outside autodiff: where a tracked activation meets them, Burn takes them as constants.
 
 mod attention;
 mod conv;
+mod fast;
 mod frozen_conv;
 mod linear;
 mod norm;
+mod patch_embed;
+mod transformer;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use attention::attention;
+use crate::{Result, input_error};
+
 pub use conv::{BatchNorm, Conv2d, max_pool_3x3_s2};
 pub use linear::Linear;
-pub use norm::LayerNorm;
+pub(crate) use norm::LayerNorm;
+pub use patch_embed::PatchEmbed;
+pub use transformer::{TransformerBlock, TransformerWeights};
+
+pub(crate) use attention::attention;
 
 /// What the operands of matrix products are rounded to. Everything else (residual stream, norms, softmax,
 /// loss, prompts) is f32 in both.
@@ -33,6 +42,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What `auto` means on `device`: bfloat16 where products of it are faster.
+    ///
+    /// # Errors
+    /// The environment asks for an instruction set that this machine lacks.
+    pub fn auto(device: &Device) -> Result<Self> {
+        let isa = lotep_kernels::Isa::from_environment().map_err(|e| input_error!("{e}"))?;
+        Ok(if is_cpu(device) && isa.has_fast_bf16() { Self::Bf16 } else { Self::F32 })
+    }
+
     /// Round an operand of a matrix product.
     pub(crate) fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
@@ -40,6 +58,39 @@ impl Precision {
             Self::Bf16 => x.cast(DType::BF16).cast(DType::F32),
         }
     }
+}
+
+/// How a network computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compute {
+    /// What the operands of products are rounded to.
+    pub precision: Precision,
+    /// Use the portable form where there is a fast one, too.
+    pub portable: bool,
+    /// In the fast form, keep only each block's input for the backward pass and compute the block again there.
+    pub recompute: bool,
+}
+
+impl Compute {
+    /// Whether an operation with this weight takes its fast form.
+    fn is_fast<const D: usize>(self, weight: &Tensor<D>) -> bool {
+        !self.portable && !weight.is_autodiff() && is_cpu(&weight.device())
+    }
+}
+
+impl From<Precision> for Compute {
+    fn from(precision: Precision) -> Self {
+        Self { precision, ..Self::default() }
+    }
+}
+
+fn is_cpu(device: &Device) -> bool {
+    device.clone().without_autodiff() == Device::flex()
+}
+
+/// A tensor's values, in order.
+fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().iter::<f32>().collect()
 }
 
 /// A prompt `[C, H, W]` as rows `[tokens, C]`: patches row by row, and zeros for the class token unless the

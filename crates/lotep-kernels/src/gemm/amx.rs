@@ -1,0 +1,151 @@
+//! Tile instructions of AMX-BF16, by inline assembly (Rust's intrinsics for them are not stable).
+//!
+//! `tdpbf16ps` adds to a 16 × 16 tile of f32 the product of 16 rows of 32 bfloat16 and 16 groups of 16 columns.
+//! Eight tile registers: a 2 × 2 block of sums and two tiles of either operand, so each load serves two products.
+
+use std::arch::asm;
+
+use super::micro::Sums;
+use super::{GROUPS, TILE_ROWS};
+use crate::scratch::Line;
+
+/// This thread's tile registers, configured; released when dropped, so that the kernel has no tile state to save
+/// when it switches threads.
+pub(crate) struct Tiles {
+    /// Not to be sent to another thread: its registers would not be configured.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Tiles {
+    /// Configure all eight as 16 rows of 64 bytes.
+    ///
+    /// # Safety
+    /// The machine has AMX-BF16 and the kernel has granted its use.
+    #[inline]
+    pub(crate) unsafe fn configure() -> Self {
+        let mut c = Configuration {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            bytes_per_row: [0; 16],
+            rows: [0; 16],
+        };
+        c.bytes_per_row[..8].fill(64);
+        c.rows[..8].fill(16);
+        // SAFETY: the instruction exists, as the caller promises, and reads the 64 bytes of `c`.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const c, options(nostack, readonly, preserves_flags)) };
+        Self { not_send: std::marker::PhantomData }
+    }
+
+    /// `sums = a b`: one or two tiles of rows over `lines` lines, with a panel of as many.
+    #[inline(always)]
+    pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut Sums) {
+        let tile = lines * TILE_ROWS;
+        assert!(b.len() >= 2 * lines * GROUPS && a.len() >= tile);
+        if lines == 0 {
+            *sums = Sums::ZERO;
+        } else if a.len() >= 2 * tile {
+            // SAFETY: `self` is the proof that tiles are configured. Two tiles of rows and a panel are as long as
+            // the loop reads, as just checked; the sums are 32 rows of 128 bytes.
+            unsafe { two_tiles(a.as_ptr(), lines, b.as_ptr(), sums) }
+        } else {
+            // SAFETY: as above, with one tile of rows.
+            unsafe { one_tile(a.as_ptr(), lines, b.as_ptr(), sums) }
+        }
+    }
+}
+
+impl Drop for Tiles {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `configure` ran on this thread.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// # Safety
+/// Tiles are configured; `a` has `2 · lines · 16` lines, `b` as many; `lines > 0`.
+#[inline(always)]
+unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: &mut Sums) {
+    // SAFETY: reads and writes within what the caller promises: a step takes one tile (1 KiB) of each row tile
+    // and two of the panel. All tile registers are declared clobbered.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{a0} + {line}*1]",
+            "tileloadd tmm6, [{b} + {line}*1]",
+            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a1} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a0}, 1024",
+            "add {a1}, 1024",
+            "add {b}, 2048",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {row}*1], tmm0",
+            "tilestored [{c} + {row}*1 + 64], tmm1",
+            "tilestored [{c} + {row}*1 + 2048], tmm2",
+            "tilestored [{c} + {row}*1 + 2112], tmm3",
+            a0 = inout(reg) a => _,
+            a1 = inout(reg) a.add(lines * TILE_ROWS) => _,
+            b = inout(reg) b => _,
+            n = inout(reg) lines => _,
+            line = in(reg) 64_usize,
+            row = in(reg) 128_usize,
+            c = in(reg) sums.0.as_mut_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// # Safety
+/// As [`two_tiles`], with `a` of `lines · 16` lines.
+#[inline(always)]
+unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: &mut Sums) {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{a} + {line}*1]",
+            "tileloadd tmm6, [{b} + {line}*1]",
+            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {a}, 1024",
+            "add {b}, 2048",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {row}*1], tmm0",
+            "tilestored [{c} + {row}*1 + 64], tmm1",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            n = inout(reg) lines => _,
+            line = in(reg) 64_usize,
+            row = in(reg) 128_usize,
+            c = in(reg) sums.0.as_mut_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}

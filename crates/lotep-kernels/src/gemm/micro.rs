@@ -1,0 +1,78 @@
+//! The innermost product: up to 32 rows with 32 columns over the whole summed axis.
+
+use std::marker::PhantomData;
+
+use super::{GROUPS, PANEL, TILE_ROWS};
+use crate::Operand;
+use crate::scratch::Line;
+use crate::simd::{LANES, Simd};
+
+/// Rows whose sums are held in registers at once by the vector form: two vectors each, beside two of `W`.
+const ROWS: usize = 8;
+
+/// Sums of 32 rows and 32 columns.
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [[f32; PANEL]; 2 * TILE_ROWS]);
+
+impl Sums {
+    pub(crate) const ZERO: Self = Self([[0.0; PANEL]; 2 * TILE_ROWS]);
+}
+
+/// A thread's multiplier, with its tiles configured where it has them.
+pub(crate) struct Unit<T, S> {
+    s: S,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    tiles: Option<super::amx::Tiles>,
+    element: PhantomData<T>,
+}
+
+impl<T: Operand, S: Simd> Unit<T, S> {
+    #[inline(always)]
+    pub(crate) fn new(s: S) -> Self {
+        Self {
+            s,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            // SAFETY: the token says that tiles may be used.
+            tiles: (s.tiles() && T::GROUP == 2).then(|| unsafe { super::amx::Tiles::configure() }),
+            element: PhantomData,
+        }
+    }
+
+    /// `sums = a b` for one or two tiles of rows, each `lines` lines long, and a panel of as many lines.
+    #[inline(always)]
+    pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut Sums) {
+        let tile = lines * TILE_ROWS;
+        assert!((a.len() == tile || a.len() == 2 * tile) && b.len() == 2 * lines * GROUPS);
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if let Some(tiles) = &self.tiles {
+            return tiles.product(a, lines, b, sums);
+        }
+        for (tile, sums) in a.chunks_exact(tile.max(1)).zip(sums.0.chunks_exact_mut(TILE_ROWS)) {
+            for first in (0..TILE_ROWS).step_by(ROWS) {
+                self.vectors(&tile[first..], b, &mut sums[first..first + ROWS]);
+            }
+        }
+    }
+
+    /// `ROWS` rows; `a` begins with the first one's first line.
+    #[inline(always)]
+    fn vectors(&self, a: &[Line], b: &[Line], sums: &mut [[f32; PANEL]]) {
+        let s = self.s;
+        let mut acc = [[s.splat(0.0); 2]; ROWS];
+        for (a, b) in a.chunks(TILE_ROWS).zip(b.chunks_exact(2 * GROUPS)) {
+            let a: &[Line; ROWS] = a[..ROWS].try_into().expect("eight rows of a tile");
+            for g in 0..GROUPS {
+                let (b0, b1) = (s.load_groups(&b[g].0), s.load_groups(&b[GROUPS + g].0));
+                for (acc, a) in acc.iter_mut().zip(a) {
+                    let a = s.splat_group(a.0[g]);
+                    acc[0] = T::dot(s, acc[0], a, b0);
+                    acc[1] = T::dot(s, acc[1], a, b1);
+                }
+            }
+        }
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            s.store(&mut sums[..LANES], acc[0]);
+            s.store(&mut sums[LANES..], acc[1]);
+        }
+    }
+}

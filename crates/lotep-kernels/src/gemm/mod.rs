@@ -1,0 +1,163 @@
+//! Products of a matrix with a frozen, packed one.
+//!
+//! `run` computes `C = A W` for `A` given by a [`Source`] (dense rows, rows with something added, windows of a
+//! feature map) and gives each row of sums to an [`Epilogue`].
+//!
+//! Work is cut into blocks of rows whose packed form stays in the second-level cache while the panels of `W`, 32
+//! columns each, pass by once. The whole summed axis is taken at once, so that sums live in registers until they
+//! are done. Both operands are packed in lines of 64 bytes: a tile of `A` is 16 rows of one line, a tile of `W` 16
+//! groups (a group being 32 bits of the summed axis) of 16 columns. That is what tile instructions load, and the
+//! vector forms read the same bytes.
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+pub(crate) mod amx;
+mod epilogue;
+mod matrix;
+pub(crate) mod micro;
+mod source;
+
+use rayon::prelude::*;
+
+pub use epilogue::{Activate, Activation, Epilogue, Multiply, Residual, Store};
+pub use matrix::Matrix;
+pub use source::{Dense, Rounded, Source};
+
+use crate::scratch::{self, Line};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::{Isa, Operand};
+
+/// Rows of a tile of `A`.
+pub const TILE_ROWS: usize = 16;
+/// Columns of a panel of `W`: two tiles.
+pub const PANEL: usize = 32;
+/// Groups of a line: 16 f32 or 32 bfloat16.
+const GROUPS: usize = 16;
+/// Bytes of packed rows to keep in the second-level cache, which `W`'s panels pass through as well.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Elements of a line.
+pub const fn line<T: Operand>() -> usize {
+    GROUPS * T::GROUP
+}
+
+/// Compute `C = A W` and hand `C` to the epilogue.
+///
+/// # Panics
+/// The shapes do not fit each other.
+pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>, epilogue: &E) {
+    let (rows, columns) = (a.rows(), w.columns());
+    assert_eq!(a.depth(), w.depth(), "the rows' length and the matrix's depth");
+    epilogue.check(rows, columns);
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let lines = w.lines();
+    let threads = rayon::current_num_threads();
+    let tiles = rows.div_ceil(TILE_ROWS);
+    // Blocks of rows as large as the cache allows, a multiple of the threads in number where there are enough.
+    let most = (BLOCK_BYTES / (lines * 64 * TILE_ROWS)).max(2);
+    let mut blocks = tiles.div_ceil(most);
+    if tiles >= 2 * threads {
+        blocks = blocks.next_multiple_of(threads);
+    }
+    let size = tiles.div_ceil(blocks).next_multiple_of(2).min(tiles);
+    let blocks = tiles.div_ceil(size);
+    // Too few of them: share out the columns as well.
+    let panels = w.panels();
+    let shares = (2 * threads).div_ceil(blocks).min(panels);
+    let shares = if blocks.is_multiple_of(threads) { 1 } else { shares };
+    let task = |i: usize| {
+        let (block, share) = (i / shares, i % shares);
+        let part = |all: usize| share * all / shares..(share + 1) * all / shares;
+        let first = block * size;
+        Task {
+            a,
+            w,
+            epilogue,
+            rows: first * TILE_ROWS..((first + size) * TILE_ROWS).min(rows),
+            panels: part(panels),
+        }
+    };
+    if blocks * shares == 1 {
+        dispatch(isa, task(0));
+    } else {
+        (0..blocks * shares).into_par_iter().with_max_len(1).for_each(|i| dispatch(isa, task(i)));
+    }
+}
+
+struct Task<'a, T, A, E> {
+    a: &'a A,
+    w: &'a Matrix<T>,
+    epilogue: &'a E,
+    rows: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+}
+
+impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { a, w, epilogue, rows, panels } = self;
+        let lines = w.lines();
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        let tile = lines * TILE_ROWS;
+        scratch::with([tiles * tile], |[packed]| {
+            for (i, row) in rows.clone().enumerate() {
+                let at = i / TILE_ROWS * tile + i % TILE_ROWS;
+                a.pack(s, row, PackedRow::new(&mut packed[at..(i / TILE_ROWS + 1) * tile]));
+            }
+            let unit = micro::Unit::<T, S>::new(s);
+            let mut sums = micro::Sums::ZERO;
+            for panel in panels {
+                let b = w.panel(panel);
+                let column = panel * PANEL;
+                for first in (0..tiles).step_by(2) {
+                    let pair = &packed[first * tile..(first + 2).min(tiles) * tile];
+                    unit.product(pair, lines, b, &mut sums);
+                    let count = (rows.len() - first * TILE_ROWS).min(2 * TILE_ROWS);
+                    for (r, sums) in sums.0.iter().enumerate().take(count) {
+                        let row = rows.start + first * TILE_ROWS + r;
+                        for half in 0..PANEL / LANES {
+                            let column = column + half * LANES;
+                            let columns = w.columns().saturating_sub(column).min(LANES);
+                            if columns > 0 {
+                                let v = s.load(&sums[half * LANES..(half + 1) * LANES]);
+                                epilogue.put(s, row, column, columns, v);
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Where one row of `A` goes: its lines are a tile apart.
+pub struct PackedRow<'a> {
+    lines: &'a mut [Line],
+}
+
+impl<'a> PackedRow<'a> {
+    /// `lines` begins with the row's first line.
+    pub(crate) fn new(lines: &'a mut [Line]) -> Self {
+        Self { lines }
+    }
+
+    /// The elements of the row's line `i`.
+    #[inline(always)]
+    pub fn line<T: Operand>(&mut self, i: usize) -> &mut [T] {
+        elements_mut(std::slice::from_mut(&mut self.lines[i * TILE_ROWS]))
+    }
+}
+
+/// Lines as elements.
+#[inline(always)]
+pub(crate) fn elements_mut<T: Operand>(lines: &mut [Line]) -> &mut [T] {
+    // SAFETY: a line is 64 bytes aligned to 64, any bits are an f32 or a bf16 (`Operand` is sealed to the two),
+    // and the slice covers exactly the lines' bytes.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * line::<T>()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! Layer normalisation without scale and shift, which belong into the product that follows.
+
+use crate::parallel::ranges;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::{Isa, Operand, SharedMut};
+
+/// Normalise rows of `width`: `(x + prompt - μ) / σ`, with `σ² = variance + eps`, and keep `1 / σ` of each row.
+///
+/// `prompt` is one sample's rows, repeated, and may be empty.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn forward<T: Operand>(
+    isa: Isa,
+    x: &[f32],
+    prompt: &[f32],
+    width: usize,
+    eps: f32,
+    out: &mut [T],
+    inverse: &mut [f32],
+) {
+    assert!(width > 0 && x.len() == inverse.len() * width && out.len() == x.len(), "rows of {width}");
+    assert!(prompt.len().is_multiple_of(width), "a prompt of broken rows");
+    let (out, inverse) = (SharedMut::new(out), SharedMut::new(inverse));
+    ranges(inverse.len(), 1, 2, |rows| {
+        let values = rows.start * width..rows.end * width;
+        // SAFETY: ranges do not overlap.
+        let (out, inverse) = unsafe { (out.part(values.clone()), inverse.part(rows)) };
+        dispatch(
+            isa,
+            Forward { x: &x[values.clone()], prompt, start: values.start, width, eps, out, inverse },
+        );
+    });
+}
+
+struct Forward<'a, T> {
+    x: &'a [f32],
+    prompt: &'a [f32],
+    /// Where `x` begins among all samples.
+    start: usize,
+    width: usize,
+    eps: f32,
+    out: &'a mut [T],
+    inverse: &'a mut [f32],
+}
+
+impl<T: Operand> Kernel for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.width;
+        let rows = self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)).zip(self.inverse);
+        let mut with_prompt = Vec::new();
+        for (r, ((x, out), inverse)) in rows.enumerate() {
+            let mut x = x;
+            if !self.prompt.is_empty() {
+                let at = (self.start + r * width) % self.prompt.len();
+                with_prompt.resize(width, 0.0);
+                let prompt = self.prompt[at..at + width].chunks(LANES);
+                for ((y, x), p) in with_prompt.chunks_mut(LANES).zip(x.chunks(LANES)).zip(prompt) {
+                    s.store(y, s.add(s.load(x), s.load(p)));
+                }
+                x = &with_prompt;
+            }
+            let mut sum = s.splat(0.0);
+            for x in x.chunks(LANES) {
+                sum = s.add(sum, s.load(x));
+            }
+            let mean = s.splat(s.sum(sum) / width as f32);
+            let mut squares = s.splat(0.0);
+            for x in x.chunks(LANES) {
+                let mut d = s.sub(s.load(x), mean);
+                if x.len() < LANES {
+                    // Lanes beyond the row hold -μ.
+                    d = s.select((1 << x.len()) - 1, d, s.splat(0.0));
+                }
+                squares = s.mul_add(d, d, squares);
+            }
+            *inverse = (s.sum(squares) / width as f32 + self.eps).sqrt().recip();
+            let scale = s.splat(*inverse);
+            for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
+                T::store(s, out, s.mul(s.sub(s.load(x), mean), scale));
+            }
+        }
+    }
+}
+
+/// Carry a gradient back: `out = skip + (g - mean(g) - y · mean(g · y)) / σ` for rows of `width`, where `g` is the
+/// gradient of the normalised rows `y`, and `skip` the gradient that goes around.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn backward<T: Operand>(
+    isa: Isa,
+    normalised: &[T],
+    inverse: &[f32],
+    grad: &[f32],
+    skip: &[f32],
+    out: &mut [f32],
+) {
+    let width = normalised.len().checked_div(inverse.len()).unwrap_or(0);
+    let lengths = [normalised.len(), grad.len(), skip.len(), out.len()];
+    assert!(lengths.iter().all(|l| *l == inverse.len() * width), "rows of {width}: {lengths:?}");
+    let out = SharedMut::new(out);
+    ranges(inverse.len(), 1, 2, |rows| {
+        let values = rows.start * width..rows.end * width;
+        dispatch(
+            isa,
+            Backward {
+                normalised: &normalised[values.clone()],
+                inverse: &inverse[rows],
+                grad: &grad[values.clone()],
+                skip: &skip[values.clone()],
+                // SAFETY: ranges do not overlap.
+                out: unsafe { out.part(values) },
+                width,
+            },
+        );
+    });
+}
+
+struct Backward<'a, T> {
+    normalised: &'a [T],
+    inverse: &'a [f32],
+    grad: &'a [f32],
+    skip: &'a [f32],
+    out: &'a mut [f32],
+    width: usize,
+}
+
+impl<T: Operand> Kernel for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.width;
+        for (r, inverse) in self.inverse.iter().enumerate() {
+            let row = r * width..(r + 1) * width;
+            let (y, g) = (&self.normalised[row.clone()], &self.grad[row.clone()]);
+            let (mut sum, mut projection) = (s.splat(0.0), s.splat(0.0));
+            for (y, g) in y.chunks(LANES).zip(g.chunks(LANES)) {
+                let g = s.load(g);
+                sum = s.add(sum, g);
+                projection = s.mul_add(g, T::load(s, y), projection);
+            }
+            let scale = inverse / width as f32;
+            let (mean, projection) = (s.splat(-s.sum(sum) * scale), s.splat(-s.sum(projection) * scale));
+            let inverse = s.splat(*inverse);
+            let parts = y.chunks(LANES).zip(g.chunks(LANES)).zip(self.skip[row.clone()].chunks(LANES));
+            for (((y, g), skip), out) in parts.zip(self.out[row].chunks_mut(LANES)) {
+                let v = s.mul_add(s.load(g), inverse, s.load(skip));
+                s.store(out, s.mul_add(T::load(s, y), projection, s.add(v, mean)));
+            }
+        }
+    }
+}
+
+/// Sum over samples: `out[i] = Σ_b x[b · out.len() + i]`, the gradient of a prompt added to each.
+///
+/// # Panics
+/// `x` is not made of whole samples.
+pub fn sum_samples(isa: Isa, x: &[f32], out: &mut [f32]) {
+    let size = out.len();
+    assert!(size > 0 && x.len().is_multiple_of(size), "{} values in samples of {size}", x.len());
+    let out = SharedMut::new(out);
+    ranges(size, LANES, 1, |range| {
+        // SAFETY: ranges do not overlap.
+        let out = unsafe { out.part(range.clone()) };
+        dispatch(isa, SumSamples { x, size, start: range.start, out });
+    });
+}
+
+struct SumSamples<'a> {
+    x: &'a [f32],
+    size: usize,
+    start: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for SumSamples<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.out.fill(0.0);
+        for sample in self.x.chunks_exact(self.size) {
+            let x = &sample[self.start..self.start + self.out.len()];
+            for (out, x) in self.out.chunks_mut(LANES).zip(x.chunks(LANES)) {
+                let sum = s.add(s.load(out), s.load(x));
+                s.store(out, sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Sweep, assert_close, sweep, values, wide};
+
+    struct Rows(usize, usize);
+
+    impl Sweep for Rows {
+        fn check<T: Operand>(&self, isa: Isa, rounding: f64) {
+            let &Self(rows, width) = self;
+            let what = format!("{isa:?} {rows} x {width}");
+            // Far from zero, as residual streams are.
+            let x: Vec<f32> = values(rows * width, 1).iter().map(|v| 3.0 * v + 20.0).collect();
+            let prompt = values(if rows > 1 { width * rows.div_ceil(2) } else { 0 }, 2);
+            let (mut out, mut inverse) = (vec![T::default(); x.len()], vec![0.0; rows]);
+            forward(isa, &x, &prompt, width, 1e-6, &mut out, &mut inverse);
+            let mut expected = Vec::new();
+            let mut sigmas = Vec::new();
+            for r in 0..rows {
+                let row: Vec<f64> = (0..width)
+                    .map(|i| {
+                        let p = if prompt.is_empty() { 0.0 } else { prompt[(r * width + i) % prompt.len()] };
+                        f64::from(x[r * width + i] + p)
+                    })
+                    .collect();
+                let mean = row.iter().sum::<f64>() / width as f64;
+                let var = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
+                sigmas.push(1.0 / (var + 1e-6).sqrt());
+                expected.extend(row.iter().map(|v| (v - mean) * sigmas[r]));
+            }
+            // 20 ± 3 in f32 leaves 2e-6 / 3 of a difference.
+            let tolerance = rounding + 1e-5;
+            assert_close(&out, &expected, tolerance, &what);
+            assert_close(&inverse, &sigmas, 1e-5, &what);
+
+            let (grad, skip) = (values(x.len(), 3), values(x.len(), 4));
+            let mut back = vec![0.0_f32; x.len()];
+            backward(isa, &out, &inverse, &grad, &skip, &mut back);
+            let y = wide(&out);
+            let mut expected = Vec::new();
+            for r in 0..rows {
+                let row = r * width..(r + 1) * width;
+                let g: Vec<f64> = grad[row.clone()].iter().map(|v| f64::from(*v)).collect();
+                let mean = g.iter().sum::<f64>() / width as f64;
+                let projection =
+                    g.iter().zip(&y[row.clone()]).map(|(g, y)| g * y).sum::<f64>() / width as f64;
+                expected.extend(row.clone().zip(&g).map(|(i, g)| {
+                    f64::from(skip[i]) + f64::from(inverse[r]) * (g - mean - y[i] * projection)
+                }));
+            }
+            assert_close(&back, &expected, 1e-5, &what);
+        }
+    }
+
+    #[test]
+    fn rows_of_any_width_agree_with_f64() {
+        for (rows, width) in [(1, 3), (1, 16), (2, 5), (5, 33), (4, 192), (7, 768)] {
+            sweep(&Rows(rows, width));
+        }
+        sweep(&Rows(0, 8));
+    }
+
+    #[test]
+    fn samples_are_summed() {
+        for isa in Isa::available() {
+            let x = values(3 * 37, 5);
+            let mut out = [0.0; 37];
+            sum_samples(*isa, &x, &mut out);
+            let expected: Vec<f64> =
+                (0..37).map(|i| (0..3).map(|b| f64::from(x[b * 37 + i])).sum()).collect();
+            assert_close(&out, &expected, 1e-6, "sums");
+        }
+    }
+}

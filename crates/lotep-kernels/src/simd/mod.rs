@@ -1,0 +1,203 @@
+//! Sixteen f32 lanes on any machine, and functions over them.
+//!
+//! A kernel is written once, against [`Simd`], and compiled once for each implementation inside a function that
+//! has the instructions switched on ([`dispatch`]). Everything in between is `#[inline(always)]`.
+
+mod array;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod avx512;
+mod math;
+
+use half::bf16;
+
+use crate::isa::{Isa, Kind};
+use array::Array;
+
+pub use math::{exp, gaussian_cdf, logistic};
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Sixteen f32 values at a time. The token's existence proves that the machine has the instructions.
+pub trait Simd: Copy + Send + Sync {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen 32-bit groups, each one f32 or two bfloat16: what products are made of.
+    type G: Copy;
+
+    /// Whether tile instructions may be used too.
+    fn tiles(self) -> bool;
+
+    /// All lanes the same.
+    fn splat(self, x: f32) -> Self::F;
+    /// Load up to sixteen values; lanes beyond are zero.
+    fn load(self, x: &[f32]) -> Self::F;
+    /// Store as many lanes as fit.
+    fn store(self, x: &mut [f32], v: Self::F);
+    /// Load up to sixteen bfloat16; lanes beyond are zero.
+    fn load_bf16(self, x: &[bf16]) -> Self::F;
+    /// Store as many lanes as fit, rounded to nearest even.
+    fn store_bf16(self, x: &mut [bf16], v: Self::F);
+    /// Round two vectors to bfloat16, lane `i` of `even` and `odd` side by side in group `i`.
+    fn pair(self, even: Self::F, odd: Self::F) -> Self::G;
+
+    /// `a + b`
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b`
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `1 / a`, to 1e-7 relative.
+    fn recip(self, a: Self::F) -> Self::F;
+    /// The larger of each lane.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of each lane.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · 2^n`, with `n` an integer in `-126..=127` stored as f32.
+    fn scale_by_power(self, a: Self::F, n: Self::F) -> Self::F;
+    /// Bit `i` is set where lane `i` of `a` is above zero.
+    fn positive(self, a: Self::F) -> u16;
+    /// `a` where the bit is set, else `b`.
+    fn select(self, mask: u16, a: Self::F, b: Self::F) -> Self::F;
+    /// Sum of the lanes.
+    fn sum(self, a: Self::F) -> f32;
+    /// Largest lane.
+    fn largest(self, a: Self::F) -> f32;
+
+    /// Sixteen groups as they lie in memory.
+    fn load_groups(self, x: &[u32; LANES]) -> Self::G;
+    /// Write sixteen groups.
+    fn store_groups(self, x: &mut [u32; LANES], v: Self::G);
+    /// The same group in every lane.
+    fn splat_group(self, x: u32) -> Self::G;
+    /// Add the product of groups of one f32.
+    fn dot_f32(self, sum: Self::F, a: Self::G, b: Self::G) -> Self::F;
+    /// Add both products of groups of two bfloat16.
+    fn dot_bf16(self, sum: Self::F, a: Self::G, b: Self::G) -> Self::F;
+    /// Exchange rows and columns of sixteen rows of sixteen groups.
+    fn transpose(self, rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]);
+}
+
+/// Something to run with whatever lanes the machine has.
+pub trait Kernel {
+    /// Its result.
+    type Output;
+    /// Run it. To be `#[inline(always)]`, with all it calls.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Run a kernel with an instruction set.
+pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa.kind() {
+        Kind::Portable => kernel.run(Array::<false>),
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        kind => {
+            use avx512::Avx512;
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2<K: Kernel>(kernel: K) -> K::Output {
+                kernel.run(Array::<true>)
+            }
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512<K: Kernel>(kernel: K) -> K::Output {
+                // SAFETY: this function is only called where these features were detected.
+                kernel.run(unsafe { Avx512::<false>::new(false) })
+            }
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+            fn avx512bf16<K: Kernel>(kernel: K, tiles: bool) -> K::Output {
+                // SAFETY: as above, with avx512bf16; `tiles` is true only where tiles were detected.
+                kernel.run(unsafe { Avx512::<true>::new(tiles) })
+            }
+            // SAFETY: an `Isa` exists only where its instructions were detected, the weaker ones included.
+            unsafe {
+                match kind {
+                    Kind::Portable | Kind::Avx2 => avx2(kernel),
+                    Kind::Avx512 => avx512(kernel),
+                    Kind::Avx512Bf16 => avx512bf16(kernel, false),
+                    Kind::Amx => avx512bf16(kernel, true),
+                }
+            }
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        _ => kernel.run(Array::<false>),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation of every implementation against plain arithmetic.
+    #[test]
+    fn lanes_compute_what_their_names_say() {
+        struct Check;
+        impl Kernel for Check {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) {
+                let a: [f32; LANES] = std::array::from_fn(|i| i as f32 * 1.375 - 9.5);
+                let b: [f32; LANES] = std::array::from_fn(|i| 3.25 - i as f32 * 0.625);
+                let (va, vb) = (s.load(&a), s.load(&b));
+                let check = |v: S::F, what: &dyn Fn(f32, f32) -> f32| {
+                    let mut out = [0.0; LANES];
+                    s.store(&mut out, v);
+                    for i in 0..LANES {
+                        let expected = what(a[i], b[i]);
+                        assert!((out[i] - expected).abs() <= 2e-7 * expected.abs(), "{} {expected}", out[i]);
+                    }
+                };
+                check(s.add(va, vb), &|a, b| a + b);
+                check(s.sub(va, vb), &|a, b| a - b);
+                check(s.mul(va, vb), &|a, b| a * b);
+                check(s.mul_add(va, vb, va), &|a, b| a.mul_add(b, a));
+                check(s.recip(va), &|a, _| 1.0 / a);
+                check(s.max(va, vb), &f32::max);
+                check(s.min(va, vb), &f32::min);
+                check(s.scale_by_power(va, s.splat(-3.0)), &|a, _| a / 8.0);
+                check(s.select(s.positive(vb), va, vb), &|a, b| if b > 0.0 { a } else { b });
+                assert!((s.sum(va) - a.iter().sum::<f32>()).abs() < 1e-4);
+                assert_eq!(s.largest(va).to_bits(), a[15].to_bits());
+                // Fewer values than lanes.
+                let mut short = [7.0; 5];
+                s.store(&mut short, s.load(&a[..3]));
+                assert_eq!(short, [a[0], a[1], a[2], 0.0, 0.0]);
+                // bfloat16, ties to even.
+                let x = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -2.5, 0.0, 1e30];
+                let mut rounded = [bf16::ZERO; 5];
+                s.store_bf16(&mut rounded, s.load(&x));
+                assert_eq!(rounded, x.map(bf16::from_f32));
+                let mut back = [1.0; 7];
+                s.store(&mut back, s.load_bf16(&rounded));
+                assert_eq!(back[..5], rounded.map(f32::from));
+                assert_eq!(back[5..], [0.0; 2]);
+                // Products of groups.
+                let mut groups = [0; LANES];
+                s.store_groups(&mut groups, s.pair(va, vb));
+                for i in 0..LANES {
+                    let bits = |v: f32| u32::from(bf16::from_f32(v).to_bits());
+                    assert_eq!(groups[i], bits(a[i]) | bits(b[i]) << 16);
+                }
+                let g = s.load_groups(&groups);
+                check(s.dot_bf16(va, g, s.splat_group(groups[2])), &|x, y| {
+                    let r = |v: f32| bf16::from_f32(v).to_f32();
+                    x + r(x) * r(a[2]) + r(y) * r(b[2])
+                });
+                let f = s.load_groups(&a.map(f32::to_bits));
+                check(s.dot_f32(va, f, s.splat_group(2.0_f32.to_bits())), &|x, _| x + 2.0 * x);
+                let rows: [[u32; LANES]; LANES] =
+                    std::array::from_fn(|r| std::array::from_fn(|c| (r * 100 + c) as u32));
+                let mut out = [[0; LANES]; LANES];
+                s.transpose(&rows, &mut out);
+                for r in 0..LANES {
+                    for c in 0..LANES {
+                        assert_eq!(out[c][r], rows[r][c]);
+                    }
+                }
+            }
+        }
+        for isa in Isa::available() {
+            dispatch(*isa, Check);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The fast form of the hot operations: on the CPU, over packed weights, with backward passes of their own.
+//!
+//! A [`FrozenOp`] is a stretch of the network, as long as no method has a hook inside it, from one residual stream
+//! to the next. It works on slices and knows nothing of Burn; this module makes it one operation of Burn's tape.
+//! What it keeps for its backward pass is its own affair, and documented there. The prompt that is added where the
+//! stream enters is part of the operation, because adding it separately would cost a pass over memory.
+
+mod linear;
+mod patches;
+mod transformer;
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{Tensor, TensorData};
+use lotep_kernels::{Isa, norm};
+
+pub(super) use linear::FrozenLinear;
+pub(super) use patches::PatchEmbedding;
+pub(super) use transformer::Transformer;
+
+/// What an operation keeps for its backward pass.
+pub(super) type Kept = Box<dyn Any + Send>;
+
+/// A stretch of a frozen network.
+pub(super) trait FrozenOp: Debug + Send + Sync {
+    /// The shape that it makes of its input's.
+    fn output_shape(&self, input: &[usize]) -> Vec<usize>;
+
+    /// Compute from `x`, of `shape`, with `prompt` (one sample, or empty) added to each sample; with `keep`, give
+    /// what `backward` will need.
+    fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>);
+
+    /// The gradient of `x + prompt`, of the input's `shape`.
+    fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32>;
+}
+
+/// The instruction set to compute with. What the environment forces was checked when the program started.
+pub(super) fn isa() -> Isa {
+    static ISA: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+    *ISA.get_or_init(|| Isa::from_environment().unwrap_or_else(|_| Isa::best()))
+}
+
+/// One use of an operation.
+#[derive(Clone, Debug)]
+struct Call {
+    op: Arc<dyn FrozenOp>,
+    /// Whether the second input is a prompt, or only holds its place.
+    prompt: bool,
+    /// Compute the forward pass again in the backward pass instead of keeping anything but the input.
+    recompute: bool,
+    tape: Option<Arc<Mutex<Option<Tape>>>>,
+}
+
+/// What a tracked call leaves behind for its backward pass.
+struct Tape {
+    kept: Option<Kept>,
+    /// Kept only to compute again.
+    inputs: Option<[FlexTensor; 2]>,
+    shape: Vec<usize>,
+}
+
+impl Debug for Tape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tape of {:?}", self.shape)
+    }
+}
+
+impl Call {
+    fn lock(&self) -> Option<std::sync::MutexGuard<'_, Option<Tape>>> {
+        self.tape.as_ref().map(|tape| tape.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Frozen operations as a backend sees them.
+#[backend_extension(Flex, Autodiff)]
+trait Frozen: Backend {
+    /// Run `call.op`.
+    fn frozen_forward(x: FloatTensor<Self>, prompt: FloatTensor<Self>, call: Call) -> FloatTensor<Self>;
+
+    /// The input's gradient.
+    fn frozen_backward(grad: FloatTensor<Self>, call: Call) -> FloatTensor<Self>;
+
+    /// Its sum over the samples, in the shape of a prompt.
+    fn frozen_sum(grad: FloatTensor<Self>, prompt: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// A tensor's values, in order. Flex keeps what operations put out contiguous, so this copies nothing.
+fn values(x: &FlexTensor) -> &[f32] {
+    x.as_slice().expect("contiguous f32")
+}
+
+fn tensor(values: Vec<f32>, shape: Vec<usize>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+fn dims(x: &FlexTensor) -> Vec<usize> {
+    x.layout().shape().iter().copied().collect()
+}
+
+impl Frozen for Flex {
+    fn frozen_forward(x: FlexTensor, prompt: FlexTensor, call: Call) -> FlexTensor {
+        let (x, prompt) = (x.to_contiguous(), prompt.to_contiguous());
+        let shape = dims(&x);
+        let added = if call.prompt { values(&prompt) } else { &[] };
+        let keep = call.tape.is_some();
+        let (out, kept) = call.op.forward(values(&x), &shape, added, keep && !call.recompute);
+        let output = tensor(out, call.op.output_shape(&shape));
+        if let Some(mut tape) = call.lock() {
+            let inputs = call.recompute.then_some([x, prompt]);
+            *tape = Some(Tape { kept, inputs, shape });
+        }
+        output
+    }
+
+    fn frozen_backward(grad: FlexTensor, call: Call) -> FlexTensor {
+        let grad = grad.to_contiguous();
+        let tape = call.lock().and_then(|mut tape| tape.take()).expect("a tape, consumed once");
+        let kept = tape.kept.or_else(|| {
+            let [x, prompt] = tape.inputs?;
+            let added = if call.prompt { values(&prompt) } else { &[] };
+            call.op.forward(values(&x), &tape.shape, added, true).1
+        });
+        let kept = kept.expect("what the forward pass kept");
+        tensor(call.op.backward(kept, &tape.shape, values(&grad)), tape.shape)
+    }
+
+    fn frozen_sum(grad: FlexTensor, prompt: FlexTensor) -> FlexTensor {
+        let shape = dims(&prompt);
+        let mut out = vec![0.0; shape.iter().product()];
+        norm::sum_samples(isa(), values(&grad.to_contiguous()), &mut out);
+        tensor(out, shape)
+    }
+}
+
+impl<B: Frozen, C: CheckpointStrategy> Frozen for Autodiff<B, C> {
+    fn frozen_forward(x: FloatTensor<Self>, prompt: FloatTensor<Self>, mut call: Call) -> FloatTensor<Self> {
+        match InputGradient.prepare::<C>([x.node(), prompt.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => {
+                call.tape = Some(Arc::default());
+                let prompt = prompt.into_primitive();
+                let output = B::frozen_forward(x.into_primitive(), prompt.clone(), call.clone());
+                prepared.finish(State { call, prompt }, output)
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::frozen_forward(x.into_primitive(), prompt.into_primitive(), call))
+            }
+        }
+    }
+
+    fn frozen_backward(grad: FloatTensor<Self>, _call: Call) -> FloatTensor<Self> {
+        // Only the plain backend is asked; second derivatives are nowhere needed.
+        grad
+    }
+
+    fn frozen_sum(grad: FloatTensor<Self>, _prompt: FloatTensor<Self>) -> FloatTensor<Self> {
+        grad
+    }
+}
+
+#[derive(Debug)]
+struct InputGradient;
+
+#[derive(Clone, Debug)]
+struct State<T> {
+    call: Call,
+    /// For its shape.
+    prompt: T,
+}
+
+impl<B: Frozen> Backward<B, 2> for InputGradient {
+    type State = State<FloatTensor<B>>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let output = grads.consume::<B>(&ops.node);
+        let State { call, prompt } = ops.state;
+        let [x, added] = ops.parents;
+        let with_prompt = call.prompt;
+        let gradient = B::frozen_backward(output, call);
+        if let Some(added) = added.filter(|_| with_prompt) {
+            grads.register::<B>(added.id, B::frozen_sum(gradient.clone(), prompt));
+        }
+        if let Some(x) = x {
+            grads.register::<B>(x.id, gradient);
+        }
+    }
+}
+
+/// Run an operation as one step of the tape. `prompt` has the shape of one sample.
+pub(super) fn apply<const D: usize, const E: usize, const P: usize>(
+    op: &Arc<dyn FrozenOp>,
+    recompute: bool,
+    x: Tensor<D>,
+    prompt: Option<Tensor<P>>,
+) -> Tensor<E> {
+    let call = Call { op: op.clone(), prompt: prompt.is_some(), recompute, tape: None };
+    let second = match prompt {
+        Some(prompt) => prompt.into_dispatch(),
+        None => Tensor::<1>::zeros([1], &x.device().without_autodiff()).into_dispatch(),
+    };
+    Tensor::from_dispatch(<Dispatch as Frozen>::frozen_forward(x.into_dispatch(), second, call))
+}

@@ -1,0 +1,100 @@
+//! A pre-norm transformer block: attention and a perceptron, each around the residual stream.
+
+use lotep_kernels::gemm::{Activate, Activation, Dense, Multiply, Residual, Rounded, Store};
+use lotep_kernels::{
+    Operand,
+    attention::{self, Attention},
+    norm,
+};
+
+use super::{FrozenLinear, FrozenOp, Kept, isa};
+
+/// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `out = y + fc2(GELU(fc1(LN(y))))`, the norms' scales and
+/// shifts inside `qkv` and `fc1`.
+#[derive(Debug)]
+pub(crate) struct Transformer<T> {
+    pub(crate) heads: usize,
+    pub(crate) eps: f32,
+    pub(crate) qkv: FrozenLinear<T>,
+    pub(crate) proj: FrozenLinear<T>,
+    pub(crate) fc1: FrozenLinear<T>,
+    pub(crate) fc2: FrozenLinear<T>,
+}
+
+/// Kept for each token of width C: both normalised rows (2 C), the projections (3 C), the perceptron before its
+/// activation (4 C), all in the operands' precision, and two f32. The stream itself is not needed again.
+struct Saved<T> {
+    normed1: Vec<T>,
+    inverse1: Vec<f32>,
+    qkv: Vec<T>,
+    normed2: Vec<T>,
+    inverse2: Vec<f32>,
+    before: Vec<T>,
+}
+
+impl<T: Operand> Transformer<T> {
+    fn attention(&self, shape: &[usize]) -> Attention<'static> {
+        Attention::plain(shape[0], shape[1], self.heads, shape[2] / self.heads)
+    }
+
+    fn normalise(&self, x: &[f32], prompt: &[f32], width: usize) -> (Vec<T>, Vec<f32>) {
+        let (mut out, mut inverse) = (vec![T::default(); x.len()], vec![0.0; x.len() / width]);
+        norm::forward(isa(), x, prompt, width, self.eps, &mut out, &mut inverse);
+        (out, inverse)
+    }
+}
+
+impl<T: Operand> FrozenOp for Transformer<T> {
+    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
+        input.to_vec()
+    }
+
+    fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
+        let (rows, width, hidden) = (shape[0] * shape[1], shape[2], self.fc1.outputs());
+        let (normed1, inverse1) = self.normalise(x, prompt, width);
+        let mut qkv = vec![T::default(); rows * 3 * width];
+        let store = Store::new(&mut qkv, 3 * width).bias(self.qkv.bias());
+        self.qkv.forward(&Dense::new(&normed1, width), &store);
+        let mut attended = vec![T::default(); rows * width];
+        attention::forward(isa(), self.attention(shape), &qkv, &mut attended);
+        let mut y = vec![0.0; rows * width];
+        let residual = Residual::new(x, prompt, self.proj.bias(), &mut y, width);
+        self.proj.forward(&Dense::new(&attended, width), &residual);
+        let (normed2, inverse2) = self.normalise(&y, &[], width);
+        let mut before = vec![T::default(); if keep { rows * hidden } else { 0 }];
+        let mut inner = vec![T::default(); rows * hidden];
+        let mut activate = Activate::new(Activation::Gelu, self.fc1.bias(), &mut inner, hidden);
+        if keep {
+            activate = activate.keep(&mut before);
+        }
+        self.fc1.forward(&Dense::new(&normed2, width), &activate);
+        let mut out = vec![0.0; rows * width];
+        let residual = Residual::new(&y, &[], self.fc2.bias(), &mut out, width);
+        self.fc2.forward(&Dense::new(&inner, hidden), &residual);
+        let saved = Saved { normed1, inverse1, qkv, normed2, inverse2, before };
+        (out, keep.then(|| Box::new(saved) as Kept))
+    }
+
+    fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
+        let Saved { normed1, inverse1, qkv, normed2, inverse2, before } =
+            *kept.downcast::<Saved<T>>().expect("its own");
+        let (rows, width, hidden) = (shape[0] * shape[1], shape[2], self.fc1.outputs());
+        let mut inner = vec![T::default(); rows * hidden];
+        let multiply = Multiply::new(Activation::Gelu, &before, &mut inner, hidden);
+        self.fc2.backward(&Rounded::new(grad, width), &multiply);
+        drop(before);
+        let mut branch = vec![0.0; rows * width];
+        self.fc1.backward(&Dense::new(&inner, hidden), &Store::new(&mut branch, width));
+        drop(inner);
+        let mut middle = vec![0.0; rows * width];
+        norm::backward(isa(), &normed2, &inverse2, &branch, grad, &mut middle);
+        let mut attended = vec![T::default(); rows * width];
+        self.proj.backward(&Rounded::new(&middle, width), &Store::new(&mut attended, width));
+        let mut projections = vec![T::default(); rows * 3 * width];
+        attention::backward(isa(), self.attention(shape), &qkv, &attended, &mut projections);
+        self.qkv.backward(&Dense::new(&projections, 3 * width), &Store::new(&mut branch, width));
+        let mut out = vec![0.0; rows * width];
+        norm::backward(isa(), &normed1, &inverse1, &branch, &middle, &mut out);
+        out
+    }
+}

@@ -1,0 +1,106 @@
+//! The entrance of a vision transformer: patches, class token, positions.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use lotep_kernels::{Operand, bf16};
+
+use super::fast::{self, FrozenLinear, FrozenOp, PatchEmbedding};
+use super::{Compute, Conv2d, Precision, host};
+
+/// `[0; patches W] + offset`, the offset being class token, positions and bias together.
+#[derive(Clone)]
+pub struct PatchEmbed {
+    form: Form,
+    /// `[1 + patches, C]`
+    offset: Tensor<2>,
+}
+
+#[derive(Clone)]
+enum Form {
+    Portable(Conv2d),
+    /// The whole, and the packed projection to make others of.
+    Fast(Arc<dyn FrozenOp>, Packed),
+}
+
+#[derive(Clone)]
+enum Packed {
+    F32(PatchEmbedding<f32>),
+    Bf16(PatchEmbedding<bf16>),
+}
+
+impl Packed {
+    fn with_offset(&self, offset: Vec<f32>) -> Arc<dyn FrozenOp> {
+        match self {
+            Self::F32(op) => Arc::new(PatchEmbedding { offset, ..op.clone() }),
+            Self::Bf16(op) => Arc::new(PatchEmbedding { offset, ..op.clone() }),
+        }
+    }
+}
+
+impl PatchEmbed {
+    /// Take a kernel `[C, 3, patch, patch]` with its bias `[C]`, and what is added to the tokens before them: class
+    /// token (where it has one) and positions, `[1 + patches, C]`.
+    pub fn new(kernel: Tensor<4>, bias: Tensor<1>, positions: Tensor<2>, compute: Compute) -> Self {
+        let [width, _, patch, _] = kernel.dims();
+        let tokens = positions.dims()[0];
+        let class_row = Tensor::zeros([1, width], &bias.device());
+        let rows = bias.unsqueeze_dim::<2>(0).repeat_dim(0, tokens - 1);
+        let offset = positions + Tensor::cat(vec![class_row, rows], 0);
+        let form = if compute.is_fast(&kernel) {
+            let packed = match compute.precision {
+                Precision::F32 => Packed::F32(packed(&kernel, patch)),
+                Precision::Bf16 => Packed::Bf16(packed(&kernel, patch)),
+            };
+            Form::Fast(packed.with_offset(host(offset.clone())), packed)
+        } else {
+            Form::Portable(Conv2d::new(kernel, None, patch, 0, compute.precision))
+        };
+        Self { form, offset }
+    }
+
+    /// An image `[B, 3, H, W]` to tokens `[B, 1 + patches, C]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
+        match &self.form {
+            Form::Fast(op, _) => fast::apply(op, false, x, None::<Tensor<1>>),
+            Form::Portable(conv) => project(conv, x) + self.offset.clone().unsqueeze(),
+        }
+    }
+
+    /// What an added image `[1, 3, H, W]` adds to the tokens, `[1 + patches, C]`.
+    pub fn linear_part(&self, image: Tensor<4>) -> Tensor<2> {
+        let tokens: Tensor<3> = match &self.form {
+            Form::Fast(_, packed) => {
+                let zeros = packed.with_offset(vec![0.0; self.offset.shape().num_elements()]);
+                fast::apply(&zeros, false, image, None::<Tensor<1>>)
+            }
+            Form::Portable(conv) => project(conv, image),
+        };
+        tokens.squeeze_dim(0)
+    }
+
+    /// The same with something added to every image's tokens, `[1 + patches, C]`.
+    #[must_use]
+    pub fn with_added(&self, tokens: Tensor<2>) -> Self {
+        let offset = self.offset.clone() + tokens;
+        let form = match &self.form {
+            Form::Fast(_, packed) => Form::Fast(packed.with_offset(host(offset.clone())), packed.clone()),
+            Form::Portable(conv) => Form::Portable(conv.clone()),
+        };
+        Self { form, offset }
+    }
+}
+
+fn packed<T: Operand>(kernel: &Tensor<4>, patch: usize) -> PatchEmbedding<T> {
+    let width = kernel.dims()[0];
+    let project = Arc::new(FrozenLinear::new(&host(kernel.clone()), Vec::new(), width));
+    PatchEmbedding { patch, project, offset: Vec::new() }
+}
+
+/// Tokens of the patches row by row, behind a class token of zeros.
+fn project(conv: &Conv2d, x: Tensor<4>) -> Tensor<3> {
+    let patches = conv.forward(x).flatten::<3>(2, 3).swap_dims(1, 2);
+    let [batch, _, width] = patches.dims();
+    let class_token = Tensor::zeros([batch, 1, width], &patches.device().without_autodiff());
+    Tensor::cat(vec![class_token, patches], 1)
+}
