@@ -6,8 +6,12 @@ mod ui;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use lotep::LargePages;
 
 use ui::Ui;
+
+#[global_allocator]
+static MEMORY: LargePages = LargePages::new();
 
 /// Adapt a frozen, pretrained vision model to your images by learning a few thousand parameters.
 ///

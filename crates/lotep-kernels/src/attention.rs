@@ -11,10 +11,10 @@
 use rayon::prelude::*;
 
 use crate::gemm::micro::{Sums, Unit};
-use crate::gemm::{PANEL, PackedRow, TILE_ROWS, elements_mut, line};
-use crate::scratch::{self, Line};
+use crate::gemm::{PANEL, PackedRow, TILE_ROWS, line};
+use crate::scratch::{self, Line, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch, exp};
-use crate::{Isa, Operand, SharedMut};
+use crate::{Isa, Operand, SharedTiles, Tiles};
 
 /// Rows of a strip: two tiles.
 const STRIP: usize = 2 * TILE_ROWS;
@@ -49,13 +49,13 @@ impl Attention<'_> {
         self.heads * self.width
     }
 
-    fn check(&self, projections: &[usize], outputs: &[usize]) {
-        let rows = self.batch * self.tokens;
-        assert!(
-            projections.iter().all(|l| *l == 3 * rows * self.channels()),
-            "[B · N, 3 · C]: {projections:?}"
-        );
-        assert!(outputs.iter().all(|l| *l == rows * self.channels()), "[B · N, C]: {outputs:?}");
+    fn check<T: Operand>(&self, projections: &[&Tiles<T>], outputs: &[&Tiles<T>]) {
+        let (rows, channels) = (self.batch * self.tokens, self.channels());
+        for (tiles, columns) in
+            projections.iter().zip([3 * channels; 2]).chain(outputs.iter().zip([channels; 2]))
+        {
+            assert_eq!((tiles.rows(), tiles.columns()), (rows, columns), "[B · N, 3 · C] and [B · N, C]");
+        }
         let square = self.tokens * self.tokens;
         assert!(self.bias.is_empty() || self.bias.len() == self.heads * square, "bias [heads, N, N]");
         assert!(self.mask.is_empty() || self.mask.len().is_multiple_of(square), "mask [windows, N, N]");
@@ -70,9 +70,54 @@ impl Attention<'_> {
         self.tokens.div_ceil(PANEL)
     }
 
-    /// Where head `head` of token `token` of sample `sample` begins in a row of `parts` projections, in `part`.
-    fn at(&self, sample: usize, head: usize, token: usize, parts: usize, part: usize) -> usize {
-        ((sample * self.tokens + token) * parts + part) * self.channels() + head * self.width
+    /// Lines of a right operand whose summed axis is a line long, a head's width wide.
+    fn width_right(&self) -> usize {
+        self.width.div_ceil(PANEL) * 2 * TILE_ROWS
+    }
+
+    /// Lines of all keys along a summed axis.
+    fn key_lines<T: Operand>(&self) -> usize {
+        self.key_panels() * PANEL / line::<T>()
+    }
+
+    /// Lines of a block of queries along a summed axis.
+    fn block_lines<T: Operand>(&self) -> usize {
+        QUERY_BLOCK.min(self.key_panels() * PANEL) / line::<T>()
+    }
+
+    /// Lines of all tokens, as left operand or its transpose.
+    fn face<T: Operand>(&self) -> usize {
+        self.key_panels() * 2 * TILE_ROWS * self.width_lines::<T>()
+    }
+
+    /// Queries, keys on their way, keys, values, a strip's weights and scores.
+    fn forward_scratch<T: Operand>(&self) -> [usize; 6] {
+        let face = self.face::<T>();
+        let keys = self.key_lines::<T>();
+        [face, face, face, self.width_right() * keys, STRIP * keys, self.key_panels() * SUMS_LINES]
+    }
+
+    fn backward_scratch<T: Operand>(&self) -> [usize; 11] {
+        let (face, right) = (self.face::<T>(), self.width_right());
+        let (keys, block, panels) = (self.key_lines::<T>(), self.block_lines::<T>(), self.key_panels());
+        [
+            face,                                                 // left operands on their way
+            face,                                                 // keys, as right operand's transpose
+            face,                                                 // values, as right operand's transpose
+            right * keys,                                         // keys as right operand
+            2 * STRIP * self.width_lines::<T>(), // a strip's queries and upper gradients, left
+            STRIP * keys,                        // a strip's score gradients, left
+            2 * right * block,                   // a block's queries and upper gradients, transposed, left
+            right * block,                       // on their way there
+            2 * panels * STRIP * block,          // a block's probabilities and score gradients, right
+            2 * panels * SUMS_LINES,             // a strip's probabilities and score gradients
+            2 * self.width.div_ceil(PANEL) * panels * SUMS_LINES, // gradients of keys and values, transposed
+        ]
+    }
+
+    /// The first column of head `head` in part `part` of the projections.
+    fn column(&self, head: usize, part: usize) -> usize {
+        part * self.channels() + head * self.width
     }
 
     /// Sample and head of each task.
@@ -88,60 +133,74 @@ impl Attention<'_> {
 ///
 /// # Panics
 /// The lengths do not fit the sizes.
-pub fn forward<T: Operand>(isa: Isa, sizes: Attention<'_>, qkv: &[T], out: &mut [T]) {
-    sizes.check(&[qkv.len()], &[out.len()]);
-    let out = SharedMut::new(out);
-    sizes.each(|sample, head| dispatch(isa, Forward { sizes, qkv, out, sample, head }));
+pub fn forward<T: Operand>(isa: Isa, sizes: Attention<'_>, qkv: &Tiles<T>, out: &mut Tiles<T>) {
+    sizes.check(&[qkv], &[out]);
+    let out = out.share();
+    let lines = sizes.forward_scratch::<T>();
+    sizes.each(|sample, head| {
+        scratch::with(lines, |lines| dispatch(isa, Forward { sizes, qkv, out, sample, head, lines }));
+    });
 }
 
 /// The gradient of `qkv`, given that of the output; both in their forward layouts.
 ///
 /// # Panics
 /// The lengths do not fit the sizes.
-pub fn backward<T: Operand>(isa: Isa, sizes: Attention<'_>, qkv: &[T], grad: &[T], out: &mut [T]) {
-    sizes.check(&[qkv.len(), out.len()], &[grad.len()]);
-    let out = SharedMut::new(out);
-    sizes.each(|sample, head| dispatch(isa, Backward { sizes, qkv, grad, out, sample, head }));
+pub fn backward<T: Operand>(
+    isa: Isa,
+    sizes: Attention<'_>,
+    qkv: &Tiles<T>,
+    grad: &Tiles<T>,
+    out: &mut Tiles<T>,
+) {
+    sizes.check(&[qkv, out], &[grad]);
+    let out = out.share();
+    let lines = sizes.backward_scratch::<T>();
+    sizes.each(|sample, head| {
+        scratch::with(lines, |lines| dispatch(isa, Backward { sizes, qkv, grad, out, sample, head, lines }));
+    });
 }
 
-/// Rows of one head within a larger matrix.
+/// Some rows of one head within a larger matrix.
 #[derive(Clone, Copy)]
 struct Rows<'a, T> {
-    data: &'a [T],
-    start: usize,
-    stride: usize,
+    tiles: &'a Tiles<T>,
+    first: usize,
     count: usize,
+    column: usize,
     width: usize,
 }
 
-impl<'a, T: Operand> Rows<'a, T> {
-    #[inline(always)]
-    fn row(&self, i: usize) -> &'a [T] {
-        let at = self.start + i * self.stride;
-        &self.data[at..at + self.width]
-    }
-
+impl<T: Operand> Rows<'_, T> {
     /// A range of rows.
     fn part(&self, first: usize, count: usize) -> Self {
-        Self { start: self.start + first * self.stride, count, ..*self }
+        Self { first: self.first + first, count, ..*self }
+    }
+
+    /// Sixteen values of a row; those beyond its end, or beyond the last row, are zero.
+    #[inline(always)]
+    fn lanes<S: Simd>(&self, s: S, row: usize, half: usize) -> S::F {
+        let count = self.width.saturating_sub(half * LANES).min(LANES);
+        if row >= self.count || count == 0 {
+            return s.splat(0.0);
+        }
+        self.tiles.load(s, self.first + row, self.column + half * LANES, count)
     }
 
     /// As left operand: `[tile][line]`, rows beyond the last zero.
     #[inline(always)]
     fn left(&self, lines: usize, out: &mut [Line]) {
-        let rows = out.len() / lines;
-        for r in 0..rows {
-            let tile = r / TILE_ROWS;
-            let mut packed = PackedRow::new(
-                &mut out[tile * TILE_ROWS * lines + r % TILE_ROWS..(tile + 1) * TILE_ROWS * lines],
-            );
-            let row = if r < self.count { self.row(r) } else { &[] };
-            let mut parts = row.chunks(line::<T>());
+        for r in 0..out.len() / lines {
+            let tile = r / TILE_ROWS * TILE_ROWS * lines;
+            let mut packed = PackedRow::new(&mut out[tile + r % TILE_ROWS..tile + TILE_ROWS * lines]);
             for i in 0..lines {
-                let part = parts.next().unwrap_or(&[]);
+                let from = i * line::<T>();
+                let count = if r < self.count { self.width.saturating_sub(from).min(line::<T>()) } else { 0 };
                 let out = packed.line::<T>(i);
-                out[..part.len()].copy_from_slice(part);
-                out[part.len()..].fill(T::default());
+                if count > 0 {
+                    self.tiles.copy(self.first + r, self.column + from, &mut out[..count]);
+                }
+                out[count..].fill(T::default());
             }
         }
     }
@@ -153,13 +212,8 @@ impl<'a, T: Operand> Rows<'a, T> {
         for first in (0..lines * line::<T>()).step_by(T::GROUP) {
             let (l, g) = (first / line::<T>(), first % line::<T>() / T::GROUP);
             for half in 0..2 * panels {
-                let load = |r: usize| {
-                    let row = if r < self.count { self.row(r) } else { &[] };
-                    let from = (half * LANES).min(row.len());
-                    T::load(s, &row[from..row.len().min(from + LANES)])
-                };
                 let to = ((half / 2 * lines + l) * 2 + half % 2) * TILE_ROWS + g;
-                T::groups(s, [load(first), load(first + 1)], &mut out[to].0);
+                T::groups(s, [self.lanes(s, first, half), self.lanes(s, first + 1, half)], &mut out[to].0);
             }
         }
     }
@@ -253,26 +307,43 @@ fn added<'a>(sizes: &Attention<'a>, sample: usize, head: usize, q: usize) -> [&'
 
 struct Forward<'a, T> {
     sizes: Attention<'a>,
-    qkv: &'a [T],
-    out: SharedMut<'a, T>,
+    qkv: &'a Tiles<T>,
+    out: SharedTiles<'a, T>,
     sample: usize,
     head: usize,
+    lines: [&'a mut [Line]; 6],
 }
 
-fn head_rows<'a, T>(
-    sizes: &Attention<'_>,
-    data: &'a [T],
-    sample: usize,
-    head: usize,
-    parts: usize,
-    part: usize,
-) -> Rows<'a, T> {
-    Rows {
-        data,
-        start: sizes.at(sample, head, 0, parts, part),
-        stride: parts * sizes.channels(),
-        count: sizes.tokens,
-        width: sizes.width,
+impl Attention<'_> {
+    /// All tokens of a head of a sample.
+    fn rows<'a, T>(&self, tiles: &'a Tiles<T>, sample: usize, head: usize, part: usize) -> Rows<'a, T> {
+        let column = self.column(head, part);
+        Rows { tiles, first: sample * self.tokens, count: self.tokens, column, width: self.width }
+    }
+}
+
+/// Store the part of a panel of a row that belongs to a head, `width` wide, times `scale`; the head begins at
+/// `column`, the panel `d` further.
+///
+/// # Safety
+/// No other task writes this head of this row.
+#[inline(always)]
+unsafe fn store_panel<T: Operand, S: Simd>(
+    s: S,
+    out: &SharedTiles<'_, T>,
+    [row, column, d]: [usize; 3],
+    width: usize,
+    scale: f32,
+    values: &[f32; PANEL],
+) {
+    for half in 0..PANEL / LANES {
+        let d = d + half * LANES;
+        let count = width.saturating_sub(d).min(LANES);
+        if count > 0 {
+            let v = s.mul(s.load(&values[half * LANES..(half + 1) * LANES]), s.splat(scale));
+            // SAFETY: the caller's.
+            unsafe { out.store(s, row, column + d, count, v) };
+        }
     }
 }
 
@@ -281,47 +352,40 @@ impl<T: Operand> Kernel for Forward<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { sizes, qkv, out, sample, head } = self;
-        let (d_lines, panels) = (sizes.width_lines::<T>(), sizes.key_panels());
+        let Self { sizes, qkv, out, sample, head, .. } = self;
+        let d_lines = sizes.width_lines::<T>();
         let d_panels = sizes.width.div_ceil(PANEL);
-        let k_lines = panels * PANEL / line::<T>();
-        let part = |i| head_rows(&sizes, qkv, sample, head, 3, i);
-        let face = panels * 2 * TILE_ROWS * d_lines;
-        let sizes_of =
-            [face, face, face, d_panels * 2 * TILE_ROWS * k_lines, STRIP * k_lines, panels * SUMS_LINES];
-        scratch::with(sizes_of, |[q, k, keys, values, weights, scores]| {
-            part(0).left(d_lines, q);
-            part(1).left(d_lines, k);
-            transposed(s, k, d_lines, false, keys);
-            part(2).right(s, d_panels, values);
-            let unit = Unit::<T, S>::new(s);
-            let scores = sums(scores);
-            let mut block = Sums::ZERO;
-            for first in (0..sizes.tokens).step_by(STRIP) {
-                let q = &q[first * d_lines..(first + STRIP) * d_lines];
-                for (scores, keys) in scores.iter_mut().zip(keys.chunks_exact(2 * TILE_ROWS * d_lines)) {
-                    unit.product(q, d_lines, keys, scores);
-                }
-                let count = (sizes.tokens - first).min(STRIP);
-                let mut inverse = [0.0; STRIP];
+        let k_lines = sizes.key_lines::<T>();
+        let part = |i| sizes.rows(qkv, sample, head, i);
+        let [q, k, keys, values, weights, scores] = self.lines;
+        part(0).left(d_lines, q);
+        part(1).left(d_lines, k);
+        transposed(s, k, d_lines, false, keys);
+        part(2).right(s, d_panels, values);
+        let unit = Unit::<T, S>::new(s);
+        let scores = sums(scores);
+        let mut block = Sums::ZERO;
+        for first in (0..sizes.tokens).step_by(STRIP) {
+            let q = &q[first * d_lines..(first + STRIP) * d_lines];
+            for (scores, keys) in scores.iter_mut().zip(keys.chunks_exact(2 * TILE_ROWS * d_lines)) {
+                unit.product(q, d_lines, keys, scores);
+            }
+            let count = (sizes.tokens - first).min(STRIP);
+            let mut inverse = [0.0; STRIP];
+            for r in 0..count {
+                let sum = exponentials(s, &sizes, scores, r, added(&sizes, sample, head, first + r));
+                inverse[r] = sum.recip();
+                store_left::<T, S>(s, scores, r, k_lines, weights);
+            }
+            for (p, values) in values.chunks_exact(2 * TILE_ROWS * k_lines).enumerate() {
+                unit.product(weights, k_lines, values, &mut block);
                 for r in 0..count {
-                    let sum = exponentials(s, &sizes, scores, r, added(&sizes, sample, head, first + r));
-                    inverse[r] = sum.recip();
-                    store_left::<T, S>(s, scores, r, k_lines, weights);
-                }
-                for (p, values) in values.chunks_exact(2 * TILE_ROWS * k_lines).enumerate() {
-                    unit.product(weights, k_lines, values, &mut block);
-                    for r in 0..count {
-                        let at = sizes.at(sample, head, first + r, 1, 0) + p * PANEL;
-                        // SAFETY: each head of each token is written by one task, once.
-                        let out = unsafe { out.part(at..at + (sizes.width - p * PANEL).min(PANEL)) };
-                        for (out, v) in out.chunks_mut(LANES).zip(block.0[r].chunks_exact(LANES)) {
-                            T::store(s, out, s.mul(s.load(v), s.splat(inverse[r])));
-                        }
-                    }
+                    let at = [sample * sizes.tokens + first + r, sizes.column(head, 0), p * PANEL];
+                    // SAFETY: each head of each token is written by one task, once.
+                    unsafe { store_panel(s, &out, at, sizes.width, inverse[r], &block.0[r]) };
                 }
             }
-        });
+        }
     }
 }
 
@@ -341,11 +405,12 @@ fn store_left<T: Operand, S: Simd>(s: S, strip: &[Sums], r: usize, lines: usize,
 
 struct Backward<'a, T> {
     sizes: Attention<'a>,
-    qkv: &'a [T],
-    grad: &'a [T],
-    out: SharedMut<'a, T>,
+    qkv: &'a Tiles<T>,
+    grad: &'a Tiles<T>,
+    out: SharedTiles<'a, T>,
     sample: usize,
     head: usize,
+    lines: [&'a mut [Line]; 11],
 }
 
 impl<T: Operand> Kernel for Backward<'_, T> {
@@ -353,151 +418,123 @@ impl<T: Operand> Kernel for Backward<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { sizes, qkv, grad, out, sample, head } = self;
+        let Self { sizes, qkv, grad, out, sample, head, .. } = self;
         let n = sizes.tokens;
         let (d_lines, panels) = (sizes.width_lines::<T>(), sizes.key_panels());
         let d_panels = sizes.width.div_ceil(PANEL);
-        let k_lines = panels * PANEL / line::<T>();
-        let block_lines = QUERY_BLOCK.min(panels * PANEL) / line::<T>();
-        let part = |i| head_rows(&sizes, qkv, sample, head, 3, i);
-        let upper = head_rows(&sizes, grad, sample, head, 1, 0);
-        let face = panels * 2 * TILE_ROWS * d_lines;
-        let right = d_panels * 2 * TILE_ROWS;
+        let (k_lines, block_lines) = (sizes.key_lines::<T>(), sizes.block_lines::<T>());
+        let part = |i| sizes.rows(qkv, sample, head, i);
+        let upper = sizes.rows(grad, sample, head, 0);
+        let right = sizes.width_right();
         let scale = s.splat((sizes.width as f32).sqrt().recip());
-        let sizes_of = [
-            face,                               // left operands on their way
-            face,                               // keys, as right operand's transpose
-            face,                               // values, as right operand's transpose
-            right * k_lines,                    // keys as right operand
-            2 * STRIP * d_lines,                // a strip's queries and upper gradients, left
-            STRIP * k_lines,                    // a strip's score gradients, left
-            2 * right * block_lines,            // a block's queries and upper gradients, transposed, left
-            right * block_lines,                // on their way there
-            2 * panels * STRIP * block_lines,   // a block's probabilities and score gradients, right
-            2 * panels * SUMS_LINES,            // a strip's probabilities and score gradients
-            2 * d_panels * panels * SUMS_LINES, // gradients of keys and values, transposed
-        ];
-        scratch::with(
-            sizes_of,
-            |[
-                way,
-                keys_t,
-                values_t,
-                keys,
-                strip,
-                ds_left,
-                block_t,
-                block_way,
-                block_right,
-                scores,
-                totals,
-            ]| {
-                part(1).left(d_lines, way);
-                transposed(s, way, d_lines, false, keys_t);
-                part(2).left(d_lines, way);
-                transposed(s, way, d_lines, false, values_t);
-                part(1).right(s, d_panels, keys);
-                let unit = Unit::<T, S>::new(s);
-                let (p, ds) = sums(scores).split_at_mut(panels);
-                let (q_strip, g_strip) = strip.split_at_mut(STRIP * d_lines);
-                let (q_block, g_block) = block_t.split_at_mut(right * block_lines);
-                let (p_right, ds_right) = block_right.split_at_mut(panels * STRIP * block_lines);
-                let totals = sums(totals);
-                for total in totals.iter_mut() {
-                    *total = Sums::ZERO;
-                }
-                let mut block = Sums::ZERO;
-                let block_rows = block_lines * line::<T>();
-                for start in (0..n).step_by(block_rows) {
-                    let rows = (n - start).min(block_rows);
-                    part(0).part(start, rows).right(s, d_panels, block_way);
-                    transposed(s, block_way, block_lines, true, q_block);
-                    upper.part(start, rows).right(s, d_panels, block_way);
-                    transposed(s, block_way, block_lines, true, g_block);
-                    for first in (0..block_rows).step_by(STRIP) {
-                        let count = rows.saturating_sub(first).min(STRIP);
-                        let q0 = start + first;
-                        if count > 0 {
-                            part(0).part(q0, count).left(d_lines, q_strip);
-                            upper.part(q0, count).left(d_lines, g_strip);
-                            let size = 2 * TILE_ROWS * d_lines;
-                            for i in 0..panels {
-                                unit.product(q_strip, d_lines, &keys_t[i * size..(i + 1) * size], &mut p[i]);
-                                unit.product(
-                                    g_strip,
-                                    d_lines,
-                                    &values_t[i * size..(i + 1) * size],
-                                    &mut ds[i],
-                                );
-                            }
-                        }
-                        for r in 0..count {
-                            let sum = exponentials(s, &sizes, p, r, added(&sizes, sample, head, q0 + r));
-                            score_gradients(s, p, ds, r, sum, scale);
-                            store_left::<T, S>(s, ds, r, k_lines, ds_left);
-                        }
-                        for r in (0..STRIP).step_by(T::GROUP) {
-                            let lq = (first + r) / line::<T>();
-                            let g = (first + r) % line::<T>() / T::GROUP;
-                            for half in 0..2 * panels {
-                                let to = ((half / 2 * block_lines + lq) * 2 + half % 2) * TILE_ROWS + g;
-                                let pair = |of: &[Sums]| {
-                                    let load = |r: usize| {
-                                        let cell = &of[half / 2].0[r % STRIP];
-                                        let used = if r < count { LANES } else { 0 };
-                                        s.load(&cell[half % 2 * LANES..][..used])
-                                    };
-                                    [load(r), load(r + 1)]
-                                };
-                                T::groups(s, pair(p), &mut p_right[to].0);
-                                T::groups(s, pair(ds), &mut ds_right[to].0);
-                            }
-                        }
-                        for (i, keys) in keys.chunks_exact(2 * TILE_ROWS * k_lines).enumerate() {
-                            if count == 0 {
-                                break;
-                            }
-                            unit.product(ds_left, k_lines, keys, &mut block);
-                            for r in 0..count {
-                                let at = sizes.at(sample, head, q0 + r, 3, 0) + i * PANEL;
-                                // SAFETY: each head of each token is written by one task, once.
-                                let out = unsafe { out.part(at..at + (sizes.width - i * PANEL).min(PANEL)) };
-                                for (out, v) in out.chunks_mut(LANES).zip(block.0[r].chunks_exact(LANES)) {
-                                    T::store(s, out, s.load(v));
-                                }
-                            }
-                        }
-                    }
-                    // dKᵀ += Qᵀ dS and dVᵀ += dOᵀ P, over the block's queries.
-                    let (left, size) = (2 * TILE_ROWS * block_lines, STRIP * block_lines);
-                    for i in 0..d_panels * panels {
-                        let (a, b) = (i / panels * left, i % panels * size);
-                        let kinds = [(&*q_block, &*ds_right), (&*g_block, &*p_right)];
-                        for (kind, (x, y)) in kinds.into_iter().enumerate() {
-                            unit.product(&x[a..a + left], block_lines, &y[b..b + size], &mut block);
-                            let total = &mut totals[kind * d_panels * panels + i];
-                            for (total, v) in total.0.iter_mut().flatten().zip(block.0.iter().flatten()) {
-                                *total += v;
-                            }
-                        }
+        let [way, keys_t, values_t, keys, strip, ds_left, block_t, block_way, block_right, scores, totals] =
+            self.lines;
+        part(1).left(d_lines, way);
+        transposed(s, way, d_lines, false, keys_t);
+        part(2).left(d_lines, way);
+        transposed(s, way, d_lines, false, values_t);
+        part(1).right(s, d_panels, keys);
+        let unit = Unit::<T, S>::new(s);
+        let (p, ds) = sums(scores).split_at_mut(panels);
+        let (q_strip, g_strip) = strip.split_at_mut(STRIP * d_lines);
+        let (q_block, g_block) = block_t.split_at_mut(right * block_lines);
+        let (p_right, ds_right) = block_right.split_at_mut(panels * STRIP * block_lines);
+        let totals = sums(totals);
+        for total in totals.iter_mut() {
+            *total = Sums::ZERO;
+        }
+        let mut block = Sums::ZERO;
+        let block_rows = block_lines * line::<T>();
+        for start in (0..n).step_by(block_rows) {
+            let rows = (n - start).min(block_rows);
+            part(0).part(start, rows).right(s, d_panels, block_way);
+            transposed(s, block_way, block_lines, true, q_block);
+            upper.part(start, rows).right(s, d_panels, block_way);
+            transposed(s, block_way, block_lines, true, g_block);
+            for first in (0..block_rows).step_by(STRIP) {
+                let count = rows.saturating_sub(first).min(STRIP);
+                let q0 = start + first;
+                if count > 0 {
+                    part(0).part(q0, count).left(d_lines, q_strip);
+                    upper.part(q0, count).left(d_lines, g_strip);
+                    let size = 2 * TILE_ROWS * d_lines;
+                    for i in 0..panels {
+                        unit.product(q_strip, d_lines, &keys_t[i * size..(i + 1) * size], &mut p[i]);
+                        unit.product(g_strip, d_lines, &values_t[i * size..(i + 1) * size], &mut ds[i]);
                     }
                 }
-                for (i, total) in totals.iter().enumerate() {
-                    let (kind, i) = (i / (d_panels * panels), i % (d_panels * panels));
-                    let (d0, token0) = (i / panels * PANEL, i % panels * PANEL);
-                    write_transposed(s, total, |token, d, values| {
-                        let (token, d) = (token0 + token, d0 + d);
-                        let count = sizes.width.saturating_sub(d).min(LANES);
-                        if token < n && count > 0 {
-                            let at = sizes.at(sample, head, token, 3, 1 + kind) + d;
-                            // SAFETY: each head of each token is written by one task, once.
-                            T::store(s, unsafe { out.part(at..at + count) }, s.load(values));
-                        }
-                    });
+                for r in 0..count {
+                    let sum = exponentials(s, &sizes, p, r, added(&sizes, sample, head, q0 + r));
+                    score_gradients(s, p, ds, r, sum, scale);
+                    store_left::<T, S>(s, ds, r, k_lines, ds_left);
                 }
-            },
-        );
+                for r in (0..STRIP).step_by(T::GROUP) {
+                    let lq = (first + r) / line::<T>();
+                    let g = (first + r) % line::<T>() / T::GROUP;
+                    for half in 0..2 * panels {
+                        let to = ((half / 2 * block_lines + lq) * 2 + half % 2) * TILE_ROWS + g;
+                        T::groups(s, row_pair(s, p, r, count, half), &mut p_right[to].0);
+                        T::groups(s, row_pair(s, ds, r, count, half), &mut ds_right[to].0);
+                    }
+                }
+                for (i, keys) in keys.chunks_exact(2 * TILE_ROWS * k_lines).enumerate() {
+                    if count == 0 {
+                        break;
+                    }
+                    unit.product(ds_left, k_lines, keys, &mut block);
+                    for r in 0..count {
+                        let at = [sample * n + q0 + r, sizes.column(head, 0), i * PANEL];
+                        // SAFETY: each head of each token is written by one task, once.
+                        unsafe { store_panel(s, &out, at, sizes.width, 1.0, &block.0[r]) };
+                    }
+                }
+            }
+            // dKᵀ += Qᵀ dS and dVᵀ += dOᵀ P, over the block's queries.
+            let (left, size) = (2 * TILE_ROWS * block_lines, STRIP * block_lines);
+            for i in 0..d_panels * panels {
+                let (a, b) = (i / panels * left, i % panels * size);
+                let kinds = [(&*q_block, &*ds_right), (&*g_block, &*p_right)];
+                for (kind, (x, y)) in kinds.into_iter().enumerate() {
+                    unit.product(&x[a..a + left], block_lines, &y[b..b + size], &mut block);
+                    let total = &mut totals[kind * d_panels * panels + i];
+                    for (total, v) in total.0.iter_mut().flatten().zip(block.0.iter().flatten()) {
+                        *total += v;
+                    }
+                }
+            }
+        }
+        for (i, total) in totals.iter().enumerate() {
+            let (kind, i) = (i / (d_panels * panels), i % (d_panels * panels));
+            let (d0, token0) = (i / panels * PANEL, i % panels * PANEL);
+            let mut columns = [Line::ZERO; TILE_ROWS];
+            for quarter in 0..4 {
+                let (d, token0) = (d0 + quarter / 2 * TILE_ROWS, token0 + quarter % 2 * LANES);
+                let count = sizes.width.saturating_sub(d).min(LANES);
+                transposed_quarter(s, total, quarter, &mut columns);
+                for token in token0..n.min(token0 + LANES) {
+                    let values = elements_mut(std::slice::from_mut(&mut columns[token - token0]));
+                    if count > 0 {
+                        let (row, column) = (sample * n + token, sizes.column(head, 1 + kind) + d);
+                        // SAFETY: each head of each token is written by one task, once.
+                        unsafe { out.store(s, row, column, count, s.load(values)) };
+                    }
+                }
+            }
+        }
     }
+}
+
+/// Sixteen values of rows `r` and `r + 1` of a strip; rows from `count` on are zero.
+#[inline(always)]
+fn row_pair<S: Simd>(s: S, strip: &[Sums], r: usize, count: usize, half: usize) -> [S::F; 2] {
+    let columns = half % 2 * LANES..(half % 2 + 1) * LANES;
+    let mut pair = [s.splat(0.0); 2];
+    for (i, v) in pair.iter_mut().enumerate() {
+        if r + i < count {
+            *v = s.load(&strip[half / 2].0[r + i][columns.clone()]);
+        }
+    }
+    pair
 }
 
 /// Normalise row `r` of the probabilities, and make `scale · P (dP - Σ P dP)` of the row of `ds`.
@@ -521,19 +558,15 @@ fn score_gradients<S: Simd>(s: S, p: &mut [Sums], ds: &mut [Sums], r: usize, sum
     }
 }
 
-/// Give each column of a block as rows of sixteen: `put(column, first row, values)`.
+/// A quarter of a block, 16 × 16, transposed: 0 and 1 above, 2 and 3 below.
 #[inline(always)]
-fn write_transposed<S: Simd>(s: S, of: &Sums, mut put: impl FnMut(usize, usize, &[f32])) {
-    let (mut from, mut to) = ([Line::ZERO; TILE_ROWS], [Line::ZERO; TILE_ROWS]);
-    for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        for (line, row) in from.iter_mut().zip(&of.0[i * TILE_ROWS..]) {
-            elements_mut::<f32>(std::slice::from_mut(line)).copy_from_slice(&row[j * LANES..(j + 1) * LANES]);
-        }
-        s.transpose(block(&from), block_mut(&mut to));
-        for (c, line) in to.iter_mut().enumerate() {
-            put(j * LANES + c, i * TILE_ROWS, elements_mut(std::slice::from_mut(line)));
-        }
+fn transposed_quarter<S: Simd>(s: S, of: &Sums, quarter: usize, to: &mut [Line; TILE_ROWS]) {
+    let mut from = [Line::ZERO; TILE_ROWS];
+    let columns = quarter % 2 * LANES..(quarter % 2 + 1) * LANES;
+    for (line, row) in from.iter_mut().zip(&of.0[quarter / 2 * TILE_ROWS..]) {
+        elements_mut::<f32>(std::slice::from_mut(line)).copy_from_slice(&row[columns.clone()]);
     }
+    s.transpose(block(&from), block_mut(to));
 }
 
 #[cfg(test)]
@@ -549,7 +582,9 @@ mod tests {
         let scale = (d as f64).sqrt().recip();
         for sample in 0..sizes.batch {
             for head in 0..sizes.heads {
-                let at = |token, part| sizes.at(sample, head, token, 3, part);
+                let at = |token: usize, part| {
+                    (sample * n + token) * 3 * sizes.channels() + sizes.column(head, part)
+                };
                 let mut p = vec![0.0; n * n];
                 for q in 0..n {
                     let [bias, mask] = added(sizes, sample, head, q);
@@ -567,7 +602,7 @@ mod tests {
                     for k in 0..n {
                         p[q * n + k] = (scores[k] - largest).exp() / total;
                     }
-                    let o = sizes.at(sample, head, q, 1, 0);
+                    let o = (sample * n + q) * sizes.channels() + sizes.column(head, 0);
                     let g = &grad[o..o + d];
                     let dp: Vec<f64> =
                         (0..n).map(|k| (0..d).map(|i| g[i] * qkv[at(k, 2) + i]).sum()).collect();
@@ -612,12 +647,14 @@ mod tests {
                 values(3 * rows * heads * width, 1).iter().map(|v| T::from_f32(2.0 * v)).collect();
             let grad = operands::<T>(rows * heads * width, 5);
             let [expected, expected_back] = reference(&sizes, &wide(&qkv), &wide(&grad));
-            let mut out = vec![T::default(); grad.len()];
+            let channels = heads * width;
+            let (qkv, grad) = (Tiles::from_rows(&qkv, 3 * channels), Tiles::from_rows(&grad, channels));
+            let mut out = Tiles::new(rows, channels);
             forward(isa, sizes, &qkv, &mut out);
-            assert_close(&out, &expected, 2.0 * rounding, &what);
-            let mut back = vec![T::default(); qkv.len()];
+            assert_close(&out.to_rows(), &expected, 2.0 * rounding, &what);
+            let mut back = Tiles::new(rows, 3 * channels);
             backward(isa, sizes, &qkv, &grad, &mut back);
-            assert_close(&back, &expected_back, 3.0 * rounding, &what);
+            assert_close(&back.to_rows(), &expected_back, 3.0 * rounding, &what);
         }
     }
 

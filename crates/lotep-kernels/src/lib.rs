@@ -1,27 +1,28 @@
 //! CPU kernels for neural networks whose weights never change.
 //!
-//! Weights are packed once. Products take bfloat16 or f32 operands and sum in f32; what precedes a product (a
+//! Weights are packed once ([`gemm::Matrix`]), activations lie in tiles ([`Tiles`]). Products take bfloat16 or f32 operands and sum in f32; what precedes a product (a
 //! normalisation, a window of a feature map, a prompt) is applied while its operand is packed, and what follows it
 //! (bias, activation, residual) while the sums are still in the cache. Backward passes compute the gradient of the
 //! input only.
 //!
 //! The instruction set is chosen at run time ([`Isa`]); every function takes it, so that all of them can be tested
-//! on one machine. No framework is in sight: matrices are slices, row by row.
+//! on one machine. No framework is in sight: what comes in and goes out of a network are slices of f32, row by row.
 //!
 //! ```
-//! use lotep_kernels::{Isa, gemm::{self, Dense, Matrix, Store}};
+//! use lotep_kernels::{Isa, gemm::{self, Matrix, Rounded, Store}};
 //!
 //! // y = x W + b, for 3 rows of 4 values and 2 outputs.
 //! let weight = Matrix::<f32>::pack(4, 2, |k, n| if k == n { 1.0 } else { 0.0 });
 //! let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
 //! let mut y = [0.0; 6];
-//! gemm::run(Isa::best(), &Dense::new(&x, 4), &weight, &Store::new(&mut y, 2).bias(&[0.5, -0.5]));
+//! gemm::run(Isa::best(), &Rounded::new(&x, 4), &weight, &Store::new(&mut y, 2).bias(&[0.5, -0.5]));
 //! assert_eq!(y, [0.5, 0.5, 4.5, 4.5, 8.5, 8.5]);
 //! ```
 
 pub mod attention;
 pub mod gemm;
 mod isa;
+pub mod memory;
 pub mod norm;
 mod operand;
 mod parallel;
@@ -30,8 +31,10 @@ mod scratch;
 pub mod simd;
 #[cfg(test)]
 mod testing;
+mod tiles;
 
 pub use half::bf16;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use operand::Operand;
 pub use parallel::SharedMut;
+pub use tiles::{SharedTiles, Tiles};

@@ -1,10 +1,11 @@
 //! Layer normalisation without scale and shift, which belong into the product that follows.
 
+use crate::gemm::TILE_ROWS;
 use crate::parallel::ranges;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
-use crate::{Isa, Operand, SharedMut};
+use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
 
-/// Normalise rows of `width`: `(x + prompt - μ) / σ`, with `σ² = variance + eps`, and keep `1 / σ` of each row.
+/// Normalise rows: `(x + prompt - μ) / σ`, with `σ² = variance + eps`, and keep `1 / σ` of each row.
 ///
 /// `prompt` is one sample's rows, repeated, and may be empty.
 ///
@@ -14,33 +15,29 @@ pub fn forward<T: Operand>(
     isa: Isa,
     x: &[f32],
     prompt: &[f32],
-    width: usize,
     eps: f32,
-    out: &mut [T],
+    out: &mut Tiles<T>,
     inverse: &mut [f32],
 ) {
-    assert!(width > 0 && x.len() == inverse.len() * width && out.len() == x.len(), "rows of {width}");
-    assert!(prompt.len().is_multiple_of(width), "a prompt of broken rows");
-    let (out, inverse) = (SharedMut::new(out), SharedMut::new(inverse));
-    ranges(inverse.len(), 1, 2, |rows| {
-        let values = rows.start * width..rows.end * width;
+    let width = out.columns();
+    assert!(out.rows() == inverse.len() && x.len() == inverse.len() * width, "rows of {width}");
+    assert!(width > 0 && prompt.len().is_multiple_of(width), "a prompt of broken rows");
+    let (out, inverse) = (out.share(), SharedMut::new(inverse));
+    ranges(inverse.len(), TILE_ROWS, 2, |rows| {
         // SAFETY: ranges do not overlap.
-        let (out, inverse) = unsafe { (out.part(values.clone()), inverse.part(rows)) };
-        dispatch(
-            isa,
-            Forward { x: &x[values.clone()], prompt, start: values.start, width, eps, out, inverse },
-        );
+        let inverse = unsafe { inverse.part(rows.clone()) };
+        dispatch(isa, Forward { x, prompt, first: rows.start, width, eps, out, inverse });
     });
 }
 
 struct Forward<'a, T> {
     x: &'a [f32],
     prompt: &'a [f32],
-    /// Where `x` begins among all samples.
-    start: usize,
+    /// First row.
+    first: usize,
     width: usize,
     eps: f32,
-    out: &'a mut [T],
+    out: SharedTiles<'a, T>,
     inverse: &'a mut [f32],
 }
 
@@ -50,12 +47,11 @@ impl<T: Operand> Kernel for Forward<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.width;
-        let rows = self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)).zip(self.inverse);
         let mut with_prompt = Vec::new();
-        for (r, ((x, out), inverse)) in rows.enumerate() {
-            let mut x = x;
+        for (r, inverse) in (self.first..).zip(self.inverse) {
+            let mut x = &self.x[r * width..(r + 1) * width];
             if !self.prompt.is_empty() {
-                let at = (self.start + r * width) % self.prompt.len();
+                let at = r * width % self.prompt.len();
                 with_prompt.resize(width, 0.0);
                 let prompt = self.prompt[at..at + width].chunks(LANES);
                 for ((y, x), p) in with_prompt.chunks_mut(LANES).zip(x.chunks(LANES)).zip(prompt) {
@@ -79,8 +75,10 @@ impl<T: Operand> Kernel for Forward<'_, T> {
             }
             *inverse = (s.sum(squares) / width as f32 + self.eps).sqrt().recip();
             let scale = s.splat(*inverse);
-            for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
-                T::store(s, out, s.mul(s.sub(s.load(x), mean), scale));
+            for (i, x) in x.chunks(LANES).enumerate() {
+                let v = s.mul(s.sub(s.load(x), mean), scale);
+                // SAFETY: rows are shared out among the tasks.
+                unsafe { self.out.store(s, r, i * LANES, x.len(), v) };
             }
         }
     }
@@ -93,14 +91,14 @@ impl<T: Operand> Kernel for Forward<'_, T> {
 /// The lengths do not fit each other.
 pub fn backward<T: Operand>(
     isa: Isa,
-    normalised: &[T],
+    normalised: &Tiles<T>,
     inverse: &[f32],
     grad: &[f32],
     skip: &[f32],
     out: &mut [f32],
 ) {
-    let width = normalised.len().checked_div(inverse.len()).unwrap_or(0);
-    let lengths = [normalised.len(), grad.len(), skip.len(), out.len()];
+    let width = normalised.columns();
+    let lengths = [normalised.rows() * width, grad.len(), skip.len(), out.len()];
     assert!(lengths.iter().all(|l| *l == inverse.len() * width), "rows of {width}: {lengths:?}");
     let out = SharedMut::new(out);
     ranges(inverse.len(), 1, 2, |rows| {
@@ -108,7 +106,8 @@ pub fn backward<T: Operand>(
         dispatch(
             isa,
             Backward {
-                normalised: &normalised[values.clone()],
+                normalised,
+                first: rows.start,
                 inverse: &inverse[rows],
                 grad: &grad[values.clone()],
                 skip: &skip[values.clone()],
@@ -121,7 +120,8 @@ pub fn backward<T: Operand>(
 }
 
 struct Backward<'a, T> {
-    normalised: &'a [T],
+    normalised: &'a Tiles<T>,
+    first: usize,
     inverse: &'a [f32],
     grad: &'a [f32],
     skip: &'a [f32],
@@ -137,20 +137,22 @@ impl<T: Operand> Kernel for Backward<'_, T> {
         let width = self.width;
         for (r, inverse) in self.inverse.iter().enumerate() {
             let row = r * width..(r + 1) * width;
-            let (y, g) = (&self.normalised[row.clone()], &self.grad[row.clone()]);
+            let g = &self.grad[row.clone()];
             let (mut sum, mut projection) = (s.splat(0.0), s.splat(0.0));
-            for (y, g) in y.chunks(LANES).zip(g.chunks(LANES)) {
+            for (i, g) in g.chunks(LANES).enumerate() {
+                let y = self.normalised.load(s, self.first + r, i * LANES, g.len());
                 let g = s.load(g);
                 sum = s.add(sum, g);
-                projection = s.mul_add(g, T::load(s, y), projection);
+                projection = s.mul_add(g, y, projection);
             }
             let scale = inverse / width as f32;
             let (mean, projection) = (s.splat(-s.sum(sum) * scale), s.splat(-s.sum(projection) * scale));
             let inverse = s.splat(*inverse);
-            let parts = y.chunks(LANES).zip(g.chunks(LANES)).zip(self.skip[row.clone()].chunks(LANES));
-            for (((y, g), skip), out) in parts.zip(self.out[row].chunks_mut(LANES)) {
+            let parts = g.chunks(LANES).zip(self.skip[row.clone()].chunks(LANES));
+            for (i, ((g, skip), out)) in parts.zip(self.out[row].chunks_mut(LANES)).enumerate() {
+                let y = self.normalised.load(s, self.first + r, i * LANES, g.len());
                 let v = s.mul_add(s.load(g), inverse, s.load(skip));
-                s.store(out, s.mul_add(T::load(s, y), projection, s.add(v, mean)));
+                s.store(out, s.mul_add(y, projection, s.add(v, mean)));
             }
         }
     }
@@ -208,8 +210,8 @@ mod tests {
             // Far from zero, as residual streams are.
             let x: Vec<f32> = values(rows * width, 1).iter().map(|v| 3.0 * v + 20.0).collect();
             let prompt = values(if rows > 1 { width * rows.div_ceil(2) } else { 0 }, 2);
-            let (mut out, mut inverse) = (vec![T::default(); x.len()], vec![0.0; rows]);
-            forward(isa, &x, &prompt, width, 1e-6, &mut out, &mut inverse);
+            let (mut out, mut inverse) = (Tiles::<T>::new(rows, width), vec![0.0; rows]);
+            forward(isa, &x, &prompt, 1e-6, &mut out, &mut inverse);
             let mut expected = Vec::new();
             let mut sigmas = Vec::new();
             for r in 0..rows {
@@ -226,13 +228,13 @@ mod tests {
             }
             // 20 ± 3 in f32 leaves 2e-6 / 3 of a difference.
             let tolerance = rounding + 1e-5;
-            assert_close(&out, &expected, tolerance, &what);
+            assert_close(&out.to_rows(), &expected, tolerance, &what);
             assert_close(&inverse, &sigmas, 1e-5, &what);
 
             let (grad, skip) = (values(x.len(), 3), values(x.len(), 4));
             let mut back = vec![0.0_f32; x.len()];
             backward(isa, &out, &inverse, &grad, &skip, &mut back);
-            let y = wide(&out);
+            let y = wide(&out.to_rows());
             let mut expected = Vec::new();
             for r in 0..rows {
                 let row = r * width..(r + 1) * width;

@@ -34,6 +34,11 @@ impl<'a, T> SharedMut<'a, T> {
         self.len == 0
     }
 
+    /// Where element `at` is or would be; for prefetching, never to be read.
+    pub(crate) fn address(&self, at: usize) -> *const T {
+        self.start.wrapping_add(at)
+    }
+
     /// A part of the slice.
     ///
     /// # Panics

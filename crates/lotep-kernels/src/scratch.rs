@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 
+use crate::Operand;
+
 /// One row of a tile: 64 bytes, a cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -29,4 +31,19 @@ pub(crate) fn with<const N: usize, R>(sizes: [usize; N], f: impl FnOnce([&mut [L
             part
         }))
     })
+}
+
+/// Lines as elements.
+#[inline(always)]
+pub(crate) fn elements<T: Operand>(lines: &[Line]) -> &[T] {
+    // SAFETY: a line is 64 bytes aligned to 64, any bits are an f32 or a bf16 (`Operand` is sealed to the two),
+    // and the slice covers exactly the lines' bytes.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines) / size_of::<T>()) }
+}
+
+/// Lines as elements.
+#[inline(always)]
+pub(crate) fn elements_mut<T: Operand>(lines: &mut [Line]) -> &mut [T] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines) / size_of::<T>()) }
 }

@@ -29,3 +29,4 @@ pub mod train;
 pub(crate) use atomic::remove_leftovers;
 pub use atomic::{write_atomic, write_atomic_with};
 pub use error::{Error, Result};
+pub use lotep_kernels::memory::LargePages;

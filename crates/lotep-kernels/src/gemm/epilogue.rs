@@ -1,12 +1,15 @@
 //! What becomes of a product's sums.
 
-use crate::simd::{Simd, gaussian_cdf, logistic};
-use crate::{Operand, SharedMut};
+use crate::simd::{LANES, Simd, gaussian_cdf, logistic};
+use crate::{Operand, SharedMut, SharedTiles, Tiles};
 
 /// Takes sums as they are finished. Each element comes once, from whichever thread has it.
 pub trait Epilogue: Sync {
     /// Panic unless everything has room for so many rows and columns.
     fn check(&self, rows: usize, columns: usize);
+    /// `rows` rows from `row` on will come soon, in the 32 columns from `column` on: ask for their memory.
+    #[inline(always)]
+    fn expect<S: Simd>(&self, _s: S, _row: usize, _rows: usize, _column: usize) {}
     /// Take `count` (1 to 16) sums of `row`, from `column` on. To be `#[inline(always)]`.
     fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F);
 }
@@ -21,18 +24,51 @@ fn check_bias(bias: &[f32], columns: usize) {
     assert!(bias.is_empty() || bias.len() == columns, "a bias of {} for {columns} columns", bias.len());
 }
 
-/// The rows `out` is made of, `stride` apart.
+/// Where results go.
+pub trait Output: Copy + Sync {
+    /// Panic unless it has so many rows and columns.
+    fn check(&self, rows: usize, columns: usize);
+    /// Ask for memory that [`Output::put`] will write soon.
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize);
+    /// Store `count` (1 to 16) values.
+    ///
+    /// # Safety
+    /// Nobody else uses these elements at the same time.
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F);
+}
+
+impl<T: Operand> Output for SharedTiles<'_, T> {
+    fn check(&self, rows: usize, columns: usize) {
+        let have = (self.rows(), self.columns());
+        assert_eq!(have, (rows, columns), "rows and columns of the result");
+    }
+
+    #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        SharedTiles::expect(self, s, row, rows, column);
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F) {
+        // SAFETY: the caller's.
+        unsafe { self.store(s, row, column, count, v) };
+    }
+}
+
+/// Rows of f32, `stride` apart.
 #[derive(Clone, Copy)]
-struct Out<'a, T> {
-    data: SharedMut<'a, T>,
+pub struct Plain<'a> {
+    data: SharedMut<'a, f32>,
     stride: usize,
 }
 
-impl<'a, T: Operand> Out<'a, T> {
-    fn new(data: &'a mut [T], stride: usize) -> Self {
+impl<'a> Plain<'a> {
+    fn new(data: &'a mut [f32], stride: usize) -> Self {
         Self { data: SharedMut::new(data), stride }
     }
+}
 
+impl Output for Plain<'_> {
     fn check(&self, rows: usize, columns: usize) {
         assert!(columns <= self.stride, "{columns} columns in rows of {}", self.stride);
         let need = rows.checked_sub(1).map_or(0, |full| full * self.stride + columns);
@@ -40,25 +76,43 @@ impl<'a, T: Operand> Out<'a, T> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F) {
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        for row in row..row + rows {
+            let at = row * self.stride + column;
+            s.prefetch(&self.data, at);
+            s.prefetch(&self.data, at + LANES);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F) {
         let at = row * self.stride + column;
-        // SAFETY: each element comes once ([`Epilogue`]), and rows do not overlap: columns fit the stride.
-        T::store(s, unsafe { self.data.part(at..at + count) }, v);
+        // SAFETY: the caller's; rows do not overlap, since columns fit the stride.
+        s.store(unsafe { self.data.part(at..at + count) }, v);
     }
 }
 
 /// Store `sums + bias`.
-pub struct Store<'a, T> {
-    out: Out<'a, T>,
+pub struct Store<'a, O> {
+    out: O,
     bias: &'a [f32],
 }
 
-impl<'a, T: Operand> Store<'a, T> {
-    /// Into rows `stride` apart.
-    pub fn new(out: &'a mut [T], stride: usize) -> Self {
-        Self { out: Out::new(out, stride), bias: &[] }
+impl<'a> Store<'a, Plain<'a>> {
+    /// Into rows of f32, `stride` apart.
+    pub fn new(out: &'a mut [f32], stride: usize) -> Self {
+        Self { out: Plain::new(out, stride), bias: &[] }
     }
+}
 
+impl<'a, T: Operand> Store<'a, SharedTiles<'a, T>> {
+    /// Into tiles.
+    pub fn tiles(out: &'a mut Tiles<T>) -> Self {
+        Self { out: out.share(), bias: &[] }
+    }
+}
+
+impl<'a, O> Store<'a, O> {
     /// With a bias; an empty one is none.
     #[must_use]
     pub fn bias(mut self, bias: &'a [f32]) -> Self {
@@ -67,15 +121,22 @@ impl<'a, T: Operand> Store<'a, T> {
     }
 }
 
-impl<T: Operand> Epilogue for Store<'_, T> {
+impl<O: Output> Epilogue for Store<'_, O> {
     fn check(&self, rows: usize, columns: usize) {
         check_bias(self.bias, columns);
         self.out.check(rows, columns);
     }
 
     #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        self.out.expect(s, row, rows, column);
+    }
+
+    #[inline(always)]
     fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        self.out.put(s, row, column, count, add_bias(s, self.bias, column, count, sums));
+        let v = add_bias(s, self.bias, column, count, sums);
+        // SAFETY: each element comes once ([`Epilogue`]).
+        unsafe { self.out.put(s, row, column, count, v) };
     }
 }
 
@@ -107,12 +168,6 @@ impl Activation {
     /// Its derivative.
     #[inline(always)]
     pub fn derivative<S: Simd>(self, s: S, x: S::F) -> S::F {
-        let sigmoid = |slope: f32| {
-            let z = s.mul(x, s.splat(slope));
-            let y = logistic(s, z);
-            // σ + z σ (1 - σ)
-            s.mul(y, s.mul_add(z, s.sub(s.splat(1.0), y), s.splat(1.0)))
-        };
         match self {
             Self::Relu => s.select(s.positive(x), s.splat(1.0), s.splat(0.0)),
             Self::Gelu => {
@@ -121,30 +176,37 @@ impl Activation {
                 let (cdf, bell) = gaussian_cdf(s, x);
                 s.mul_add(s.mul(x, s.splat(DENSITY)), bell, cdf)
             }
-            Self::QuickGelu => sigmoid(1.702),
-            Self::Silu => sigmoid(1.0),
+            Self::QuickGelu => swish_derivative(s, s.mul(x, s.splat(1.702))),
+            Self::Silu => swish_derivative(s, x),
         }
     }
+}
+
+/// The derivative of `x σ(a x)` at `z = a x`: `σ + z σ (1 - σ)`.
+#[inline(always)]
+fn swish_derivative<S: Simd>(s: S, z: S::F) -> S::F {
+    let y = logistic(s, z);
+    s.mul(y, s.mul_add(z, s.sub(s.splat(1.0), y), s.splat(1.0)))
 }
 
 /// Store `f(sums + bias)`, and `sums + bias` where the backward pass will ask for it.
 pub struct Activate<'a, T> {
     function: Activation,
-    out: Out<'a, T>,
-    before: Option<Out<'a, T>>,
+    out: SharedTiles<'a, T>,
+    before: Option<SharedTiles<'a, T>>,
     bias: &'a [f32],
 }
 
 impl<'a, T: Operand> Activate<'a, T> {
-    /// Into rows `stride` apart.
-    pub fn new(function: Activation, bias: &'a [f32], out: &'a mut [T], stride: usize) -> Self {
-        Self { function, out: Out::new(out, stride), before: None, bias }
+    /// Into tiles.
+    pub fn new(function: Activation, bias: &'a [f32], out: &'a mut Tiles<T>) -> Self {
+        Self { function, out: out.share(), before: None, bias }
     }
 
-    /// Keep what the function is applied to, in rows of the same stride.
+    /// Keep what the function is applied to.
     #[must_use]
-    pub fn keep(mut self, before: &'a mut [T]) -> Self {
-        self.before = Some(Out::new(before, self.out.stride));
+    pub fn keep(mut self, before: &'a mut Tiles<T>) -> Self {
+        self.before = Some(before.share());
         self
     }
 }
@@ -159,43 +221,61 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
     }
 
     #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        self.out.expect(s, row, rows, column);
+        if let Some(before) = &self.before {
+            before.expect(s, row, rows, column);
+        }
+    }
+
+    #[inline(always)]
     fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
         let x = add_bias(s, self.bias, column, count, sums);
-        if let Some(before) = &self.before {
-            before.put(s, row, column, count, x);
+        // SAFETY: each element comes once ([`Epilogue`]).
+        unsafe {
+            if let Some(before) = &self.before {
+                before.store(s, row, column, count, x);
+            }
+            self.out.store(s, row, column, count, self.function.value(s, x));
         }
-        self.out.put(s, row, column, count, self.function.value(s, x));
     }
 }
 
 /// Store `sums · f'(before)`: the gradient behind an activation becomes the one before it.
 pub struct Multiply<'a, T> {
     function: Activation,
-    before: &'a [T],
-    out: Out<'a, T>,
+    before: &'a Tiles<T>,
+    out: SharedTiles<'a, T>,
 }
 
 impl<'a, T: Operand> Multiply<'a, T> {
-    /// `before` and `out` in rows `stride` apart.
-    pub fn new(function: Activation, before: &'a [T], out: &'a mut [T], stride: usize) -> Self {
-        Self { function, before, out: Out::new(out, stride) }
+    /// Into tiles.
+    pub fn new(function: Activation, before: &'a Tiles<T>, out: &'a mut Tiles<T>) -> Self {
+        Self { function, before, out: out.share() }
     }
 }
 
 impl<T: Operand> Epilogue for Multiply<'_, T> {
     fn check(&self, rows: usize, columns: usize) {
         self.out.check(rows, columns);
-        assert!(
-            self.before.len() >= self.out.data.len(),
-            "fewer values before the activation than behind it"
+        assert_eq!(
+            (self.before.rows(), self.before.columns()),
+            (rows, columns),
+            "values before the activation"
         );
     }
 
     #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        self.out.expect(s, row, rows, column);
+    }
+
+    #[inline(always)]
     fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        let at = row * self.out.stride + column;
-        let x = T::load(s, &self.before[at..at + count]);
-        self.out.put(s, row, column, count, s.mul(sums, self.function.derivative(s, x)));
+        let x = self.before.load(s, row, column, count);
+        let v = s.mul(sums, self.function.derivative(s, x));
+        // SAFETY: each element comes once ([`Epilogue`]).
+        unsafe { self.out.store(s, row, column, count, v) };
     }
 }
 
@@ -204,13 +284,13 @@ pub struct Residual<'a> {
     x: &'a [f32],
     prompt: &'a [f32],
     bias: &'a [f32],
-    out: Out<'a, f32>,
+    out: Plain<'a>,
 }
 
 impl<'a> Residual<'a> {
     /// `x` and `out` in rows `stride` apart; `prompt` is one sample's rows, repeated, and may be empty.
     pub fn new(x: &'a [f32], prompt: &'a [f32], bias: &'a [f32], out: &'a mut [f32], stride: usize) -> Self {
-        Self { x, prompt, bias, out: Out::new(out, stride) }
+        Self { x, prompt, bias, out: Plain::new(out, stride) }
     }
 }
 
@@ -223,6 +303,11 @@ impl Epilogue for Residual<'_> {
     }
 
     #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        self.out.expect(s, row, rows, column);
+    }
+
+    #[inline(always)]
     fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
         let stride = self.out.stride;
         let at = row * stride + column;
@@ -232,6 +317,7 @@ impl Epilogue for Residual<'_> {
             let at = at % self.prompt.len();
             v = s.add(v, s.load(&self.prompt[at..at + count]));
         }
-        self.out.put(s, row, column, count, v);
+        // SAFETY: each element comes once ([`Epilogue`]).
+        unsafe { self.out.put(s, row, column, count, v) };
     }
 }

@@ -1,6 +1,6 @@
 //! Products of a matrix with a frozen, packed one.
 //!
-//! `run` computes `C = A W` for `A` given by a [`Source`] (dense rows, rows with something added, windows of a
+//! `run` computes `C = A W` for `A` given by a [`Source`] (tiles, rows of f32, patches of an image, windows of a
 //! feature map) and gives each row of sums to an [`Epilogue`].
 //!
 //! Work is cut into blocks of rows whose packed form stays in the second-level cache while the panels of `W`, 32
@@ -18,11 +18,11 @@ mod source;
 
 use rayon::prelude::*;
 
-pub use epilogue::{Activate, Activation, Epilogue, Multiply, Residual, Store};
+pub use epilogue::{Activate, Activation, Epilogue, Multiply, Output, Plain, Residual, Store};
 pub use matrix::Matrix;
-pub use source::{Dense, Rounded, Source};
+pub use source::{Rounded, Source};
 
-use crate::scratch::{self, Line};
+use crate::scratch::{self, Line, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand};
 
@@ -76,12 +76,18 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
             epilogue,
             rows: first * TILE_ROWS..((first + size) * TILE_ROWS).min(rows),
             panels: part(panels),
+            packed: &mut [],
         }
     };
+    // Lent here rather than inside the task: a closure there would be compiled without its instructions.
+    let run = |i: usize| {
+        let lines = if a.packed().is_some() { 0 } else { size * lines * TILE_ROWS };
+        scratch::with([lines], |[packed]| dispatch(isa, Task { packed, ..task(i) }));
+    };
     if blocks * shares == 1 {
-        dispatch(isa, task(0));
+        run(0);
     } else {
-        (0..blocks * shares).into_par_iter().with_max_len(1).for_each(|i| dispatch(isa, task(i)));
+        (0..blocks * shares).into_par_iter().with_max_len(1).for_each(run);
     }
 }
 
@@ -91,6 +97,7 @@ struct Task<'a, T, A, E> {
     epilogue: &'a E,
     rows: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,
+    packed: &'a mut [Line],
 }
 
 impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
@@ -98,38 +105,46 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, w, epilogue, rows, panels } = self;
+        let Self { a, w, epilogue, rows, panels, packed } = self;
         let lines = w.lines();
         let tiles = rows.len().div_ceil(TILE_ROWS);
         let tile = lines * TILE_ROWS;
-        scratch::with([tiles * tile], |[packed]| {
+        let packed = if let Some(all) = a.packed() {
+            all.tiles(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS))
+        } else {
             for (i, row) in rows.clone().enumerate() {
                 let at = i / TILE_ROWS * tile + i % TILE_ROWS;
                 a.pack(s, row, PackedRow::new(&mut packed[at..(i / TILE_ROWS + 1) * tile]));
             }
-            let unit = micro::Unit::<T, S>::new(s);
-            let mut sums = micro::Sums::ZERO;
-            for panel in panels {
-                let b = w.panel(panel);
-                let column = panel * PANEL;
-                for first in (0..tiles).step_by(2) {
-                    let pair = &packed[first * tile..(first + 2).min(tiles) * tile];
-                    unit.product(pair, lines, b, &mut sums);
-                    let count = (rows.len() - first * TILE_ROWS).min(2 * TILE_ROWS);
-                    for (r, sums) in sums.0.iter().enumerate().take(count) {
-                        let row = rows.start + first * TILE_ROWS + r;
-                        for half in 0..PANEL / LANES {
-                            let column = column + half * LANES;
-                            let columns = w.columns().saturating_sub(column).min(LANES);
-                            if columns > 0 {
-                                let v = s.load(&sums[half * LANES..(half + 1) * LANES]);
-                                epilogue.put(s, row, column, columns, v);
-                            }
-                        }
+            &*packed
+        };
+        let unit = micro::Unit::<T, S>::new(s);
+        let mut sums = micro::Sums::ZERO;
+        for panel in panels {
+            let b = w.panel(panel);
+            let column = panel * PANEL;
+            for first in (0..tiles).step_by(2) {
+                let pair = &packed[first * tile..(first + 2).min(tiles) * tile];
+                let count = (rows.len() - first * TILE_ROWS).min(2 * TILE_ROWS);
+                let row = rows.start + first * TILE_ROWS;
+                epilogue.expect(s, row, count, column);
+                unit.product(pair, lines, b, &mut sums);
+                let columns = w.columns() - column;
+                for (r, sums) in sums.0.iter().enumerate().take(count) {
+                    let (left, right) = sums.split_at(LANES);
+                    if columns >= PANEL {
+                        // The usual case, with the counts known to the compiler.
+                        epilogue.put(s, row + r, column, LANES, s.load(left));
+                        epilogue.put(s, row + r, column + LANES, LANES, s.load(right));
+                        continue;
+                    }
+                    epilogue.put(s, row + r, column, columns.min(LANES), s.load(left));
+                    if columns > LANES {
+                        epilogue.put(s, row + r, column + LANES, columns - LANES, s.load(right));
                     }
                 }
             }
-        });
+        }
     }
 }
 
@@ -149,14 +164,6 @@ impl<'a> PackedRow<'a> {
     pub fn line<T: Operand>(&mut self, i: usize) -> &mut [T] {
         elements_mut(std::slice::from_mut(&mut self.lines[i * TILE_ROWS]))
     }
-}
-
-/// Lines as elements.
-#[inline(always)]
-pub(crate) fn elements_mut<T: Operand>(lines: &mut [Line]) -> &mut [T] {
-    // SAFETY: a line is 64 bytes aligned to 64, any bits are an f32 or a bf16 (`Operand` is sealed to the two),
-    // and the slice covers exactly the lines' bytes.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * line::<T>()) }
 }
 
 #[cfg(test)]

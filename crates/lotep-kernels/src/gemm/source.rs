@@ -1,8 +1,8 @@
 //! Where a product's rows come from.
 
 use super::{PackedRow, line};
-use crate::Operand;
 use crate::simd::{LANES, Simd};
+use crate::{Operand, Tiles};
 
 /// Rows to multiply, brought into packed form one at a time, on several threads at once.
 pub trait Source<T: Operand>: Sync {
@@ -12,53 +12,35 @@ pub trait Source<T: Operand>: Sync {
     fn depth(&self) -> usize;
     /// Write row `row` into `out`, the last line filled up with zeros. To be `#[inline(always)]`.
     fn pack<S: Simd>(&self, s: S, row: usize, out: PackedRow<'_>);
-}
-
-/// Rows as they lie in memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Dense<'a, T> {
-    x: &'a [T],
-    depth: usize,
-}
-
-impl<'a, T> Dense<'a, T> {
-    /// Rows of `depth` values.
-    ///
-    /// # Panics
-    /// `x` is not made of whole rows.
-    pub fn new(x: &'a [T], depth: usize) -> Self {
-        assert!(depth > 0 && x.len().is_multiple_of(depth), "{} values in rows of {depth}", x.len());
-        Self { x, depth }
+    /// All of it, where it is packed already.
+    fn packed(&self) -> Option<&Tiles<T>> {
+        None
     }
 }
 
-impl<T: Operand> Source<T> for Dense<'_, T> {
-    #[inline(always)]
+/// Rows that are packed already.
+impl<T: Operand> Source<T> for Tiles<T> {
     fn rows(&self) -> usize {
-        self.x.len() / self.depth
+        Tiles::rows(self)
     }
 
-    #[inline(always)]
     fn depth(&self) -> usize {
-        self.depth
+        self.columns()
     }
 
     #[inline(always)]
     fn pack<S: Simd>(&self, _s: S, row: usize, mut out: PackedRow<'_>) {
-        copy(&self.x[row * self.depth..(row + 1) * self.depth], &mut out);
-    }
-}
-
-#[inline(always)]
-fn copy<T: Operand>(row: &[T], out: &mut PackedRow<'_>) {
-    for (i, part) in row.chunks(line::<T>()).enumerate() {
-        let out = out.line::<T>(i);
-        if part.len() == line::<T>() {
-            out.copy_from_slice(part);
-        } else {
-            out[..part.len()].copy_from_slice(part);
-            out[part.len()..].fill(T::default());
+        for i in 0..self.per_row() {
+            let from = i * line::<T>();
+            let out = out.line::<T>(i);
+            let count = (self.columns() - from).min(line::<T>());
+            self.copy(row, from, &mut out[..count]);
+            out[count..].fill(T::default());
         }
+    }
+
+    fn packed(&self) -> Option<&Tiles<T>> {
+        Some(self)
     }
 }
 

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Tiles;
 use crate::testing::{Sweep, assert_close, operands, sweep, values, wide};
 
 /// `A W` in f64.
@@ -44,6 +45,7 @@ impl Sweep for Products {
         let ([rows, depth, columns], seed) = (self.0, self.1);
         let what = format!("{isa:?} {} {:?}", std::any::type_name::<T>(), self.0);
         let (a, w) = (operands::<T>(rows * depth, seed), values(depth * columns, seed + 1));
+        let tiles = Tiles::from_rows(&a, depth);
         let at = |k: usize, n: usize| w[k * columns + n];
         let packed = Matrix::<T>::pack(depth, columns, at);
         let exact = reference(&a, &at, self.0);
@@ -51,7 +53,7 @@ impl Sweep for Products {
         // Plain, and from f32 rows rounded on the way; into rows further apart than they are long.
         let bias = values(columns, seed + 2);
         let mut out = vec![9.0_f32; rows * (columns + 3)];
-        run(isa, &Dense::new(&a, depth), &packed, &Store::new(&mut out, columns + 3).bias(&bias));
+        run(isa, &tiles, &packed, &Store::new(&mut out, columns + 3).bias(&bias));
         let with_bias: Vec<f64> =
             exact.iter().enumerate().map(|(i, v)| v + f64::from(bias[i % columns])).collect();
         for (row, expected) in out.chunks(columns + 3).zip(with_bias.chunks(columns)) {
@@ -59,15 +61,15 @@ impl Sweep for Products {
             assert_eq!(row[columns..], [9.0; 3], "{what}: written past the row");
         }
         let unrounded: Vec<f32> = a.iter().map(|v| v.to_f32()).collect();
-        let mut narrow = vec![T::default(); rows * columns];
-        run(isa, &Rounded::new(&unrounded, depth), &packed, &Store::new(&mut narrow, columns));
-        assert_close(&narrow, &exact, rounding, &what);
+        let mut narrow = Tiles::<T>::new(rows, columns);
+        run(isa, &Rounded::new(&unrounded, depth), &packed, &Store::tiles(&mut narrow));
+        assert_close(&narrow.to_rows(), &exact, rounding, &what);
 
         // Residual with a prompt that repeats every second row where it can.
         let period = if rows.is_multiple_of(2) { 2 } else { rows };
         let (x, prompt) = (values(rows * columns, seed + 3), values(period * columns, seed + 4));
         let mut out = vec![0.0_f32; rows * columns];
-        run(isa, &Dense::new(&a, depth), &packed, &Residual::new(&x, &prompt, &bias, &mut out, columns));
+        run(isa, &tiles, &packed, &Residual::new(&x, &prompt, &bias, &mut out, columns));
         let expected: Vec<f64> = with_bias
             .iter()
             .enumerate()
@@ -78,25 +80,23 @@ impl Sweep for Products {
         // Activations, and back through them.
         for function in FUNCTIONS {
             let what = format!("{what} {function:?}");
-            let (mut out, mut before) =
-                (vec![T::default(); rows * columns], vec![T::default(); rows * columns]);
-            let epilogue = Activate::new(function, &bias, &mut out, columns).keep(&mut before);
-            run(isa, &Dense::new(&a, depth), &packed, &epilogue);
+            let (mut out, mut before) = (Tiles::<T>::new(rows, columns), Tiles::<T>::new(rows, columns));
+            let epilogue = Activate::new(function, &bias, &mut out).keep(&mut before);
+            run(isa, &tiles, &packed, &epilogue);
             let expected: Vec<f64> = with_bias.iter().map(|v| scalar(function, *v)).collect();
-            assert_close(&before, &with_bias, rounding, &what);
-            assert_close(&out, &expected, rounding, &what);
+            assert_close(&before.to_rows(), &with_bias, rounding, &what);
+            assert_close(&out.to_rows(), &expected, rounding, &what);
 
-            let mut out = vec![0.0_f32; rows * columns];
-            let before: Vec<f32> = with_bias.iter().map(|v| *v as f32).collect();
-            let epilogue = Multiply::new(function, &before, &mut out, columns);
-            run(isa, &Dense::new(&a, depth), &packed, &epilogue);
+            let mut out = Tiles::<T>::new(rows, columns);
+            run(isa, &tiles, &packed, &Multiply::new(function, &before, &mut out));
+            let before = before.to_rows();
             let slope = |x: f64| match function {
                 Activation::Relu => f64::from(u8::from(x > 0.0)),
                 _ => (scalar(function, x + 1e-4) - scalar(function, x - 1e-4)) / 2e-4,
             };
             let expected: Vec<f64> =
-                exact.iter().zip(&before).map(|(v, x)| v * slope(f64::from(*x))).collect();
-            assert_close(&out, &expected, 1e-4, &what);
+                exact.iter().zip(&before).map(|(v, x)| v * slope(f64::from(x.to_f32()))).collect();
+            assert_close(&out.to_rows(), &expected, 1e-4 + rounding, &what);
         }
     }
 }
@@ -129,7 +129,7 @@ proptest! {
 fn nothing_in_nothing_out() {
     for isa in Isa::available() {
         let w = Matrix::<half::bf16>::pack(8, 5, |_, _| 1.0);
-        run(*isa, &Dense::<half::bf16>::new(&[], 8), &w, &Store::<f32>::new(&mut [], 5));
+        run(*isa, &Rounded::new(&[], 8), &w, &Store::new(&mut [], 5));
     }
 }
 
@@ -137,12 +137,12 @@ fn nothing_in_nothing_out() {
 #[should_panic(expected = "depth")]
 fn shapes_that_do_not_fit_are_refused() {
     let w = Matrix::<f32>::pack(8, 5, |_, _| 1.0);
-    run(Isa::best(), &Dense::new(&[0.0; 9], 9), &w, &Store::<f32>::new(&mut [0.0; 5], 5));
+    run(Isa::best(), &Rounded::new(&[0.0; 9], 9), &w, &Store::new(&mut [0.0; 5], 5));
 }
 
 #[test]
 #[should_panic(expected = "values for")]
 fn a_result_without_room_is_refused() {
     let w = Matrix::<f32>::pack(8, 5, |_, _| 1.0);
-    run(Isa::best(), &Dense::new(&[0.0; 16], 8), &w, &Store::<f32>::new(&mut [0.0; 9], 5));
+    run(Isa::best(), &Rounded::new(&[0.0; 16], 8), &w, &Store::new(&mut [0.0; 9], 5));
 }

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::{LANES, Simd};
+use crate::SharedMut;
 
 /// `FMA`: whether a fused multiply-add is one instruction (else it would be a library call).
 #[derive(Clone, Copy)]
@@ -32,6 +33,9 @@ impl<const FMA: bool> Simd for Array<FMA> {
     fn tiles(self) -> bool {
         false
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _x: &SharedMut<'_, T>, _at: usize) {}
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{LANES, Simd};
+use crate::SharedMut;
 
 /// `BF16`: whether AVX512-BF16's conversions and products are there. The field says whether tiles are.
 #[derive(Clone, Copy)]
@@ -22,10 +23,10 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
-/// The first `n` lanes.
+/// The first `n` lanes, fewer than all.
 #[inline(always)]
 fn first(n: usize) -> u16 {
-    if n >= LANES { u16::MAX } else { (1 << n) - 1 }
+    (1 << n) - 1
 }
 
 // SAFETY of every block here: the token proves that the instructions exist. Loads and stores are masked to the
@@ -41,24 +42,46 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, x: &SharedMut<'_, T>, at: usize) {
+        // SAFETY (and below): a prefetch never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(x.address(at).cast()) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         unsafe { _mm512_set1_ps(x) }
     }
 
     #[inline(always)]
     fn load(self, x: &[f32]) -> Self::F {
-        unsafe { _mm512_maskz_loadu_ps(first(x.len()), x.as_ptr()) }
+        unsafe {
+            if x.len() >= LANES {
+                _mm512_loadu_ps(x.as_ptr())
+            } else {
+                _mm512_maskz_loadu_ps(first(x.len()), x.as_ptr())
+            }
+        }
     }
 
     #[inline(always)]
     fn store(self, x: &mut [f32], v: Self::F) {
-        unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), first(x.len()), v) }
+        unsafe {
+            if x.len() >= LANES {
+                _mm512_storeu_ps(x.as_mut_ptr(), v);
+            } else {
+                _mm512_mask_storeu_ps(x.as_mut_ptr(), first(x.len()), v);
+            }
+        }
     }
 
     #[inline(always)]
     fn load_bf16(self, x: &[bf16]) -> Self::F {
         unsafe {
-            let half = _mm256_maskz_loadu_epi16(first(x.len()), x.as_ptr().cast());
+            let half = if x.len() >= LANES {
+                _mm256_loadu_si256(x.as_ptr().cast())
+            } else {
+                _mm256_maskz_loadu_epi16(first(x.len()), x.as_ptr().cast())
+            };
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
         }
     }
@@ -71,7 +94,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             } else {
                 _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded(v)))
             };
-            _mm256_mask_storeu_epi16(x.as_mut_ptr().cast(), first(x.len()), half);
+            if x.len() >= LANES {
+                _mm256_storeu_si256(x.as_mut_ptr().cast(), half);
+            } else {
+                _mm256_mask_storeu_epi16(x.as_mut_ptr().cast(), first(x.len()), half);
+            }
         }
     }
 

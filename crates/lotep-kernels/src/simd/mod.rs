@@ -10,6 +10,7 @@ mod math;
 
 use half::bf16;
 
+use crate::SharedMut;
 use crate::isa::{Isa, Kind};
 use array::Array;
 
@@ -27,6 +28,9 @@ pub trait Simd: Copy + Send + Sync {
 
     /// Whether tile instructions may be used too.
     fn tiles(self) -> bool;
+
+    /// Ask for the cache line of element `at`, to write it soon.
+    fn prefetch<T>(self, x: &SharedMut<'_, T>, at: usize);
 
     /// All lanes the same.
     fn splat(self, x: f32) -> Self::F;

@@ -1,8 +1,8 @@
 //! A pre-norm transformer block: attention and a perceptron, each around the residual stream.
 
-use lotep_kernels::gemm::{Activate, Activation, Dense, Multiply, Residual, Rounded, Store};
+use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
 use lotep_kernels::{
-    Operand,
+    Operand, Tiles,
     attention::{self, Attention},
     norm,
 };
@@ -24,12 +24,12 @@ pub(crate) struct Transformer<T> {
 /// Kept for each token of width C: both normalised rows (2 C), the projections (3 C), the perceptron before its
 /// activation (4 C), all in the operands' precision, and two f32. The stream itself is not needed again.
 struct Saved<T> {
-    normed1: Vec<T>,
+    normed1: Tiles<T>,
     inverse1: Vec<f32>,
-    qkv: Vec<T>,
-    normed2: Vec<T>,
+    qkv: Tiles<T>,
+    normed2: Tiles<T>,
     inverse2: Vec<f32>,
-    before: Vec<T>,
+    before: Tiles<T>,
 }
 
 impl<T: Operand> Transformer<T> {
@@ -37,9 +37,10 @@ impl<T: Operand> Transformer<T> {
         Attention::plain(shape[0], shape[1], self.heads, shape[2] / self.heads)
     }
 
-    fn normalise(&self, x: &[f32], prompt: &[f32], width: usize) -> (Vec<T>, Vec<f32>) {
-        let (mut out, mut inverse) = (vec![T::default(); x.len()], vec![0.0; x.len() / width]);
-        norm::forward(isa(), x, prompt, width, self.eps, &mut out, &mut inverse);
+    fn normalise(&self, x: &[f32], prompt: &[f32], width: usize) -> (Tiles<T>, Vec<f32>) {
+        let rows = x.len() / width;
+        let (mut out, mut inverse) = (Tiles::new(rows, width), vec![0.0; rows]);
+        norm::forward(isa(), x, prompt, self.eps, &mut out, &mut inverse);
         (out, inverse)
     }
 }
@@ -52,47 +53,48 @@ impl<T: Operand> FrozenOp for Transformer<T> {
     fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
         let (rows, width, hidden) = (shape[0] * shape[1], shape[2], self.fc1.outputs());
         let (normed1, inverse1) = self.normalise(x, prompt, width);
-        let mut qkv = vec![T::default(); rows * 3 * width];
-        let store = Store::new(&mut qkv, 3 * width).bias(self.qkv.bias());
-        self.qkv.forward(&Dense::new(&normed1, width), &store);
-        let mut attended = vec![T::default(); rows * width];
+        let mut qkv = Tiles::new(rows, 3 * width);
+        self.qkv.forward(&normed1, &Store::tiles(&mut qkv).bias(self.qkv.bias()));
+        let mut attended = Tiles::new(rows, width);
         attention::forward(isa(), self.attention(shape), &qkv, &mut attended);
         let mut y = vec![0.0; rows * width];
-        let residual = Residual::new(x, prompt, self.proj.bias(), &mut y, width);
-        self.proj.forward(&Dense::new(&attended, width), &residual);
+        self.proj.forward(&attended, &Residual::new(x, prompt, self.proj.bias(), &mut y, width));
+        drop(attended);
         let (normed2, inverse2) = self.normalise(&y, &[], width);
-        let mut before = vec![T::default(); if keep { rows * hidden } else { 0 }];
-        let mut inner = vec![T::default(); rows * hidden];
-        let mut activate = Activate::new(Activation::Gelu, self.fc1.bias(), &mut inner, hidden);
-        if keep {
-            activate = activate.keep(&mut before);
+        let mut before = keep.then(|| Tiles::new(rows, hidden));
+        let mut inner = Tiles::new(rows, hidden);
+        let mut activate = Activate::new(Activation::Gelu, self.fc1.bias(), &mut inner);
+        if let Some(before) = &mut before {
+            activate = activate.keep(before);
         }
-        self.fc1.forward(&Dense::new(&normed2, width), &activate);
+        self.fc1.forward(&normed2, &activate);
         let mut out = vec![0.0; rows * width];
-        let residual = Residual::new(&y, &[], self.fc2.bias(), &mut out, width);
-        self.fc2.forward(&Dense::new(&inner, hidden), &residual);
-        let saved = Saved { normed1, inverse1, qkv, normed2, inverse2, before };
-        (out, keep.then(|| Box::new(saved) as Kept))
+        self.fc2.forward(&inner, &Residual::new(&y, &[], self.fc2.bias(), &mut out, width));
+        let kept = before
+            .map(|before| Box::new(Saved { normed1, inverse1, qkv, normed2, inverse2, before }) as Kept);
+        (out, kept)
     }
 
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
         let Saved { normed1, inverse1, qkv, normed2, inverse2, before } =
             *kept.downcast::<Saved<T>>().expect("its own");
         let (rows, width, hidden) = (shape[0] * shape[1], shape[2], self.fc1.outputs());
-        let mut inner = vec![T::default(); rows * hidden];
-        let multiply = Multiply::new(Activation::Gelu, &before, &mut inner, hidden);
+        let mut inner = Tiles::new(rows, hidden);
+        let multiply = Multiply::new(Activation::Gelu, &before, &mut inner);
         self.fc2.backward(&Rounded::new(grad, width), &multiply);
         drop(before);
         let mut branch = vec![0.0; rows * width];
-        self.fc1.backward(&Dense::new(&inner, hidden), &Store::new(&mut branch, width));
+        self.fc1.backward(&inner, &Store::new(&mut branch, width));
         drop(inner);
         let mut middle = vec![0.0; rows * width];
         norm::backward(isa(), &normed2, &inverse2, &branch, grad, &mut middle);
-        let mut attended = vec![T::default(); rows * width];
-        self.proj.backward(&Rounded::new(&middle, width), &Store::new(&mut attended, width));
-        let mut projections = vec![T::default(); rows * 3 * width];
+        drop(normed2);
+        let mut attended = Tiles::new(rows, width);
+        self.proj.backward(&Rounded::new(&middle, width), &Store::tiles(&mut attended));
+        let mut projections = Tiles::new(rows, 3 * width);
         attention::backward(isa(), self.attention(shape), &qkv, &attended, &mut projections);
-        self.qkv.backward(&Dense::new(&projections, 3 * width), &Store::new(&mut branch, width));
+        drop(qkv);
+        self.qkv.backward(&projections, &Store::new(&mut branch, width));
         let mut out = vec![0.0; rows * width];
         norm::backward(isa(), &normed1, &inverse1, &branch, &middle, &mut out);
         out

@@ -1,0 +1,263 @@
+//! Matrices as products read and write them.
+
+use std::marker::PhantomData;
+use std::sync::{Mutex, PoisonError};
+
+use crate::gemm::{TILE_ROWS, line};
+use crate::scratch::{Line, elements, elements_mut};
+use crate::simd::{LANES, Simd};
+use crate::{Operand, SharedMut};
+
+/// A matrix of operands in tiles of 16 rows, each tile a sequence of blocks of one line (64 bytes) a row.
+///
+/// So a product reads its rows without packing them, and a block of results is a kibibyte or two of consecutive
+/// memory, where rows one after another would put it into as many pages. Columns beyond the last, in its line, are
+/// zero; rows beyond the last are arbitrary.
+///
+/// The memory of dropped matrices serves new ones, without being cleared first.
+pub struct Tiles<T> {
+    lines: Vec<Line>,
+    rows: usize,
+    columns: usize,
+    element: PhantomData<T>,
+}
+
+/// Memory of dropped matrices.
+static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+/// Matrices to remember; a training step has some dozens in flight.
+const REMEMBERED: usize = 256;
+
+fn take(lines: usize) -> Vec<Line> {
+    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    match free.iter().rposition(|v| v.len() == lines) {
+        Some(i) => free.swap_remove(i),
+        None => {
+            drop(free);
+            vec![Line::ZERO; lines]
+        }
+    }
+}
+
+impl<T> Drop for Tiles<T> {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() >= REMEMBERED {
+            free.remove(0);
+        }
+        free.push(lines);
+    }
+}
+
+impl<T: Operand> Tiles<T> {
+    /// A matrix of that size, its elements arbitrary.
+    pub fn new(rows: usize, columns: usize) -> Self {
+        let per_row = columns.div_ceil(line::<T>());
+        let mut lines = take(rows.div_ceil(TILE_ROWS) * per_row * TILE_ROWS);
+        if !columns.is_multiple_of(line::<T>()) {
+            lines.fill(Line::ZERO);
+        }
+        Self { lines, rows, columns, element: PhantomData }
+    }
+
+    /// Take rows of `columns` elements one after another.
+    ///
+    /// # Panics
+    /// `x` is not made of whole rows.
+    pub fn from_rows(x: &[T], columns: usize) -> Self {
+        assert!(columns > 0 && x.len().is_multiple_of(columns), "{} values in rows of {columns}", x.len());
+        let mut tiles = Self::new(x.len() / columns, columns);
+        for (i, v) in x.iter().enumerate() {
+            let at = tiles.index(i / columns, i % columns);
+            elements_mut::<T>(&mut tiles.lines)[at] = *v;
+        }
+        tiles
+    }
+
+    /// The elements row by row.
+    pub fn to_rows(&self) -> Vec<T> {
+        let x = elements::<T>(&self.lines);
+        (0..self.rows * self.columns).map(|i| x[self.index(i / self.columns, i % self.columns)]).collect()
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Lines of a row.
+    pub(crate) fn per_row(&self) -> usize {
+        self.columns.div_ceil(line::<T>())
+    }
+
+    /// The lines of whole tiles.
+    pub(crate) fn tiles(&self, range: std::ops::Range<usize>) -> &[Line] {
+        let tile = self.per_row() * TILE_ROWS;
+        &self.lines[range.start * tile..range.end * tile]
+    }
+
+    #[inline(always)]
+    fn index(&self, row: usize, column: usize) -> usize {
+        at::<T>(self.per_row(), row, column)
+    }
+
+    /// Load `count` (up to sixteen) elements of a row from `column` on; further lanes are zero.
+    #[inline(always)]
+    pub fn load<S: Simd>(&self, s: S, row: usize, column: usize, count: usize) -> S::F {
+        let x = elements::<T>(&self.lines);
+        let here = (line::<T>() - column % line::<T>()).min(count);
+        let first = self.index(row, column);
+        if here == count {
+            return T::load(s, &x[first..first + count]);
+        }
+        let mut values = [T::default(); LANES];
+        values[..here].copy_from_slice(&x[first..first + here]);
+        let next = self.index(row, column + here);
+        values[here..count].copy_from_slice(&x[next..next + count - here]);
+        T::load(s, &values)
+    }
+
+    /// Copy part of a row.
+    #[inline(always)]
+    pub(crate) fn copy(&self, row: usize, column: usize, out: &mut [T]) {
+        let x = elements::<T>(&self.lines);
+        let mut done = 0;
+        while done < out.len() {
+            let here = (line::<T>() - (column + done) % line::<T>()).min(out.len() - done);
+            let from = self.index(row, column + done);
+            out[done..done + here].copy_from_slice(&x[from..from + here]);
+            done += here;
+        }
+    }
+
+    /// Share it for writing in parts.
+    pub fn share(&mut self) -> SharedTiles<'_, T> {
+        let (rows, columns, per_row) = (self.rows, self.columns, self.per_row());
+        SharedTiles { data: SharedMut::new(elements_mut(&mut self.lines)), rows, columns, per_row }
+    }
+}
+
+impl<T: Operand> std::fmt::Debug for Tiles<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tiles<{}>[{}, {}]", std::any::type_name::<T>(), self.rows, self.columns)
+    }
+}
+
+/// Where an element lies.
+#[inline(always)]
+fn at<T: Operand>(per_row: usize, row: usize, column: usize) -> usize {
+    let tile = row / TILE_ROWS * per_row + column / line::<T>();
+    (tile * TILE_ROWS + row % TILE_ROWS) * line::<T>() + column % line::<T>()
+}
+
+/// A matrix that several threads write in different places.
+#[derive(Clone, Copy)]
+pub struct SharedTiles<'a, T> {
+    data: SharedMut<'a, T>,
+    rows: usize,
+    columns: usize,
+    per_row: usize,
+}
+
+impl<T: Operand> SharedTiles<'_, T> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Ask for the memory of `rows` rows of a panel, to write it soon.
+    #[inline(always)]
+    pub(crate) fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        for row in row..row + rows {
+            s.prefetch(&self.data, at::<T>(self.per_row, row, column));
+            if line::<T>() < 2 * LANES {
+                s.prefetch(&self.data, at::<T>(self.per_row, row, column + LANES));
+            }
+        }
+    }
+
+    /// Store the first `count` (up to sixteen) lanes in a row from `column` on.
+    ///
+    /// # Panics
+    /// The matrix has no such elements.
+    ///
+    /// # Safety
+    /// Nobody else writes or reads them at the same time.
+    #[inline(always)]
+    pub unsafe fn store<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F) {
+        assert!(row < self.rows && column + count <= self.columns, "an element outside its matrix");
+        let here = (line::<T>() - column % line::<T>()).min(count);
+        let first = at::<T>(self.per_row, row, column);
+        if here == count {
+            // SAFETY: the caller's.
+            return T::store(s, unsafe { self.data.part(first..first + count) }, v);
+        }
+        let mut values = [T::default(); LANES];
+        T::store(s, &mut values, v);
+        let next = at::<T>(self.per_row, row, column + here);
+        // SAFETY: the caller's.
+        unsafe {
+            self.data.part(first..first + here).copy_from_slice(&values[..here]);
+            self.data.part(next..next + count - here).copy_from_slice(&values[here..count]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Kernel, dispatch};
+    use crate::testing::values;
+    use crate::{Isa, bf16};
+
+    #[test]
+    fn rows_go_in_and_out() {
+        for (rows, columns) in [(1, 1), (5, 33), (16, 32), (35, 70)] {
+            let x = values(rows * columns, 1);
+            assert_eq!(Tiles::from_rows(&x, columns).to_rows(), x);
+            let half: Vec<bf16> = x.iter().map(|v| bf16::from_f32(*v)).collect();
+            assert_eq!(Tiles::from_rows(&half, columns).to_rows(), half);
+        }
+    }
+
+    /// Parts of rows that cross lines, loaded, copied and stored.
+    #[test]
+    fn parts_of_rows_may_cross_lines() {
+        struct Parts;
+        impl Kernel for Parts {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) {
+                let (rows, columns) = (18, 50);
+                let x = values(rows * columns, 2);
+                let from = Tiles::from_rows(&x, columns);
+                let mut to = Tiles::<f32>::new(rows, columns);
+                let shared = to.share();
+                for row in 0..rows {
+                    for column in (0..columns).step_by(7) {
+                        let count = (columns - column).min(7);
+                        // SAFETY: one thread, one part at a time.
+                        unsafe { shared.store(s, row, column, count, from.load(s, row, column, count)) };
+                        let mut copied = [0.0; 7];
+                        from.copy(row, column, &mut copied[..count]);
+                        assert_eq!(copied[..count], x[row * columns + column..][..count]);
+                    }
+                }
+                assert_eq!(to.to_rows(), x);
+            }
+        }
+        for isa in Isa::available() {
+            dispatch(*isa, Parts);
+        }
+    }
+}
