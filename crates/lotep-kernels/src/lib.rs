@@ -20,6 +20,7 @@
 //! ```
 
 pub mod attention;
+pub mod conv;
 pub mod gemm;
 mod isa;
 pub mod memory;

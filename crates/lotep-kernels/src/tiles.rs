@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
-use crate::gemm::{TILE_ROWS, line};
+use crate::gemm::{TILE_ROWS, line, mask_words};
+use crate::parallel::ranges;
 use crate::scratch::{Line, elements, elements_mut};
-use crate::simd::{LANES, Simd};
-use crate::{Operand, SharedMut};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::{Isa, Operand, SharedMut};
 
 /// A matrix of operands in tiles of 16 rows, each tile a sequence of blocks of one line (64 bytes) a row.
 ///
@@ -74,6 +75,22 @@ impl<T: Operand> Tiles<T> {
         tiles
     }
 
+    /// Round rows of f32, `prompt` (one sample's rows, repeated; may be empty) added first, and with a `mask` of
+    /// bits ([`crate::gemm::Residual::relu`]; may be empty) only where it is set.
+    ///
+    /// # Panics
+    /// The lengths do not fit each other.
+    pub fn rounded(isa: Isa, x: &[f32], prompt: &[f32], mask: &[u16], columns: usize) -> Self {
+        assert!(columns > 0 && x.len().is_multiple_of(columns), "{} values in rows of {columns}", x.len());
+        assert!(prompt.len().is_multiple_of(columns), "a prompt of broken rows");
+        let rows = x.len() / columns;
+        assert!(mask.is_empty() || mask.len() == rows * mask_words(columns), "words of the mask");
+        let mut tiles = Self::new(rows, columns);
+        let out = tiles.share();
+        ranges(rows, TILE_ROWS, 2, |rows| dispatch(isa, Round { x, prompt, mask, rows, out }));
+        tiles
+    }
+
     /// The elements row by row.
     pub fn to_rows(&self) -> Vec<T> {
         let x = elements::<T>(&self.lines);
@@ -122,10 +139,23 @@ impl<T: Operand> Tiles<T> {
         T::load(s, &values)
     }
 
+    /// Line `i` of a row.
+    #[inline(always)]
+    pub(crate) fn line(&self, row: usize, i: usize) -> &[T] {
+        let from = self.index(row, i * line::<T>());
+        &elements::<T>(&self.lines)[from..from + line::<T>()]
+    }
+
     /// Copy part of a row.
     #[inline(always)]
     pub(crate) fn copy(&self, row: usize, column: usize, out: &mut [T]) {
         let x = elements::<T>(&self.lines);
+        if out.len() == line::<T>() && column.is_multiple_of(line::<T>()) {
+            // A whole line, its length known to the compiler.
+            let from = self.index(row, column);
+            out[..line::<T>()].copy_from_slice(&x[from..from + line::<T>()]);
+            return;
+        }
         let mut done = 0;
         while done < out.len() {
             let here = (line::<T>() - (column + done) % line::<T>()).min(out.len() - done);
@@ -213,12 +243,42 @@ impl<T: Operand> SharedTiles<'_, T> {
     }
 }
 
+struct Round<'a, T> {
+    x: &'a [f32],
+    prompt: &'a [f32],
+    mask: &'a [u16],
+    rows: std::ops::Range<usize>,
+    out: SharedTiles<'a, T>,
+}
+
+impl<T: Operand> Kernel for Round<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = self.out.columns;
+        for row in self.rows {
+            for (i, x) in self.x[row * columns..(row + 1) * columns].chunks(LANES).enumerate() {
+                let mut v = s.load(x);
+                if !self.prompt.is_empty() {
+                    let at = (row * columns + i * LANES) % self.prompt.len();
+                    v = s.add(v, s.load(&self.prompt[at..at + x.len()]));
+                }
+                if !self.mask.is_empty() {
+                    v = s.select(self.mask[row * mask_words(columns) + i], v, s.splat(0.0));
+                }
+                // SAFETY: rows are shared out among the tasks.
+                unsafe { self.out.store(s, row, i * LANES, x.len(), v) };
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Kernel, dispatch};
+    use crate::bf16;
     use crate::testing::values;
-    use crate::{Isa, bf16};
 
     #[test]
     fn rows_go_in_and_out() {

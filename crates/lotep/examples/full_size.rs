@@ -69,7 +69,8 @@ fn compare(path: &str, arch: &str) -> Result<Row> {
         random_weights: false,
         image: None,
         device: device.clone(),
-        precision: Precision::F32,
+        precision: Some(Precision::F32),
+        recompute: false,
     })?;
     let file = TensorFile::open(path)?;
     let Some(head) = loaded.network.head() else { bail!("{path} has no classifier: nothing to compare") };

@@ -161,7 +161,8 @@ mod tests {
             random_weights: true,
             image,
             device: Device::flex(),
-            precision: Precision::F32,
+            precision: Some(Precision::F32),
+            recompute: false,
         })
         .unwrap()
     }

@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// What matrix products round to.
     #[arg(long, default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
     precision: String,
+    /// Keep only each block's input for the backward pass, and compute the block again there.
+    #[arg(long)]
+    recompute: bool,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
@@ -64,6 +67,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         image: args.image_size.map(|s| [s; 2]),
         device: device::open(&args.device)?,
         precision: precision(&args.precision),
+        recompute: args.recompute,
     })?;
     let options = BenchOptions {
         method,

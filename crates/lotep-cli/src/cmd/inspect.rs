@@ -63,7 +63,8 @@ fn backbone(path: &str, args: &Args, ui: &Ui) -> Result<()> {
         random_weights: false,
         image: None,
         device: device::open("cpu")?,
-        precision: Precision::F32,
+        precision: Some(Precision::F32),
+        recompute: false,
     })?;
     let config = &loaded.config;
     if ui.json() {

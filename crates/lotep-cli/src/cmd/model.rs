@@ -52,6 +52,7 @@ impl ModelArgs {
             image: config.as_ref().map(|c| c.input.transform.size().into()),
             device: device::open(&self.device)?,
             precision: precision(&self.precision),
+            recompute: false,
         };
         let loaded = load(&options)?;
         let adapter = self.adapter.as_deref().map(|dir| Adapter::load(dir, &loaded)).transpose()?;
@@ -59,9 +60,13 @@ impl ModelArgs {
     }
 }
 
-/// `auto` is f32: the portable operations gain nothing from rounding.
-pub(crate) fn precision(name: &str) -> Precision {
-    if name == "bf16" { Precision::Bf16 } else { Precision::F32 }
+/// `auto` leaves the choice to the loader.
+pub(crate) fn precision(name: &str) -> Option<Precision> {
+    match name {
+        "bf16" => Some(Precision::Bf16),
+        "f32" => Some(Precision::F32),
+        _ => None,
+    }
 }
 
 impl Model {

@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// What matrix products round to [default: auto, which is f32]
     #[arg(long, value_parser = ["auto", "f32", "bf16"], help_heading = "Model")]
     precision: Option<String>,
+    /// Use less memory for more time: keep only each block's input for the backward pass.
+    #[arg(long)]
+    recompute: bool,
 
     /// Method [default: lotep-tk]
     #[arg(long, value_parser = MethodConfig::NAMES, help_heading = "Method")]
@@ -236,6 +239,7 @@ impl Args {
         put(table, "image_size", self.image_size.map(|v| v as i64));
         put(table, "device", self.device.clone());
         put(table, "precision", self.precision.clone());
+        put(table, "recompute", self.recompute.then_some(true));
         put(table, "data", self.data.as_ref().map(|p| p.to_string_lossy().into_owned()));
         put(table, "dataset", self.dataset.clone());
         put(table, "subset", self.subset.map(|v| v as i64));

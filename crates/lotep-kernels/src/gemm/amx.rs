@@ -50,10 +50,8 @@ impl Tiles {
     #[inline(always)]
     pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut Sums) {
         let tile = lines * TILE_ROWS;
-        assert!(b.len() >= 2 * lines * GROUPS && a.len() >= tile);
-        if lines == 0 {
-            *sums = Sums::ZERO;
-        } else if a.len() >= 2 * tile {
+        assert!(lines > 0 && b.len() >= 2 * lines * GROUPS && a.len() >= tile);
+        if a.len() >= 2 * tile {
             // SAFETY: `self` is the proof that tiles are configured. Two tiles of rows and a panel are as long as
             // the loop reads, as just checked; the sums are 32 rows of 128 bytes.
             unsafe { two_tiles(a.as_ptr(), lines, b.as_ptr(), sums) }

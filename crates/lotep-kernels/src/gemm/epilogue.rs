@@ -1,6 +1,6 @@
 //! What becomes of a product's sums.
 
-use crate::simd::{LANES, Simd, gaussian_cdf, logistic};
+use crate::simd::{LANES, Simd, coarse_gaussian_cdf, coarse_gelu_derivative, gaussian_cdf, logistic};
 use crate::{Operand, SharedMut, SharedTiles, Tiles};
 
 /// Takes sums as they are finished. Each element comes once, from whichever thread has it.
@@ -154,22 +154,24 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Its value.
+    /// Its value, as exact as `T` can hold.
     #[inline(always)]
-    pub fn value<S: Simd>(self, s: S, x: S::F) -> S::F {
+    pub fn value<T: Operand, S: Simd>(self, s: S, x: S::F) -> S::F {
         match self {
             Self::Relu => s.max(x, s.splat(0.0)),
+            Self::Gelu if T::GROUP == 2 => s.mul(x, coarse_gaussian_cdf(s, x)),
             Self::Gelu => s.mul(x, gaussian_cdf(s, x).0),
             Self::QuickGelu => s.mul(x, logistic(s, s.mul(x, s.splat(1.702)))),
             Self::Silu => s.mul(x, logistic(s, x)),
         }
     }
 
-    /// Its derivative.
+    /// Its derivative, as exact as `T` can hold.
     #[inline(always)]
-    pub fn derivative<S: Simd>(self, s: S, x: S::F) -> S::F {
+    pub fn derivative<T: Operand, S: Simd>(self, s: S, x: S::F) -> S::F {
         match self {
             Self::Relu => s.select(s.positive(x), s.splat(1.0), s.splat(0.0)),
+            Self::Gelu if T::GROUP == 2 => coarse_gelu_derivative(s, x),
             Self::Gelu => {
                 // 1 / √(2π)
                 const DENSITY: f32 = 0.398_942_3;
@@ -236,7 +238,7 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
             if let Some(before) = &self.before {
                 before.store(s, row, column, count, x);
             }
-            self.out.store(s, row, column, count, self.function.value(s, x));
+            self.out.store(s, row, column, count, self.function.value::<T, S>(s, x));
         }
     }
 }
@@ -273,24 +275,40 @@ impl<T: Operand> Epilogue for Multiply<'_, T> {
     #[inline(always)]
     fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
         let x = self.before.load(s, row, column, count);
-        let v = s.mul(sums, self.function.derivative(s, x));
+        let v = s.mul(sums, self.function.derivative::<T, S>(s, x));
         // SAFETY: each element comes once ([`Epilogue`]).
         unsafe { self.out.store(s, row, column, count, v) };
     }
 }
 
-/// Store `x + prompt + sums + bias`: the residual stream behind a branch.
+/// Store `x + prompt + sums + bias`: the residual stream behind a branch; with a ReLU where that is asked for.
 pub struct Residual<'a> {
     x: &'a [f32],
     prompt: &'a [f32],
     bias: &'a [f32],
     out: Plain<'a>,
+    relu: bool,
+    mask: Option<SharedMut<'a, u16>>,
+}
+
+/// Words of a row's mask: a bit a column.
+pub(crate) fn mask_words(columns: usize) -> usize {
+    columns.div_ceil(LANES)
 }
 
 impl<'a> Residual<'a> {
     /// `x` and `out` in rows `stride` apart; `prompt` is one sample's rows, repeated, and may be empty.
     pub fn new(x: &'a [f32], prompt: &'a [f32], bias: &'a [f32], out: &'a mut [f32], stride: usize) -> Self {
-        Self { x, prompt, bias, out: Plain::new(out, stride) }
+        Self { x, prompt, bias, out: Plain::new(out, stride), relu: false, mask: None }
+    }
+
+    /// Put a ReLU behind the sum. Of each row, a bit a column tells where the result is above zero: sixteen to a
+    /// word; `mask` may be empty if nobody will ask.
+    #[must_use]
+    pub fn relu(mut self, mask: &'a mut [u16]) -> Self {
+        self.relu = true;
+        self.mask = (!mask.is_empty()).then(|| SharedMut::new(mask));
+        self
     }
 }
 
@@ -300,6 +318,9 @@ impl Epilogue for Residual<'_> {
         self.out.check(rows, columns);
         assert!(self.x.len() >= self.out.data.len(), "a residual shorter than the result");
         assert!(self.prompt.len().is_multiple_of(self.out.stride), "a prompt of broken rows");
+        if let Some(mask) = &self.mask {
+            assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
+        }
     }
 
     #[inline(always)]
@@ -317,7 +338,79 @@ impl Epilogue for Residual<'_> {
             let at = at % self.prompt.len();
             v = s.add(v, s.load(&self.prompt[at..at + count]));
         }
+        if self.relu {
+            if let Some(mask) = &self.mask {
+                let word = row * (mask.len() / (self.out.data.len() / stride)) + column / LANES;
+                // SAFETY: a word belongs to the sixteen columns that come together, once ([`Epilogue`]).
+                unsafe { mask.part(word..word + 1)[0] = s.positive(v) };
+            }
+            v = s.max(v, s.splat(0.0));
+        }
         // SAFETY: each element comes once ([`Epilogue`]).
         unsafe { self.out.put(s, row, column, count, v) };
+    }
+}
+
+/// Store `sums + grad` where the mask's bit is set, `sums` elsewhere: a branch's gradient joins the one that went
+/// around it, behind the ReLU that both went through.
+pub struct Masked<'a> {
+    grad: &'a [f32],
+    mask: &'a [u16],
+    out: Plain<'a>,
+}
+
+impl<'a> Masked<'a> {
+    /// `grad` and `out` in rows of `columns`, `mask` as [`Residual::relu`] wrote it.
+    pub fn new(grad: &'a [f32], mask: &'a [u16], out: &'a mut [f32], columns: usize) -> Self {
+        Self { grad, mask, out: Plain::new(out, columns) }
+    }
+}
+
+impl Epilogue for Masked<'_> {
+    fn check(&self, rows: usize, columns: usize) {
+        assert_eq!(columns, self.out.stride, "columns of a masked gradient");
+        self.out.check(rows, columns);
+        assert!(self.grad.len() == rows * columns && self.mask.len() == rows * mask_words(columns));
+    }
+
+    #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        self.out.expect(s, row, rows, column);
+    }
+
+    #[inline(always)]
+    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
+        let at = row * self.out.stride + column;
+        let mask = self.mask[row * mask_words(self.out.stride) + column / LANES];
+        let grad = s.select(mask, s.load(&self.grad[at..at + count]), s.splat(0.0));
+        // SAFETY: each element comes once ([`Epilogue`]).
+        unsafe { self.out.put(s, row, column, count, s.add(sums, grad)) };
+    }
+}
+
+/// Add the sums to what is there.
+pub struct Add<'a> {
+    out: Plain<'a>,
+}
+
+impl<'a> Add<'a> {
+    /// To rows `stride` apart.
+    pub fn new(out: &'a mut [f32], stride: usize) -> Self {
+        Self { out: Plain::new(out, stride) }
+    }
+}
+
+impl Epilogue for Add<'_> {
+    fn check(&self, rows: usize, columns: usize) {
+        self.out.check(rows, columns);
+    }
+
+    #[inline(always)]
+    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
+        let at = row * self.out.stride + column;
+        // SAFETY: each element comes once ([`Epilogue`]).
+        let out = unsafe { self.out.data.part(at..at + count) };
+        let v = s.add(sums, s.load(out));
+        s.store(out, v);
     }
 }

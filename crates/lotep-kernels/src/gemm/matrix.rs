@@ -42,7 +42,7 @@ impl<T: Operand> Matrix<T> {
     }
 
     /// Element `(k, n)`, as it was rounded.
-    fn get(&self, k: usize, n: usize) -> f32 {
+    pub(crate) fn get(&self, k: usize, n: usize) -> f32 {
         let (l, g) = (k / line::<T>(), k % line::<T>() / T::GROUP);
         let row = ((n / PANEL * self.lines() + l) * 2 + n % PANEL / LANES) * GROUPS + g;
         T::ungroup(self.data[row].0[n % LANES])[k % T::GROUP]

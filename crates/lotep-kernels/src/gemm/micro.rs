@@ -43,11 +43,15 @@ impl<T: Operand, S: Simd> Unit<T, S> {
     pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut Sums) {
         let tile = lines * TILE_ROWS;
         assert!((a.len() == tile || a.len() == 2 * tile) && b.len() == 2 * lines * GROUPS);
+        if lines == 0 {
+            *sums = Sums::ZERO;
+            return;
+        }
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if let Some(tiles) = &self.tiles {
             return tiles.product(a, lines, b, sums);
         }
-        for (tile, sums) in a.chunks_exact(tile.max(1)).zip(sums.0.chunks_exact_mut(TILE_ROWS)) {
+        for (tile, sums) in a.chunks_exact(tile).zip(sums.0.chunks_exact_mut(TILE_ROWS)) {
             for first in (0..TILE_ROWS).step_by(ROWS) {
                 self.vectors(&tile[first..], b, &mut sums[first..first + ROWS]);
             }

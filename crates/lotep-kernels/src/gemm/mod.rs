@@ -18,7 +18,8 @@ mod source;
 
 use rayon::prelude::*;
 
-pub use epilogue::{Activate, Activation, Epilogue, Multiply, Output, Plain, Residual, Store};
+pub(crate) use epilogue::mask_words;
+pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output, Plain, Residual, Store};
 pub use matrix::Matrix;
 pub use source::{Rounded, Source};
 
@@ -55,7 +56,7 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     let threads = rayon::current_num_threads();
     let tiles = rows.div_ceil(TILE_ROWS);
     // Blocks of rows as large as the cache allows, a multiple of the threads in number where there are enough.
-    let most = (BLOCK_BYTES / (lines * 64 * TILE_ROWS)).max(2);
+    let most = (BLOCK_BYTES / (lines.max(1) * 64 * TILE_ROWS)).max(2);
     let mut blocks = tiles.div_ceil(most);
     if tiles >= 2 * threads {
         blocks = blocks.next_multiple_of(threads);
@@ -112,7 +113,7 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
         let packed = if let Some(all) = a.packed() {
             all.tiles(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS))
         } else {
-            for (i, row) in rows.clone().enumerate() {
+            for (i, row) in rows.clone().enumerate().filter(|_| lines > 0) {
                 let at = i / TILE_ROWS * tile + i % TILE_ROWS;
                 a.pack(s, row, PackedRow::new(&mut packed[at..(i / TILE_ROWS + 1) * tile]));
             }
@@ -131,16 +132,15 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
                 unit.product(pair, lines, b, &mut sums);
                 let columns = w.columns() - column;
                 for (r, sums) in sums.0.iter().enumerate().take(count) {
-                    let (left, right) = sums.split_at(LANES);
-                    if columns >= PANEL {
-                        // The usual case, with the counts known to the compiler.
-                        epilogue.put(s, row + r, column, LANES, s.load(left));
-                        epilogue.put(s, row + r, column + LANES, LANES, s.load(right));
-                        continue;
-                    }
-                    epilogue.put(s, row + r, column, columns.min(LANES), s.load(left));
-                    if columns > LANES {
-                        epilogue.put(s, row + r, column + LANES, columns - LANES, s.load(right));
+                    for half in 0..PANEL / LANES {
+                        let v = s.load(&sums[half * LANES..(half + 1) * LANES]);
+                        let (column, count) = (column + half * LANES, columns.saturating_sub(half * LANES));
+                        if count >= LANES {
+                            // The usual case, with the count known to the compiler.
+                            epilogue.put(s, row + r, column, LANES, v);
+                        } else if count > 0 {
+                            epilogue.put(s, row + r, column, count, v);
+                        }
                     }
                 }
             }

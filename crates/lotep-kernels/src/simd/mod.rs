@@ -14,7 +14,7 @@ use crate::SharedMut;
 use crate::isa::{Isa, Kind};
 use array::Array;
 
-pub use math::{exp, gaussian_cdf, logistic};
+pub use math::{coarse_gaussian_cdf, coarse_gelu_derivative, exp, gaussian_cdf, logistic};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::config::MAX_SIDE;
 use super::{Architecture, Backbone, Block, ModelConfig, ResNet, Vit, Weights, blocks};
-use crate::ops::Precision;
+use crate::ops::{Compute, Precision};
 use crate::safetensors::TensorFile;
 use crate::{Error, Result, bail, input_error};
 
@@ -26,8 +26,10 @@ pub struct LoadOptions {
     pub image: Option<[usize; 2]>,
     /// Where to put it.
     pub device: Device,
-    /// What matrix products round to.
-    pub precision: Precision,
+    /// What matrix products round to; `None` chooses what is faster on the device.
+    pub precision: Option<Precision>,
+    /// Keep only each block's input for the backward pass.
+    pub recompute: bool,
 }
 
 /// A backbone with everything known about it.
@@ -128,10 +130,14 @@ fn build(
             Architecture::Vit(_) => {}
         }
     }
-    let precision = options.precision;
+    let precision = match options.precision {
+        Some(precision) => precision,
+        None => Precision::auto(&options.device)?,
+    };
+    let compute = Compute { precision, portable: false, recompute: options.recompute };
     let network: Arc<dyn Backbone> = match &config.architecture {
-        Architecture::ResNet(c) => Arc::new(ResNet::load(c, config.classes, &weights, precision)?),
-        Architecture::Vit(c) => Arc::new(Vit::load(c, config.classes, &weights, precision)?),
+        Architecture::ResNet(c) => Arc::new(ResNet::load(c, config.classes, &weights, compute)?),
+        Architecture::Vit(c) => Arc::new(Vit::load(c, config.classes, &weights, compute)?),
     };
     weights.finish()?;
     let head_parameters = if config.classes > 0 { config.classes * (network.feature_width() + 1) } else { 0 };

@@ -181,7 +181,8 @@ fn real_weights_agree_with_timm() {
             random_weights: false,
             image: None,
             device: device.clone(),
-            precision: Precision::F32,
+            precision: Some(Precision::F32),
+            recompute: false,
         };
         let loaded = load(&options).unwrap();
         let features = loaded.network.features(f.tensor("input", &device), &NoHooks);
@@ -206,7 +207,8 @@ fn blocks_at_full_size() {
             random_weights: true,
             image: None,
             device: Device::flex(),
-            precision: Precision::F32,
+            precision: Some(Precision::F32),
+            recompute: false,
         };
         let loaded = load(&options).unwrap();
         let found: Vec<_> =

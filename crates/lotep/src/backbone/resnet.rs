@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{BatchNorm, Conv2d, Linear, Precision, max_pool_3x3_s2};
+use crate::ops::{BatchNorm, Compute, Conv2d, ConvNorm, Linear, ResidualBlock, max_pool_3x3_s2};
 
 const BN_EPS: f64 = 1e-5;
 
@@ -38,30 +38,6 @@ impl ResNetConfig {
     }
 }
 
-#[derive(Clone)]
-struct ResBlock {
-    name: String,
-    convs: Vec<Conv2d>,
-    shortcut: Option<Conv2d>,
-}
-
-impl ResBlock {
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut y = x.clone();
-        for (i, conv) in self.convs.iter().enumerate() {
-            y = conv.forward(y);
-            if i + 1 < self.convs.len() {
-                y = relu(y);
-            }
-        }
-        let shortcut = match &self.shortcut {
-            Some(conv) => conv.forward(x),
-            None => x,
-        };
-        relu(y + shortcut)
-    }
-}
-
 /// A ResNet with its batch norms folded.
 #[derive(Clone)]
 pub struct ResNet {
@@ -69,7 +45,7 @@ pub struct ResNet {
     /// What a folded image prompt adds to the stem's output, `[1, C, H, W]`. A map, not a bias: zero padding
     /// makes it differ at the borders.
     stem_offset: Option<Tensor<4>>,
-    blocks: Vec<ResBlock>,
+    blocks: Vec<(String, ResidualBlock)>,
     head: Option<Linear>,
     width: usize,
 }
@@ -83,9 +59,10 @@ impl ResNet {
         config: &ResNetConfig,
         classes: usize,
         weights: &Weights,
-        precision: Precision,
+        compute: impl Into<Compute>,
     ) -> Result<Self> {
-        let conv = |conv: &str, bn: &str, shape: [usize; 4], stride: usize| -> Result<Conv2d> {
+        let compute = compute.into();
+        let conv = |conv: &str, bn: &str, shape: [usize; 4], stride: usize| -> Result<ConvNorm> {
             let channels = [shape[0]];
             let take = |leaf: &str| weights.take(&format!("{bn}.{leaf}"), channels);
             let norm = BatchNorm {
@@ -96,9 +73,10 @@ impl ResNet {
                 eps: BN_EPS,
             };
             let kernel = weights.take(&format!("{conv}.weight"), shape)?;
-            Ok(Conv2d::with_norm(kernel, norm, stride, shape[2] / 2, precision))
+            Ok(ConvNorm { kernel, norm, stride })
         };
         let stem = conv("conv1", "bn1", [config.stem, 3, 7, 7], 2)?;
+        let stem = Conv2d::with_norm(stem.kernel, stem.norm, 2, 3, compute.precision);
         let mut blocks = Vec::new();
         let mut input = config.stem;
         for (stage, (&count, &inner)) in config.layers.iter().zip(&config.channels).enumerate() {
@@ -124,14 +102,14 @@ impl ResNet {
                         conv(&c, &n, [output, input, 1, 1], stride)
                     })
                     .transpose()?;
-                blocks.push(ResBlock { name, convs, shortcut });
+                blocks.push((name, ResidualBlock::new(convs, shortcut, compute)));
                 input = output;
             }
         }
         let head = (classes > 0)
             .then(|| -> Result<Linear> {
                 let weight = weights.take("fc.weight", [classes, input])?;
-                Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), precision))
+                Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), compute.precision))
             })
             .transpose()?;
         Ok(Self { stem, stem_offset: None, blocks, head, width: input })
@@ -145,14 +123,11 @@ impl Backbone for ResNet {
             x = x + offset.clone();
         }
         x = max_pool_3x3_s2(relu(x));
-        for (l, block) in self.blocks.iter().enumerate() {
+        for (l, (_, block)) in self.blocks.iter().enumerate() {
             let Activation::Map(entered) = hooks.entrance(l, Activation::Map(x)) else {
                 unreachable!("a hook keeps the layout")
             };
-            x = match hooks.prompt(l) {
-                Some(prompt) => block.forward(entered + prompt.unsqueeze()),
-                None => block.forward(entered),
-            };
+            x = block.forward(entered, hooks.prompt(l));
             hooks.exit(l, &Activation::Map(x.clone()));
         }
         let [b, c, _, _] = x.dims();
@@ -160,7 +135,7 @@ impl Backbone for ResNet {
     }
 
     fn block_names(&self) -> Vec<String> {
-        self.blocks.iter().map(|b| b.name.clone()).collect()
+        self.blocks.iter().map(|b| b.0.clone()).collect()
     }
 
     fn feature_width(&self) -> usize {

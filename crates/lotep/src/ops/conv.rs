@@ -58,10 +58,7 @@ impl Conv2d {
         padding: usize,
         precision: Precision,
     ) -> Self {
-        let scale = norm.weight / (norm.var + norm.eps).sqrt();
-        let bias = norm.bias - scale.clone() * norm.mean;
-        let out = scale.dims()[0];
-        let kernel = kernel * scale.reshape([out, 1, 1, 1]);
+        let (kernel, bias) = folded(kernel, norm);
         Self::new(kernel, Some(bias), stride, padding, precision)
     }
 
@@ -82,6 +79,14 @@ impl Conv2d {
         let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
         conv2d(x, self.kernel.clone(), None, options)
     }
+}
+
+/// A kernel and the bias that `norm` behind it makes of it.
+pub(super) fn folded(kernel: Tensor<4>, norm: BatchNorm) -> (Tensor<4>, Tensor<1>) {
+    let scale = norm.weight / (norm.var + norm.eps).sqrt();
+    let bias = norm.bias - scale.clone() * norm.mean;
+    let out = scale.dims()[0];
+    (kernel * scale.reshape([out, 1, 1, 1]), bias)
 }
 
 /// The stem's pooling: 3×3, stride 2, padding 1 with −∞, size rounded down.

@@ -13,6 +13,7 @@ mod frozen_conv;
 mod linear;
 mod norm;
 mod patch_embed;
+mod residual;
 mod transformer;
 
 use burn::tensor::{DType, Device, Tensor};
@@ -24,6 +25,7 @@ pub use conv::{BatchNorm, Conv2d, max_pool_3x3_s2};
 pub use linear::Linear;
 pub(crate) use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
+pub use residual::{ConvNorm, ResidualBlock};
 pub use transformer::{TransformerBlock, TransformerWeights};
 
 pub(crate) use attention::attention;
@@ -35,7 +37,6 @@ pub(crate) use attention::attention;
 pub enum Precision {
     /// Full single precision.
     #[default]
-    #[serde(alias = "auto")]
     F32,
     /// Operands rounded to bfloat16, products accumulated in f32.
     Bf16,

@@ -80,8 +80,11 @@ pub struct TrainConfig {
     pub warmup_epochs: f64,
     /// Seed of everything random: initial values, split, order.
     pub seed: u64,
-    /// What matrix products round to.
-    pub precision: Precision,
+    /// What matrix products round to; where it is not given (or `auto`), what is faster on the device.
+    #[serde(default, deserialize_with = "given_precision", skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// Keep only each block's input for the backward pass, and compute the block again there.
+    pub recompute: bool,
     /// Where to compute.
     pub device: String,
     /// What to do with images that can't be decoded.
@@ -94,6 +97,24 @@ pub struct TrainConfig {
     pub checkpoint_steps: usize,
     /// The method and its settings. Last, because TOML wants tables after values.
     pub method: MethodConfig,
+}
+
+/// `auto` leaves the choice open.
+fn given_precision<'de, D: serde::Deserializer<'de>>(
+    source: D,
+) -> std::result::Result<Option<Precision>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Given {
+        Auto,
+        F32,
+        Bf16,
+    }
+    Ok(match Given::deserialize(source)? {
+        Given::Auto => None,
+        Given::F32 => Some(Precision::F32),
+        Given::Bf16 => Some(Precision::Bf16),
+    })
 }
 
 impl TrainConfig {
@@ -123,7 +144,8 @@ impl TrainConfig {
             schedule: Schedule::Cosine,
             warmup_epochs: 0.0,
             seed: 0,
-            precision: Precision::F32,
+            precision: None,
+            recompute: false,
             device: "auto".into(),
             on_corrupt: OnCorrupt::Fail,
             workers: 0,

@@ -48,6 +48,7 @@ impl TrainConfig {
             image: self.image_size.map(|s| [s; 2]),
             device: device.clone(),
             precision: self.precision,
+            recompute: self.recompute,
         }
     }
 }
@@ -72,6 +73,7 @@ impl Setup {
         let mut config = config.clone();
         let device = device::open(&config.device)?;
         let loaded = load(&config.load_options(&device))?;
+        config.precision = Some(loaded.precision);
         config.method.resolve(&Site::of(&loaded));
         let default_prompt_lr = config.method.default_prompt_lr(&loaded.config.architecture);
         config.prompt_lr.get_or_insert(default_prompt_lr);

@@ -7,6 +7,7 @@
 
 mod linear;
 mod patches;
+mod residual;
 mod transformer;
 
 use std::any::Any;
@@ -24,6 +25,7 @@ use lotep_kernels::{Isa, norm};
 
 pub(super) use linear::FrozenLinear;
 pub(super) use patches::PatchEmbedding;
+pub(super) use residual::{FrozenConv, ResidualBlock};
 pub(super) use transformer::Transformer;
 
 /// What an operation keeps for its backward pass.

@@ -1,0 +1,314 @@
+//! Convolutions of feature maps whose pixels are rows of tiles, forward and back to the input.
+//!
+//! A convolution is a product: the windows of the input, gathered while the product packs them, with a matrix of
+//! the kernel's taps. The input gradient is one, or with a stride of `s` up to `s²` of them, each for the input
+//! pixels of one phase (`y mod s`, `x mod s`), which only some of the taps reach: no zeros are multiplied.
+
+use crate::gemm::{self, Epilogue, Matrix, PackedRow, Source, line};
+use crate::simd::Simd;
+use crate::{Isa, Operand, Tiles};
+
+/// A square kernel's geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Input channels.
+    pub inputs: usize,
+    /// Output channels.
+    pub outputs: usize,
+    /// Side of the kernel.
+    pub side: usize,
+    /// Step between windows.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub padding: usize,
+}
+
+impl Shape {
+    /// Height and width of the output, given the input's.
+    pub fn output(&self, size: [usize; 2]) -> [usize; 2] {
+        size.map(|s| (s + 2 * self.padding).saturating_sub(self.side) / self.stride + 1)
+    }
+}
+
+/// Where the windows of some output pixels lie in the input.
+#[derive(Clone, Debug)]
+struct Windows {
+    /// Offset of each tap from `step` times the output pixel.
+    taps: Vec<[isize; 2]>,
+    step: usize,
+}
+
+/// A frozen convolution, packed.
+#[derive(Debug)]
+pub struct Conv<T> {
+    shape: Shape,
+    windows: Windows,
+    matrix: Matrix<T>,
+}
+
+/// The input gradient of a frozen convolution, packed.
+#[derive(Debug)]
+pub struct ConvBackward<T> {
+    shape: Shape,
+    phases: Vec<Phase<T>>,
+}
+
+/// The input pixels `s · (y, x) + offset`, and what reaches them.
+#[derive(Debug)]
+struct Phase<T> {
+    offset: [usize; 2],
+    windows: Windows,
+    matrix: Matrix<T>,
+}
+
+/// Summed channels of a tap: whole lines, where another tap follows.
+fn per_tap<T: Operand>(taps: usize, channels: usize) -> usize {
+    if taps > 1 { channels.next_multiple_of(line::<T>()) } else { channels }
+}
+
+impl<T: Operand> Conv<T> {
+    /// Pack a kernel `[outputs, inputs, side, side]`.
+    ///
+    /// # Panics
+    /// The kernel has another number of values.
+    pub fn new(shape: Shape, kernel: &[f32]) -> Self {
+        let Shape { inputs, outputs, side, stride, padding } = shape;
+        assert_eq!(kernel.len(), outputs * inputs * side * side, "kernel of {shape:?}");
+        let per_tap = per_tap::<T>(side * side, inputs);
+        let matrix = Matrix::pack(side * side * per_tap, outputs, |k, n| {
+            let (tap, c) = (k / per_tap, k % per_tap);
+            if c < inputs { kernel[(n * inputs + c) * side * side + tap] } else { 0.0 }
+        });
+        let offset = |i: usize| i as isize - padding as isize;
+        let taps = (0..side * side).map(|t| [offset(t / side), offset(t % side)]).collect();
+        Self { shape, windows: Windows { taps, step: stride }, matrix }
+    }
+
+    /// Its geometry.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Convolve `images` maps of `size`, rows of `x` being their pixels, and give the output's pixels to an epilogue.
+    ///
+    /// # Panics
+    /// The sizes do not fit each other.
+    pub fn run<E: Epilogue>(&self, isa: Isa, x: &Tiles<T>, images: usize, size: [usize; 2], epilogue: &E) {
+        check(x, images, size, self.shape.inputs);
+        if self.shape.side == 1 && self.shape.stride == 1 && self.shape.padding == 0 {
+            return gemm::run(isa, x, &self.matrix, epilogue);
+        }
+        let output = self.shape.output(size);
+        gemm::run(isa, &Gather { x, windows: &self.windows, images, size, output }, &self.matrix, epilogue);
+    }
+
+    /// Pack the input gradient.
+    pub fn transposed(&self) -> ConvBackward<T> {
+        let Shape { inputs, outputs, side, stride, padding } = self.shape;
+        let per_in = per_tap::<T>(side * side, inputs);
+        // Taps that reach pixels of this phase along one axis, with the output's offset.
+        let reach = |phase: usize| -> Vec<(usize, isize)> {
+            let from = |tap: usize| (phase + padding) as isize - tap as isize;
+            let whole = |tap: &usize| from(*tap).rem_euclid(stride as isize) == 0;
+            (0..side).filter(whole).map(|tap| (tap, from(tap) / stride as isize)).collect()
+        };
+        let mut phases = Vec::new();
+        for (py, px) in (0..stride * stride).map(|p| (p / stride, p % stride)) {
+            let pairs: Vec<_> =
+                reach(py).into_iter().flat_map(|y| reach(px).into_iter().map(move |x| (y, x))).collect();
+            let per_out = per_tap::<T>(pairs.len(), outputs);
+            let matrix = Matrix::pack(pairs.len() * per_out, inputs, |k, n| {
+                let ((ky, _), (kx, _)) = pairs[k / per_out];
+                let o = k % per_out;
+                if o < outputs { self.matrix.get((ky * side + kx) * per_in + n, o) } else { 0.0 }
+            });
+            let taps = pairs.iter().map(|((_, dy), (_, dx))| [*dy, *dx]).collect();
+            phases.push(Phase { offset: [py, px], windows: Windows { taps, step: 1 }, matrix });
+        }
+        ConvBackward { shape: self.shape, phases }
+    }
+}
+
+impl<T: Operand> ConvBackward<T> {
+    /// Carry the gradient of the output's pixels back to `images` maps of `size`; the input's pixels go to an
+    /// epilogue. Pixels that no window reaches come as zeros, unless `reached_only`: then they do not come at all.
+    ///
+    /// # Panics
+    /// The sizes do not fit each other.
+    pub fn run<E: Epilogue>(
+        &self,
+        isa: Isa,
+        grad: &Tiles<T>,
+        images: usize,
+        size: [usize; 2],
+        reached_only: bool,
+        epilogue: &E,
+    ) {
+        let output = self.shape.output(size);
+        check(grad, images, output, self.shape.outputs);
+        epilogue.check(images * size[0] * size[1], self.shape.inputs);
+        if self.shape.side == 1 && self.shape.stride == 1 && self.shape.padding == 0 {
+            return gemm::run(isa, grad, &self.phases[0].matrix, epilogue);
+        }
+        for phase in &self.phases {
+            if reached_only && phase.windows.taps.is_empty() {
+                continue;
+            }
+            let step = self.shape.stride;
+            let part = [0, 1].map(|i| size[i].saturating_sub(phase.offset[i]).div_ceil(step));
+            let to = Scattered { inner: epilogue, offset: phase.offset, step, part, size };
+            let from = Gather { x: grad, windows: &phase.windows, images, size: output, output: part };
+            gemm::run(isa, &from, &phase.matrix, &to);
+        }
+    }
+}
+
+fn check<T: Operand>(x: &Tiles<T>, images: usize, size: [usize; 2], channels: usize) {
+    let expected = (images * size[0] * size[1], channels);
+    assert_eq!((x.rows(), x.columns()), expected, "pixels and channels of {images} maps of {size:?}");
+}
+
+/// Windows as rows.
+struct Gather<'a, T> {
+    x: &'a Tiles<T>,
+    windows: &'a Windows,
+    images: usize,
+    size: [usize; 2],
+    output: [usize; 2],
+}
+
+impl<T: Operand> Source<T> for Gather<'_, T> {
+    fn rows(&self) -> usize {
+        self.images * self.output[0] * self.output[1]
+    }
+
+    fn depth(&self) -> usize {
+        let taps = self.windows.taps.len();
+        taps * per_tap::<T>(taps, self.x.columns())
+    }
+
+    #[inline(always)]
+    fn pack<S: Simd>(&self, _s: S, row: usize, mut out: PackedRow<'_>) {
+        let pixels = self.output[0] * self.output[1];
+        let (image, pixel) = (row / pixels, row % pixels);
+        let (y, x) = (pixel / self.output[1], pixel % self.output[1]);
+        let step = self.windows.step;
+        let per_tap = self.x.per_row();
+        let [height, width] = self.size;
+        for (t, [dy, dx]) in self.windows.taps.iter().enumerate() {
+            let y = (y * step).wrapping_add_signed(*dy);
+            let x = (x * step).wrapping_add_signed(*dx);
+            if y < height && x < width {
+                let from = (image * height + y) * width + x;
+                for i in 0..per_tap {
+                    out.line::<T>(t * per_tap + i).copy_from_slice(self.x.line(from, i));
+                }
+            } else {
+                for i in 0..per_tap {
+                    out.line::<T>(t * per_tap + i).fill(T::default());
+                }
+            }
+        }
+    }
+}
+
+/// Pixels of a phase, put among all.
+struct Scattered<'a, E> {
+    inner: &'a E,
+    offset: [usize; 2],
+    step: usize,
+    part: [usize; 2],
+    size: [usize; 2],
+}
+
+impl<E> Scattered<'_, E> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> usize {
+        let pixels = self.part[0] * self.part[1];
+        let (image, pixel) = (row / pixels, row % pixels);
+        let y = pixel / self.part[1] * self.step + self.offset[0];
+        let x = pixel % self.part[1] * self.step + self.offset[1];
+        (image * self.size[0] + y) * self.size[1] + x
+    }
+}
+
+impl<E: Epilogue> Epilogue for Scattered<'_, E> {
+    fn check(&self, _rows: usize, _columns: usize) {
+        // The whole was checked before its phases run.
+    }
+
+    #[inline(always)]
+    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
+        self.inner.put(s, self.row(row), column, count, sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::Store;
+    use crate::testing::{Sweep, assert_close, operands, sweep, wide};
+
+    struct Maps {
+        shape: Shape,
+        images: usize,
+        size: [usize; 2],
+    }
+
+    impl Sweep for Maps {
+        fn check<T: Operand>(&self, isa: Isa, _rounding: f64) {
+            let &Self { shape, images, size: [h, w] } = self;
+            let Shape { inputs, outputs, side, stride, padding } = shape;
+            let what = format!("{isa:?} {shape:?} {images} {h}x{w}");
+            let kernel: Vec<f32> =
+                operands::<T>(outputs * inputs * side * side, 1).into_iter().map(Operand::to_f32).collect();
+            let x = operands::<T>(images * h * w * inputs, 2);
+            let [oh, ow] = shape.output([h, w]);
+            let grad = operands::<T>(images * oh * ow * outputs, 3);
+            let (wide_x, wide_grad) = (wide(&x), wide(&grad));
+            let mut expected = vec![0.0; grad.len()];
+            let mut back = vec![0.0; x.len()];
+            for b in 0..images {
+                for (oy, ox) in (0..oh * ow).map(|i| (i / ow, i % ow)) {
+                    for (ky, kx) in (0..side * side).map(|i| (i / side, i % side)) {
+                        let (y, x) = (oy * stride + ky, ox * stride + kx);
+                        if y < padding || x < padding || y - padding >= h || x - padding >= w {
+                            continue;
+                        }
+                        let from = ((b * h + y - padding) * w + x - padding) * inputs;
+                        let to = ((b * oh + oy) * ow + ox) * outputs;
+                        for (o, c) in (0..outputs * inputs).map(|i| (i / inputs, i % inputs)) {
+                            let k = f64::from(kernel[((o * inputs + c) * side + ky) * side + kx]);
+                            expected[to + o] += k * wide_x[from + c];
+                            back[from + c] += k * wide_grad[to + o];
+                        }
+                    }
+                }
+            }
+            let conv = Conv::<T>::new(shape, &kernel);
+            let mut out = vec![9.0; expected.len()];
+            conv.run(isa, &Tiles::from_rows(&x, inputs), images, [h, w], &Store::new(&mut out, outputs));
+            assert_close(&out, &expected, 1e-5, &what);
+            let mut out = vec![9.0; back.len()];
+            let grad = Tiles::from_rows(&grad, outputs);
+            conv.transposed().run(isa, &grad, images, [h, w], false, &Store::new(&mut out, inputs));
+            assert_close(&out, &back, 1e-5, &what);
+        }
+    }
+
+    #[test]
+    fn kernels_of_any_geometry_agree_with_f64() {
+        for (inputs, outputs, side, stride, padding, images, size) in [
+            (1, 1, 1, 1, 0, 1, [1, 1]),
+            (5, 7, 1, 2, 0, 2, [5, 6]),
+            (33, 20, 3, 1, 1, 1, [6, 5]),
+            (16, 33, 3, 2, 1, 2, [7, 8]),
+            (4, 6, 3, 2, 1, 1, [4, 3]),
+            (3, 8, 7, 2, 3, 1, [13, 10]),
+            (8, 8, 4, 4, 0, 1, [9, 8]),
+        ] {
+            let shape = Shape { inputs, outputs, side, stride, padding };
+            sweep(&Maps { shape, images, size });
+        }
+    }
+}
