@@ -30,6 +30,7 @@ mod parallel;
 pub mod patches;
 mod scratch;
 pub mod simd;
+pub mod stem;
 #[cfg(test)]
 mod testing;
 mod tiles;

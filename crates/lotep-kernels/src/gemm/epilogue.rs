@@ -197,12 +197,20 @@ pub struct Activate<'a, T> {
     out: SharedTiles<'a, T>,
     before: Option<SharedTiles<'a, T>>,
     bias: &'a [f32],
+    offset: &'a [f32],
 }
 
 impl<'a, T: Operand> Activate<'a, T> {
     /// Into tiles.
     pub fn new(function: Activation, bias: &'a [f32], out: &'a mut Tiles<T>) -> Self {
-        Self { function, out: out.share(), before: None, bias }
+        Self { function, out: out.share(), before: None, bias, offset: &[] }
+    }
+
+    /// Add one sample's rows, repeated, before the function; may be empty.
+    #[must_use]
+    pub fn offset(mut self, offset: &'a [f32]) -> Self {
+        self.offset = offset;
+        self
     }
 
     /// Keep what the function is applied to.
@@ -220,6 +228,7 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
         if let Some(before) = &self.before {
             before.check(rows, columns);
         }
+        assert!(self.offset.len().is_multiple_of(columns.max(1)), "an offset of broken rows");
     }
 
     #[inline(always)]
@@ -232,7 +241,11 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
 
     #[inline(always)]
     fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        let x = add_bias(s, self.bias, column, count, sums);
+        let mut x = add_bias(s, self.bias, column, count, sums);
+        if !self.offset.is_empty() {
+            let at = (row * self.out.columns() + column) % self.offset.len();
+            x = s.add(x, s.load(&self.offset[at..at + count]));
+        }
         // SAFETY: each element comes once ([`Epilogue`]).
         unsafe {
             if let Some(before) = &self.before {

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, activation::relu};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{BatchNorm, Compute, Conv2d, ConvNorm, Linear, ResidualBlock, max_pool_3x3_s2};
+use crate::ops::{BatchNorm, Compute, ConvNorm, ImageStem, Linear, ResidualBlock};
 
 const BN_EPS: f64 = 1e-5;
 
@@ -41,10 +41,7 @@ impl ResNetConfig {
 /// A ResNet with its batch norms folded.
 #[derive(Clone)]
 pub struct ResNet {
-    stem: Conv2d,
-    /// What a folded image prompt adds to the stem's output, `[1, C, H, W]`. A map, not a bias: zero padding
-    /// makes it differ at the borders.
-    stem_offset: Option<Tensor<4>>,
+    stem: ImageStem,
     blocks: Vec<(String, ResidualBlock)>,
     head: Option<Linear>,
     width: usize,
@@ -76,7 +73,6 @@ impl ResNet {
             Ok(ConvNorm { kernel, norm, stride })
         };
         let stem = conv("conv1", "bn1", [config.stem, 3, 7, 7], 2)?;
-        let stem = Conv2d::with_norm(stem.kernel, stem.norm, 2, 3, compute.precision);
         let mut blocks = Vec::new();
         let mut input = config.stem;
         for (stage, (&count, &inner)) in config.layers.iter().zip(&config.channels).enumerate() {
@@ -112,17 +108,13 @@ impl ResNet {
                 Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), compute.precision))
             })
             .transpose()?;
-        Ok(Self { stem, stem_offset: None, blocks, head, width: input })
+        Ok(Self { stem: ImageStem::new(stem, compute), blocks, head, width: input })
     }
 }
 
 impl Backbone for ResNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let mut x = self.stem.forward(x);
-        if let Some(offset) = &self.stem_offset {
-            x = x + offset.clone();
-        }
-        x = max_pool_3x3_s2(relu(x));
         for (l, (_, block)) in self.blocks.iter().enumerate() {
             let Activation::Map(entered) = hooks.entrance(l, Activation::Map(x)) else {
                 unreachable!("a hook keeps the layout")
@@ -148,7 +140,8 @@ impl Backbone for ResNet {
 
     fn fold(&self, image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Folded {
         let changed = image.is_none().then(Vec::new);
-        let network = Self { stem_offset: image.map(|x| self.stem.linear_part(x)), ..self.clone() };
+        let stem = image.map_or_else(|| self.stem.clone(), |image| self.stem.with_added(image));
+        let network = Self { stem, ..self.clone() };
         // The first block's prompt enters behind the stem's ReLU: it stays an addition there.
         Folded { network: Arc::new(network), first: false, changed }
     }

@@ -90,7 +90,7 @@ pub(super) fn folded(kernel: Tensor<4>, norm: BatchNorm) -> (Tensor<4>, Tensor<1
 }
 
 /// The stem's pooling: 3×3, stride 2, padding 1 with −∞, size rounded down.
-pub fn max_pool_3x3_s2(x: Tensor<4>) -> Tensor<4> {
+pub(super) fn max_pool_3x3_s2(x: Tensor<4>) -> Tensor<4> {
     max_pool2d(
         x,
         MaxPoolOptions {

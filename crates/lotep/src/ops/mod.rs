@@ -14,6 +14,7 @@ mod linear;
 mod norm;
 mod patch_embed;
 mod residual;
+mod stem;
 mod transformer;
 
 use burn::tensor::{DType, Device, Tensor};
@@ -21,11 +22,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Result, input_error};
 
-pub use conv::{BatchNorm, Conv2d, max_pool_3x3_s2};
+pub use conv::{BatchNorm, Conv2d};
 pub use linear::Linear;
 pub(crate) use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
 pub use residual::{ConvNorm, ResidualBlock};
+pub use stem::ImageStem;
 pub use transformer::{TransformerBlock, TransformerWeights};
 
 pub(crate) use attention::attention;

@@ -8,6 +8,7 @@
 mod linear;
 mod patches;
 mod residual;
+mod stem;
 mod transformer;
 
 use std::any::Any;
@@ -26,6 +27,7 @@ use lotep_kernels::{Isa, norm};
 pub(super) use linear::FrozenLinear;
 pub(super) use patches::PatchEmbedding;
 pub(super) use residual::{FrozenConv, ResidualBlock};
+pub(super) use stem::Stem;
 pub(super) use transformer::Transformer;
 
 /// What an operation keeps for its backward pass.
