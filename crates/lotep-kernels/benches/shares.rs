@@ -12,10 +12,9 @@ use lotep_kernels::{Isa, Tiles, attention, bf16, norm};
 static MEMORY: lotep_kernels::memory::LargePages = lotep_kernels::memory::LargePages::new();
 
 fn measure(name: &str, operations: f64, mut run: impl FnMut()) {
-    if let Some(filter) = std::env::args().skip(1).find(|a| !a.starts_with('-')) {
-        if !name.contains(&filter) {
-            return;
-        }
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    if filter.is_some_and(|f| !name.contains(&f)) {
+        return;
     }
     let mut times = Vec::new();
     let begun = Instant::now();
@@ -67,7 +66,7 @@ fn main() {
     let qkv = Tiles::from_rows(&vec![bf16::from_f32(0.5); rows * 3 * 768], 3 * 768);
     let mut out = Tiles::<bf16>::new(rows, 768);
     let mut back = Tiles::new(rows, 3 * 768);
-    let flops = 4.0 * (8 * 12 * 197 * 197 * 64) as f64;
+    let flops = 4.0 * f64::from(8 * 12 * 197 * 197 * 64);
     measure("attention forward", flops, || attention::forward(isa, sizes, &qkv, &mut out));
     let grad = Tiles::from_rows(&out.to_rows(), 768);
     measure("attention backward", 2.5 * flops, || attention::backward(isa, sizes, &qkv, &grad, &mut back));

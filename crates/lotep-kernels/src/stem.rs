@@ -50,7 +50,7 @@ impl<T: Operand> ImageConv<T> {
     pub fn run<E: Epilogue>(&self, isa: Isa, x: &[f32], images: usize, size: [usize; 2], epilogue: &E) {
         assert_eq!(x.len(), images * self.shape.inputs * size[0] * size[1], "images of {size:?}");
         let windows = Windows { shape: self.shape, size, output: self.shape.output(size) };
-        gemm::run(isa, &Images { x, images, windows }, &self.matrix, epilogue);
+        gemm::run(isa, &Images { x, count: images, windows }, &self.matrix, epilogue);
     }
 
     /// Carry the gradient of the output's pixels back to the images.
@@ -74,7 +74,7 @@ impl<T: Operand> ImageConv<T> {
                 // SAFETY: ranges do not overlap.
                 let out = unsafe { shared.part(i * image..(i + 1) * image) };
                 out.fill(0.0);
-                let rows = Part { tiles: grad, first: i * pixels, count: pixels };
+                let rows = RowsOf { tiles: grad, first: i * pixels, count: pixels };
                 gemm::run_here(isa, &rows, transposed, &Spread { out: SharedMut::new(out), windows });
             }
         });
@@ -113,13 +113,13 @@ impl Windows {
 
 struct Images<'a> {
     x: &'a [f32],
-    images: usize,
+    count: usize,
     windows: Windows,
 }
 
 impl<T: Operand> Source<T> for Images<'_> {
     fn rows(&self) -> usize {
-        self.images * self.windows.output[0] * self.windows.output[1]
+        self.count * self.windows.output[0] * self.windows.output[1]
     }
 
     fn depth(&self) -> usize {
@@ -154,13 +154,13 @@ impl<T: Operand> Source<T> for Images<'_> {
 }
 
 /// Some rows of tiles.
-struct Part<'a, T> {
+struct RowsOf<'a, T> {
     tiles: &'a Tiles<T>,
     first: usize,
     count: usize,
 }
 
-impl<T: Operand> Source<T> for Part<'_, T> {
+impl<T: Operand> Source<T> for RowsOf<'_, T> {
     fn rows(&self) -> usize {
         self.count
     }
@@ -270,6 +270,8 @@ impl<T: Operand> Kernel for Pool<'_, T> {
                 let column = chunk * LANES;
                 let count = (channels - column).min(LANES);
                 let mut best = s.splat(0.0);
+                // Stays zero as long as all values are numbers.
+                let mut probe = s.splat(0.0);
                 let mut won = [0_u16; TAPS];
                 for tap in 0..TAPS {
                     let (y, x) = (2 * y + tap / 3, 2 * x + tap % 3);
@@ -278,6 +280,7 @@ impl<T: Operand> Kernel for Pool<'_, T> {
                     }
                     let from = (image * self.size[0] + y - 1) * self.size[1] + x - 1;
                     let v = self.x.load(s, from, column, count);
+                    probe = s.mul_add(v, s.splat(0.0), probe);
                     let larger = s.positive(s.sub(v, best));
                     best = s.select(larger, v, best);
                     for won in &mut won[..tap] {
@@ -288,7 +291,7 @@ impl<T: Operand> Kernel for Pool<'_, T> {
                 let at = pixel * channels + column;
                 // SAFETY: pixels are shared out among the tasks.
                 unsafe {
-                    s.store(self.out.part(at..at + count), best);
+                    s.store(self.out.part(at..at + count), s.add(best, probe));
                     if self.keep {
                         let at = (pixel * chunks + chunk) * TAPS;
                         self.winners.part(at..at + TAPS).copy_from_slice(&won);

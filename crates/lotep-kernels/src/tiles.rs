@@ -30,13 +30,11 @@ const REMEMBERED: usize = 256;
 
 fn take(lines: usize) -> Vec<Line> {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-    match free.iter().rposition(|v| v.len() == lines) {
-        Some(i) => free.swap_remove(i),
-        None => {
-            drop(free);
-            vec![Line::ZERO; lines]
-        }
+    if let Some(i) = free.iter().rposition(|v| v.len() == lines) {
+        return free.swap_remove(i);
     }
+    drop(free);
+    vec![Line::ZERO; lines]
 }
 
 impl<T> Drop for Tiles<T> {

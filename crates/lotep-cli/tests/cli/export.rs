@@ -20,15 +20,20 @@ fn difference(a: &Path, b: &Path) -> f32 {
 fn merges(net: Net, method: &str, more: &[&str]) {
     let case = Case::new();
     // Enough steps that the prompts matter.
-    case.train(net, "run", &[&["--method", method, "--epochs", "4", "--lr", "0.1"], more].concat()).done();
+    case.train(
+        net,
+        "run",
+        &[&["--method", method, "--epochs", "4", "--lr", "0.1", "--precision", "f32"], more].concat(),
+    )
+    .done();
     let (adapter, merged, images) =
         (case.path("run/adapter"), case.path("merged"), case.images().join("test"));
     let ran = lotep!("export", "--adapter", adapter, "--merge", "--output", merged).done();
     assert!(ran.stdout.contains("8 classes") && ran.stdout.contains("merged"), "{ran}");
 
     let (before, after) = (case.path("before"), case.path("after"));
-    lotep!("predict", "--adapter", adapter, "--logits", before, images).done();
-    lotep!("predict", "--backbone", merged, "--logits", after, images).done();
+    lotep!("predict", "--adapter", adapter, "--precision", "f32", "--logits", before, images).done();
+    lotep!("predict", "--backbone", merged, "--precision", "f32", "--logits", after, images).done();
     let found = difference(&before, &after);
     assert!(found < 1e-5, "{net:?} {method}: {found:e}");
 

@@ -143,7 +143,7 @@ impl<O: Output> Epilogue for Store<'_, O> {
 /// A function applied to each element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// `max(x, 0)`; its derivative at 0 is 0.
+    /// `max(0, x)`, and no number of what is none; its derivative at 0 is 0.
     Relu,
     /// `x Φ(x)`, exact (the error function, not its approximation by tanh).
     Gelu,
@@ -158,7 +158,7 @@ impl Activation {
     #[inline(always)]
     pub fn value<T: Operand, S: Simd>(self, s: S, x: S::F) -> S::F {
         match self {
-            Self::Relu => s.max(x, s.splat(0.0)),
+            Self::Relu => s.max(s.splat(0.0), x),
             Self::Gelu if T::GROUP == 2 => s.mul(x, coarse_gaussian_cdf(s, x)),
             Self::Gelu => s.mul(x, gaussian_cdf(s, x).0),
             Self::QuickGelu => s.mul(x, logistic(s, s.mul(x, s.splat(1.702)))),
@@ -357,7 +357,7 @@ impl Epilogue for Residual<'_> {
                 // SAFETY: a word belongs to the sixteen columns that come together, once ([`Epilogue`]).
                 unsafe { mask.part(word..word + 1)[0] = s.positive(v) };
             }
-            v = s.max(v, s.splat(0.0));
+            v = s.max(s.splat(0.0), v);
         }
         // SAFETY: each element comes once ([`Epilogue`]).
         unsafe { self.out.put(s, row, column, count, v) };

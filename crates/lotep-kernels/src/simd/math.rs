@@ -2,7 +2,7 @@
 
 use super::Simd;
 
-/// `e^x`, to 3e-7 relative; 0 below -87, and kept finite above 88.
+/// `e^x`, to 3e-7 relative; 0 below -87, kept finite above 88, no number of what is none.
 ///
 /// With `x = n ln 2 + r`, `|r| <= ln 2 / 2`: `2^n` times the Taylor series of `e^r`, whose eighth term is below
 /// 6e-9.
@@ -13,7 +13,8 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     // ln 2 in two parts, the first with zeros enough at its end for n times it to be exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = s.min(s.max(x, s.splat(-87.0)), s.splat(88.0));
+    // In this order, what is no number stays none.
+    let clamped = s.min(s.splat(88.0), s.max(s.splat(-87.0), x));
     let shifted = s.mul_add(clamped, s.splat(std::f32::consts::LOG2_E), s.splat(SHIFT));
     let n = s.sub(shifted, s.splat(SHIFT));
     let r = s.mul_add(n, s.splat(-LN_2_HIGH), clamped);
@@ -23,7 +24,7 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         y = s.mul_add(y, r, s.splat(factor));
     }
     let y = s.scale_by_power(y, n);
-    s.select(s.positive(s.add(x, s.splat(87.0))), y, s.splat(0.0))
+    s.select(s.positive(s.sub(s.splat(-87.0), x)), s.splat(0.0), y)
 }
 
 /// The standard normal distribution's `(Φ(x), e^(-x²/2))`, to 3e-7 of the smaller of Φ and 1 - Φ for `|x| < 3`.
@@ -33,14 +34,14 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 pub fn gaussian_cdf<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
     const FACTORS: [f32; 8] = [
-        0.0367424935,
-        -0.161682978,
-        0.214138925,
-        -0.0609252043,
-        0.132442787,
-        0.0987184867,
-        0.120949179,
-        0.11961627,
+        0.036_742_494,
+        -0.161_682_98,
+        0.214_138_93,
+        -0.060_925_204,
+        0.132_442_79,
+        0.098_718_49,
+        0.120_949_18,
+        0.119_616_27,
     ];
     let negated = s.sub(s.splat(0.0), x);
     let magnitude = s.max(x, negated);
@@ -61,16 +62,16 @@ pub fn coarse_gaussian_cdf<S: Simd>(s: S, x: S::F) -> S::F {
         s,
         x,
         &[
-            -0.00193051947,
-            0.00496270973,
-            -0.00607022643,
-            0.00965321343,
-            -0.018483948,
-            0.0288576558,
-            -0.0402369834,
-            0.054637488,
-            -0.0771858841,
-            0.156906039,
+            -0.001_930_519_5,
+            0.004_962_709_7,
+            -0.006_070_226_4,
+            0.009_653_213,
+            -0.018_483_948,
+            0.028_857_656,
+            -0.040_236_983,
+            0.054_637_488,
+            -0.077_185_884,
+            0.156_906_04,
         ],
     )
 }
@@ -82,17 +83,17 @@ pub fn coarse_gelu_derivative<S: Simd>(s: S, x: S::F) -> S::F {
         s,
         x,
         &[
-            0.0119351754,
-            -0.0293628629,
-            0.0284605026,
-            -0.0362113789,
-            0.0697614849,
-            -0.0938373357,
-            0.0978996232,
-            -0.093922019,
-            0.0869873911,
-            -0.0900131986,
-            0.159431547,
+            0.011_935_175,
+            -0.029_362_863,
+            0.028_460_503,
+            -0.036_211_38,
+            0.069_761_485,
+            -0.093_837_336,
+            0.097_899_62,
+            -0.093_922_02,
+            0.086_987_39,
+            -0.090_013_2,
+            0.159_431_55,
         ],
     )
 }
@@ -102,7 +103,7 @@ pub fn coarse_gelu_derivative<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 fn odd<S: Simd, const N: usize>(s: S, x: S::F, factors: &[f32; N]) -> S::F {
     const END: f32 = 4.5;
-    let x = s.min(s.max(x, s.splat(-END)), s.splat(END));
+    let x = s.min(s.splat(END), s.max(s.splat(-END), x));
     let u = s.mul_add(s.mul(x, x), s.splat(2.0 / (END * END)), s.splat(-1.0));
     let mut y = s.splat(factors[0]);
     for factor in &factors[1..] {
@@ -181,6 +182,34 @@ mod tests {
             })
             .sum();
         0.5 + sum
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        struct Check;
+        impl Kernel for Check {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) {
+                let nan = s.splat(f32::NAN);
+                let all = [
+                    exp(s, nan),
+                    gaussian_cdf(s, nan).0,
+                    coarse_gaussian_cdf(s, nan),
+                    coarse_gelu_derivative(s, nan),
+                    logistic(s, nan),
+                    crate::gemm::Activation::Relu.value::<f32, S>(s, nan),
+                ];
+                for v in all {
+                    let mut out = [0.0; LANES];
+                    s.store(&mut out, v);
+                    assert!(out.iter().all(|v| v.is_nan()));
+                }
+            }
+        }
+        for isa in Isa::available() {
+            dispatch(*isa, Check);
+        }
     }
 
     #[test]

@@ -130,10 +130,7 @@ fn build(
             Architecture::Vit(_) => {}
         }
     }
-    let precision = match options.precision {
-        Some(precision) => precision,
-        None => Precision::auto(&options.device)?,
-    };
+    let precision = options.precision.unwrap_or(Precision::auto(&options.device)?);
     let compute = Compute { precision, portable: false, recompute: options.recompute };
     let network: Arc<dyn Backbone> = match &config.architecture {
         Architecture::ResNet(c) => Arc::new(ResNet::load(c, config.classes, &weights, compute)?),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{BatchNorm, Compute, ConvNorm, ImageStem, Linear, ResidualBlock};
+use crate::ops::{BatchNorm, Compute, ConvNorm, ImageStem, Linear, Precision, ResidualBlock};
 
 const BN_EPS: f64 = 1e-5;
 
@@ -105,7 +105,7 @@ impl ResNet {
         let head = (classes > 0)
             .then(|| -> Result<Linear> {
                 let weight = weights.take("fc.weight", [classes, input])?;
-                Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), compute.precision))
+                Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), Precision::F32))
             })
             .transpose()?;
         Ok(Self { stem: ImageStem::new(stem, compute), blocks, head, width: input })

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Activation, Backbone, Folded, Hooks, Weights};
 use crate::Result;
-use crate::ops::{Compute, LayerNorm, Linear, PatchEmbed, TransformerBlock, TransformerWeights, token_rows};
+use crate::ops::{
+    Compute, LayerNorm, Linear, PatchEmbed, Precision, TransformerBlock, TransformerWeights, token_rows,
+};
 use crate::safetensors::NamedTensor;
 
 const LN_EPS: f64 = 1e-6;
@@ -68,15 +70,11 @@ impl Vit {
             let take = |leaf: &str| weights.take(&format!("{name}.{leaf}"), [width]);
             Ok([take("weight")?, take("bias")?])
         };
+        let kernel = weights.take("patch_embed.proj.weight", [width, 3, patch, patch])?;
+        let kernel_bias = weights.take("patch_embed.proj.bias", [width])?;
         let class_token: Tensor<2> = weights.take("cls_token", [1, 1, width])?.squeeze_dim(0);
         let positions: Tensor<2> = weights.take("pos_embed", [1, config.tokens(), width])?.squeeze_dim(0);
-        let no_token = Tensor::zeros([config.tokens() - 1, width], &positions.device().without_autodiff());
-        let entrance = PatchEmbed::new(
-            weights.take("patch_embed.proj.weight", [width, 3, patch, patch])?,
-            weights.take("patch_embed.proj.bias", [width])?,
-            positions.clone() + Tensor::cat(vec![class_token, no_token], 0),
-            compute,
-        );
+        let entrance = PatchEmbed::new(kernel, kernel_bias, class_token, positions.clone(), compute);
         let blocks = (0..config.depth)
             .map(|i| {
                 let qkv = format!("blocks.{i}.attn.qkv");
@@ -101,7 +99,7 @@ impl Vit {
             positions,
             blocks,
             norm: LayerNorm::new(scale, shift, LN_EPS),
-            head: head.map(|(weight, bias)| Linear::new(weight, Some(bias), compute.precision)),
+            head: head.map(|(weight, bias)| Linear::new(weight, Some(bias), Precision::F32)),
             config: config.clone(),
         })
     }

@@ -92,6 +92,7 @@ impl MethodConfig {
     pub fn default_prompt_lr(&self, architecture: &Architecture) -> f64 {
         match (self, architecture) {
             (Self::LotepCp(_) | Self::LotepTk(_), Architecture::ResNet(_)) => 0.1,
+            (Self::LotepCp(_) | Self::LotepTk(_), Architecture::Vit(_)) => 0.002,
             _ => 0.02,
         }
     }

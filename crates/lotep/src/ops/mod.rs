@@ -87,7 +87,8 @@ impl From<Precision> for Compute {
     }
 }
 
-fn is_cpu(device: &Device) -> bool {
+/// Whether a device computes on the CPU with the fast forms at hand.
+pub(crate) fn is_cpu(device: &Device) -> bool {
     device.clone().without_autodiff() == Device::flex()
 }
 

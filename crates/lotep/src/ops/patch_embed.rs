@@ -8,12 +8,14 @@ use lotep_kernels::{Operand, bf16};
 use super::fast::{self, FrozenLinear, FrozenOp, PatchEmbedding};
 use super::{Compute, Conv2d, Precision, host};
 
-/// `[0; patches W] + offset`, the offset being class token, positions and bias together.
+/// `[class token; patches W + b] + positions`.
 #[derive(Clone)]
 pub struct PatchEmbed {
     form: Form,
     /// `[1 + patches, C]`
-    offset: Tensor<2>,
+    positions: Tensor<2>,
+    /// The class token, and for each patch the bias, `[1 + patches, C]`.
+    constants: Tensor<2>,
 }
 
 #[derive(Clone)]
@@ -39,31 +41,37 @@ impl Packed {
 }
 
 impl PatchEmbed {
-    /// Take a kernel `[C, 3, patch, patch]` with its bias `[C]`, and what is added to the tokens before them: class
-    /// token (where it has one) and positions, `[1 + patches, C]`.
-    pub fn new(kernel: Tensor<4>, bias: Tensor<1>, positions: Tensor<2>, compute: Compute) -> Self {
-        let [width, _, patch, _] = kernel.dims();
-        let tokens = positions.dims()[0];
-        let class_row = Tensor::zeros([1, width], &bias.device());
-        let rows = bias.unsqueeze_dim::<2>(0).repeat_dim(0, tokens - 1);
-        let offset = positions + Tensor::cat(vec![class_row, rows], 0);
+    /// Take a kernel `[C, 3, patch, patch]` with its bias `[C]`, the class token `[1, C]` and the positions
+    /// `[1 + patches, C]`.
+    pub fn new(
+        kernel: Tensor<4>,
+        bias: Tensor<1>,
+        class_token: Tensor<2>,
+        positions: Tensor<2>,
+        compute: Compute,
+    ) -> Self {
+        let patch = kernel.dims()[2];
+        let rows = bias.unsqueeze_dim::<2>(0).repeat_dim(0, positions.dims()[0] - 1);
+        let constants = Tensor::cat(vec![class_token, rows], 0);
         let form = if compute.is_fast(&kernel) {
             let packed = match compute.precision {
                 Precision::F32 => Packed::F32(packed(&kernel, patch)),
                 Precision::Bf16 => Packed::Bf16(packed(&kernel, patch)),
             };
-            Form::Fast(packed.with_offset(host(offset.clone())), packed)
+            Form::Fast(packed.with_offset(host(positions.clone() + constants.clone())), packed)
         } else {
             Form::Portable(Conv2d::new(kernel, None, patch, 0, compute.precision))
         };
-        Self { form, offset }
+        Self { form, positions, constants }
     }
 
     /// An image `[B, 3, H, W]` to tokens `[B, 1 + patches, C]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
         match &self.form {
             Form::Fast(op, _) => fast::apply(op, false, x, None::<Tensor<1>>),
-            Form::Portable(conv) => project(conv, x) + self.offset.clone().unsqueeze(),
+            Form::Portable(conv) => {
+                project(conv, x) + (self.positions.clone() + self.constants.clone()).unsqueeze()
+            }
         }
     }
 
@@ -71,7 +79,7 @@ impl PatchEmbed {
     pub fn linear_part(&self, image: Tensor<4>) -> Tensor<2> {
         let tokens: Tensor<3> = match &self.form {
             Form::Fast(_, packed) => {
-                let zeros = packed.with_offset(vec![0.0; self.offset.shape().num_elements()]);
+                let zeros = packed.with_offset(vec![0.0; self.positions.shape().num_elements()]);
                 fast::apply(&zeros, false, image, None::<Tensor<1>>)
             }
             Form::Portable(conv) => project(conv, image),
@@ -82,12 +90,16 @@ impl PatchEmbed {
     /// The same with something added to every image's tokens, `[1 + patches, C]`.
     #[must_use]
     pub fn with_added(&self, tokens: Tensor<2>) -> Self {
-        let offset = self.offset.clone() + tokens;
+        // Positions first, as they would be read from a checkpoint that this was exported to.
+        let positions = self.positions.clone() + tokens;
         let form = match &self.form {
-            Form::Fast(_, packed) => Form::Fast(packed.with_offset(host(offset.clone())), packed.clone()),
+            Form::Fast(_, packed) => {
+                let offset = host(positions.clone() + self.constants.clone());
+                Form::Fast(packed.with_offset(offset), packed.clone())
+            }
             Form::Portable(conv) => Form::Portable(conv.clone()),
         };
-        Self { form, offset }
+        Self { form, positions, constants: self.constants.clone() }
     }
 }
 

@@ -7,7 +7,11 @@ use super::optim::{Optim, Rates};
 use crate::head::linear;
 use crate::method::{Method, MethodConfig, Site};
 use crate::model::Frozen;
+use crate::ops::is_cpu;
 use crate::params::Params;
+
+/// Images that go through the network together on the CPU.
+const MICRO_BATCH: usize = 8;
 
 /// What goes into a step: pixels `[B, 3, H, W]`, or features `[B, F]` that no prompt changes.
 pub(crate) enum Input {
@@ -38,7 +42,22 @@ impl<'a> Stepper<'a> {
     }
 
     /// Add the gradient of the summed loss of some images.
+    ///
+    /// On the CPU a few at a time: what is kept for the backward pass then stays small, and mostly in the cache,
+    /// however large the batch is. Nothing in a frozen network couples the images of a batch.
     pub(crate) fn accumulate(&mut self, params: &Params, input: Input, labels: &[usize]) {
+        match input {
+            Input::Pixels(pixels) if is_cpu(&pixels.device()) => {
+                for (i, labels) in labels.chunks(MICRO_BATCH).enumerate() {
+                    let part = pixels.clone().narrow(0, i * MICRO_BATCH, labels.len());
+                    self.accumulate_part(params, Input::Pixels(part), labels);
+                }
+            }
+            input => self.accumulate_part(params, input, labels),
+        }
+    }
+
+    fn accumulate_part(&mut self, params: &Params, input: Input, labels: &[usize]) {
         let leaves = params.leaves();
         let features = match input {
             Input::Pixels(pixels) => {
