@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lotep::ops::Precision;
 use lotep::{Result, bail, export};
 use serde_json::json;
 
@@ -26,7 +27,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     debug_assert!(args.merge, "clap requires it");
-    let model = args.model.load()?;
+    // What is written are f32 weights, folded as exactly as they can be.
+    let model = args.model.load_in(Some(Precision::F32))?;
     let Some(adapter) = &model.adapter else { bail!("export needs --adapter DIR") };
     if args.output.join("model.safetensors").exists() {
         bail!("{} already holds a model: choose another --output", args.output.display());

@@ -39,6 +39,11 @@ pub(crate) struct Model {
 impl ModelArgs {
     /// Load the backbone, and the adapter if there is one.
     pub(crate) fn load(&self) -> Result<Model> {
+        self.load_in(precision(&self.precision))
+    }
+
+    /// The same in a precision of the caller's choice.
+    pub(crate) fn load_in(&self, precision: Option<Precision>) -> Result<Model> {
         let config = self.adapter.as_deref().map(Adapter::read_config).transpose()?;
         let Some(backbone) = self.backbone.clone().or(config.as_ref().map(|c| c.backbone.source.clone()))
         else {
@@ -51,7 +56,7 @@ impl ModelArgs {
             random_weights: false,
             image: config.as_ref().map(|c| c.input.transform.size().into()),
             device: device::open(&self.device)?,
-            precision: precision(&self.precision),
+            precision,
             recompute: false,
         };
         let loaded = load(&options)?;
