@@ -51,11 +51,11 @@ pub(crate) struct Args {
     /// Where to compute: auto, cpu, cuda, cuda:N or wgpu.
     #[arg(long, help_heading = "Model")]
     device: Option<String>,
-    /// What matrix products round to [default: auto, which is f32]
+    /// What matrix products round to; auto is bf16 where the processor multiplies it [default: auto]
     #[arg(long, value_parser = ["auto", "f32", "bf16"], help_heading = "Model")]
     precision: Option<String>,
     /// Use less memory for more time: keep only each block's input for the backward pass.
-    #[arg(long)]
+    #[arg(long, help_heading = "Model")]
     recompute: bool,
 
     /// Method [default: lotep-tk]

@@ -46,7 +46,8 @@ pub(super) trait FrozenOp: Debug + Send + Sync {
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32>;
 }
 
-/// The instruction set to compute with. What the environment forces was checked when the program started.
+/// The instruction set to compute with. What the environment forces was checked when a network was
+/// loaded.
 pub(super) fn isa() -> Isa {
     static ISA: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
     *ISA.get_or_init(|| Isa::from_environment().unwrap_or_else(|_| Isa::best()))
