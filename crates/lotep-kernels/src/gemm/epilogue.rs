@@ -332,6 +332,7 @@ impl Epilogue for Residual<'_> {
         assert!(self.x.len() >= self.out.data.len(), "a residual shorter than the result");
         assert!(self.prompt.len().is_multiple_of(self.out.stride), "a prompt of broken rows");
         if let Some(mask) = &self.mask {
+            assert_eq!(columns, self.out.stride, "columns of a masked result");
             assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
         }
     }
@@ -353,7 +354,7 @@ impl Epilogue for Residual<'_> {
         }
         if self.relu {
             if let Some(mask) = &self.mask {
-                let word = row * (mask.len() / (self.out.data.len() / stride)) + column / LANES;
+                let word = row * mask_words(stride) + column / LANES;
                 // SAFETY: a word belongs to the sixteen columns that come together, once ([`Epilogue`]).
                 unsafe { mask.part(word..word + 1)[0] = s.positive(v) };
             }

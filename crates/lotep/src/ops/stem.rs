@@ -12,17 +12,16 @@ use super::fast::{self, FrozenOp, Stem};
 use super::{Compute, ConvNorm, Precision, host};
 
 /// `max_pool(relu(conv(x)))`, the pooling 3 × 3 with stride 2 and padding 1.
+///
+/// A folded image prompt becomes a map that is added behind the convolution, not a bias: zero padding makes it differ
+/// at the borders.
 #[derive(Clone)]
-pub struct ImageStem {
-    form: Form,
-    /// What a folded image prompt adds behind the convolution, `[1, C, H, W]`. A map, not a bias: zero padding
-    /// makes it differ at the borders.
-    offset: Option<Tensor<4>>,
-}
+pub struct ImageStem(Form);
 
 #[derive(Clone)]
 enum Form {
-    Portable(Conv2d),
+    /// The convolution, and what a folded image adds, `[1, C, H, W]`.
+    Portable(Conv2d, Option<Tensor<4>>),
     /// The whole in its fast form, and the convolution alone to fold images with.
     Fast(Packed, Arc<dyn FrozenOp>, Conv2d),
 }
@@ -55,21 +54,21 @@ impl ImageStem {
         let conv = Conv2d::new(kernel, Some(bias), conv.stride, padding, compute.precision);
         let form = match packed {
             Some(packed) => Form::Fast(packed.clone(), packed.with_offset(Vec::new()), conv),
-            None => Form::Portable(conv),
+            None => Form::Portable(conv, None),
         };
-        Self { form, offset: None }
+        Self(form)
     }
 
     /// Images `[B, 3, H, W]` to maps `[B, C, H/4, W/4]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.form {
+        match &self.0 {
             Form::Fast(_, op, _) => {
                 let y: Tensor<4> = fast::apply(op, false, x, None::<Tensor<1>>);
                 y.permute([0, 3, 1, 2])
             }
-            Form::Portable(conv) => {
+            Form::Portable(conv, offset) => {
                 let y = conv.forward(x);
-                let y = match &self.offset {
+                let y = match offset {
                     Some(offset) => y + offset.clone(),
                     None => y,
                 };
@@ -81,14 +80,13 @@ impl ImageStem {
     /// The same with an image `[1, 3, H, W]` added to every input.
     #[must_use]
     pub fn with_added(&self, image: Tensor<4>) -> Self {
-        match &self.form {
-            Form::Portable(conv) => Self { form: self.form.clone(), offset: Some(conv.linear_part(image)) },
+        Self(match &self.0 {
+            Form::Portable(conv, _) => Form::Portable(conv.clone(), Some(conv.linear_part(image))),
             Form::Fast(packed, _, conv) => {
-                let offset = conv.linear_part(image);
-                let whole = packed.with_offset(host(offset.clone().permute([0, 2, 3, 1])));
-                Self { form: Form::Fast(packed.clone(), whole, conv.clone()), offset: Some(offset) }
+                let offset = host(conv.linear_part(image).permute([0, 2, 3, 1]));
+                Form::Fast(packed.clone(), packed.with_offset(offset), conv.clone())
             }
-        }
+        })
     }
 }
 
