@@ -67,9 +67,11 @@ fn main() {
     let mut out = Tiles::<bf16>::new(rows, 768);
     let mut back = Tiles::new(rows, 3 * 768);
     let flops = 4.0 * f64::from(8 * 12 * 197 * 197 * 64);
-    measure("attention forward", flops, || attention::forward(isa, sizes, &qkv, &mut out));
+    measure("attention forward", flops, || attention::forward(isa, sizes, &qkv, None, &mut out));
     let grad = Tiles::from_rows(&out.to_rows(), 768);
-    measure("attention backward", 2.5 * flops, || attention::backward(isa, sizes, &qkv, &grad, &mut back));
+    measure("attention backward", 2.5 * flops, || {
+        attention::backward(isa, sizes, &qkv, None, &grad, &mut back)
+    });
     let x = vec![0.5_f32; rows * 768];
     let mut normed = Tiles::<bf16>::new(rows, 768);
     let mut inverse = vec![0.0; rows];

@@ -238,8 +238,10 @@ impl<E: Epilogue> Epilogue for Scattered<'_, E> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        self.inner.put(s, self.row(row), column, count, sums);
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
+        // SAFETY: the caller's; the pixels of all phases are those that the inner epilogue was checked for, each
+        // in one phase.
+        unsafe { self.inner.put(s, self.row(row), column, count, sums) };
     }
 }
 

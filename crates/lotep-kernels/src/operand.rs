@@ -25,6 +25,8 @@ pub trait Operand:
     fn load<S: Simd>(s: S, x: &[Self]) -> S::F;
     /// Store as many lanes as fit, rounded.
     fn store<S: Simd>(s: S, x: &mut [Self], v: S::F);
+    /// Store up to 32 elements, rounded.
+    fn store_pair<S: Simd>(s: S, x: &mut [Self], v: [S::F; 2]);
     /// Add the products of two vectors of groups.
     fn dot<S: Simd>(s: S, sum: S::F, a: S::G, b: S::G) -> S::F;
     /// The group of one column and `GROUP` successive rows.
@@ -56,6 +58,13 @@ impl Operand for f32 {
     #[inline(always)]
     fn store<S: Simd>(s: S, x: &mut [Self], v: S::F) {
         s.store(x, v);
+    }
+
+    #[inline(always)]
+    fn store_pair<S: Simd>(s: S, x: &mut [Self], v: [S::F; 2]) {
+        let (low, high) = x.split_at_mut(x.len().min(LANES));
+        s.store(low, v[0]);
+        s.store(high, v[1]);
     }
 
     #[inline(always)]
@@ -102,6 +111,16 @@ impl Operand for bf16 {
     #[inline(always)]
     fn store<S: Simd>(s: S, x: &mut [Self], v: S::F) {
         s.store_bf16(x, v);
+    }
+
+    #[inline(always)]
+    fn store_pair<S: Simd>(s: S, x: &mut [Self], v: [S::F; 2]) {
+        if x.len() == 2 * LANES {
+            return s.store_bf16_pair(x, v);
+        }
+        let (low, high) = x.split_at_mut(x.len().min(LANES));
+        s.store_bf16(low, v[0]);
+        s.store_bf16(high, v[1]);
     }
 
     #[inline(always)]

@@ -53,6 +53,18 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: within the slice, as just checked; alone, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
+
+    /// `count` elements from `at` on, for inner loops.
+    ///
+    /// # Safety
+    /// As [`SharedMut::part`], and the slice has them.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part_unchecked(&self, at: usize, count: usize) -> &'a mut [T] {
+        debug_assert!(at + count <= self.len, "part of a shared slice");
+        // SAFETY: the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), count) }
+    }
 }
 
 /// Split `count` items into about `per_thread` ranges a thread, each a multiple of `unit`, and run them.

@@ -1,6 +1,6 @@
 //! The entrance of a vision transformer: patches of images as rows of a product, and back.
 
-use crate::gemm::{self, Epilogue, Matrix, PackedRow, Source, line};
+use crate::gemm::{self, Epilogue, Matrix, PANEL, PackedRow, Source, line};
 use crate::simd::{LANES, Simd};
 use crate::{Isa, Operand, SharedMut};
 
@@ -122,9 +122,10 @@ impl Epilogue for Unpatch<'_> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        let mut values = [0.0; LANES];
-        s.store(&mut values, sums);
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
+        let mut values = [0.0; PANEL];
+        s.store(&mut values[..LANES], sums[0]);
+        s.store(&mut values[LANES..], sums[1]);
         let p = self.grid.patch;
         let mut i = 0;
         while i < count {
@@ -153,14 +154,18 @@ impl Epilogue for Tokens<'_> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
         let width = self.offset.len() / (1 + self.patches);
         let (image, patch) = (row / self.patches, row % self.patches);
         let within = (1 + patch) * width + column;
-        let v = s.add(sums, s.load(&self.offset[within..within + count]));
         let at = image * self.offset.len() + within;
         // SAFETY: each element comes once ([`Epilogue`]), and tokens do not overlap.
-        s.store(unsafe { self.out.part(at..at + count) }, v);
+        let out = unsafe { self.out.part(at..at + count) };
+        let offset = &self.offset[within..within + count];
+        for (half, sums) in sums.into_iter().enumerate() {
+            let part = (half * LANES).min(count)..((half + 1) * LANES).min(count);
+            s.store(&mut out[part.clone()], s.add(sums, s.load(&offset[part])));
+        }
     }
 }
 

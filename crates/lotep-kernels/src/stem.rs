@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::conv::Shape;
-use crate::gemm::{self, Epilogue, Matrix, PackedRow, Source, line};
+use crate::gemm::{self, Epilogue, Matrix, PANEL, PackedRow, Source, line};
 use crate::parallel::ranges;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
@@ -170,10 +170,8 @@ impl<T: Operand> Source<T> for RowsOf<'_, T> {
     }
 
     #[inline(always)]
-    fn pack<S: Simd>(&self, _s: S, row: usize, mut out: PackedRow<'_>) {
-        for i in 0..self.tiles.per_row() {
-            out.line::<T>(i).copy_from_slice(self.tiles.line(self.first + row, i));
-        }
+    fn pack<S: Simd>(&self, s: S, row: usize, out: PackedRow<'_>) {
+        self.tiles.pack(s, self.first + row, out);
     }
 }
 
@@ -192,9 +190,10 @@ impl Epilogue for Spread<'_> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        let mut values = [0.0; LANES];
-        s.store(&mut values, sums);
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
+        let mut values = [0.0; PANEL];
+        s.store(&mut values[..LANES], sums[0]);
+        s.store(&mut values[LANES..], sums[1]);
         let run = run(self.windows.shape.side);
         for part in (0..count).step_by(8) {
             let (r, x) = ((column + part) / run, (column + part) % run);

@@ -137,6 +137,31 @@ impl<T: Operand> Tiles<T> {
         T::load(s, &values)
     }
 
+    /// Load `count` (1 to 32) elements of a row from `column` on, a multiple of 32; further lanes are zero.
+    ///
+    /// # Safety
+    /// The matrix has these elements.
+    #[inline(always)]
+    pub(crate) unsafe fn load_panel<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        column: usize,
+        count: usize,
+    ) -> [S::F; 2] {
+        debug_assert!(row < self.rows && column + count <= self.columns && column.is_multiple_of(2 * LANES));
+        let x = elements::<T>(&self.lines);
+        let low = self.index(row, column);
+        // A panel is a line of bfloat16 or two lines of f32.
+        let high = if line::<T>() == 2 * LANES { low + LANES } else { low + TILE_ROWS * LANES };
+        let (first, rest) = (count.min(LANES), count.saturating_sub(LANES));
+        // SAFETY: the caller's; columns from `column` on lie where they are looked for.
+        unsafe {
+            let second = if rest > 0 { x.get_unchecked(high..high + rest) } else { &[] };
+            [T::load(s, x.get_unchecked(low..low + first)), T::load(s, second)]
+        }
+    }
+
     /// Line `i` of a row.
     #[inline(always)]
     pub(crate) fn line(&self, row: usize, i: usize) -> &[T] {
@@ -206,10 +231,47 @@ impl<T: Operand> SharedTiles<'_, T> {
     /// Ask for the memory of `rows` rows of a panel, to write it soon.
     #[inline(always)]
     pub(crate) fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
-        for row in row..row + rows {
-            s.prefetch(&self.data, at::<T>(self.per_row, row, column));
-            if line::<T>() < 2 * LANES {
-                s.prefetch(&self.data, at::<T>(self.per_row, row, column + LANES));
+        let mut row = row;
+        let end = row + rows;
+        while row < end {
+            // A tile's rows lie one after another.
+            let here = (TILE_ROWS - row % TILE_ROWS).min(end - row);
+            let first = at::<T>(self.per_row, row, column);
+            for i in 0..here {
+                s.prefetch(&self.data, first + i * line::<T>());
+                if line::<T>() < 2 * LANES {
+                    s.prefetch(&self.data, first + (TILE_ROWS + i) * LANES);
+                }
+            }
+            row += here;
+        }
+    }
+
+    /// Store `count` (1 to 32) elements of a row from `column` on, a multiple of 32.
+    ///
+    /// # Safety
+    /// The matrix has these elements, and nobody else uses them at the same time.
+    #[inline(always)]
+    pub(crate) unsafe fn store_panel<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        column: usize,
+        count: usize,
+        v: [S::F; 2],
+    ) {
+        debug_assert!(row < self.rows && column + count <= self.columns && column.is_multiple_of(2 * LANES));
+        let low = at::<T>(self.per_row, row, column);
+        // SAFETY: the caller's; a panel is a line of bfloat16 or two lines of f32, of which the second may be
+        // missing.
+        unsafe {
+            if line::<T>() == 2 * LANES {
+                T::store_pair(s, self.data.part_unchecked(low, count), v);
+            } else {
+                T::store(s, self.data.part_unchecked(low, count.min(LANES)), v[0]);
+                if count > LANES {
+                    T::store(s, self.data.part_unchecked(low + TILE_ROWS * LANES, count - LANES), v[1]);
+                }
             }
         }
     }

@@ -5,8 +5,7 @@
 
 use std::arch::asm;
 
-use super::micro::Sums;
-use super::{GROUPS, TILE_ROWS};
+use super::{GROUPS, PANEL, TILE_ROWS};
 use crate::scratch::Line;
 
 /// This thread's tile registers, configured; released when dropped, so that the kernel has no tile state to save
@@ -46,18 +45,21 @@ impl Tiles {
         Self { not_send: std::marker::PhantomData }
     }
 
-    /// `sums = a b`: one or two tiles of rows over `lines` lines, with a panel of as many.
+    /// `sums = a b`: one or two tiles of rows over `lines` lines, with a panel of as many, into rows `stride` apart.
     #[inline(always)]
-    pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut Sums) {
+    pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut [f32], stride: usize) {
         let tile = lines * TILE_ROWS;
-        assert!(lines > 0 && b.len() >= 2 * lines * GROUPS && a.len() >= tile);
+        assert!(lines > 0 && b.len() >= 2 * lines * GROUPS && a.len() >= tile && stride >= PANEL);
+        let rows = if a.len() >= 2 * tile { 2 * TILE_ROWS } else { TILE_ROWS };
+        assert!(sums.len() >= (rows - 1) * stride + PANEL);
+        let (sums, stride) = (sums.as_mut_ptr(), stride * size_of::<f32>());
         if a.len() >= 2 * tile {
             // SAFETY: `self` is the proof that tiles are configured. Two tiles of rows and a panel are as long as
-            // the loop reads, as just checked; the sums are 32 rows of 128 bytes.
-            unsafe { two_tiles(a.as_ptr(), lines, b.as_ptr(), sums) }
+            // the loop reads, and the sums have 32 rows of 128 bytes, as just checked.
+            unsafe { two_tiles(a.as_ptr(), lines, b.as_ptr(), sums, stride) }
         } else {
             // SAFETY: as above, with one tile of rows.
-            unsafe { one_tile(a.as_ptr(), lines, b.as_ptr(), sums) }
+            unsafe { one_tile(a.as_ptr(), lines, b.as_ptr(), sums, stride) }
         }
     }
 }
@@ -71,9 +73,10 @@ impl Drop for Tiles {
 }
 
 /// # Safety
-/// Tiles are configured; `a` has `2 · lines · 16` lines, `b` as many; `lines > 0`.
+/// Tiles are configured; `a` has `2 · lines · 16` lines, `b` as many; `lines > 0`; `sums` has 32 rows of 128 bytes,
+/// `stride` bytes apart.
 #[inline(always)]
-unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: &mut Sums) {
+unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: *mut f32, stride: usize) {
     // SAFETY: reads and writes within what the caller promises: a step takes one tile (1 KiB) of each row tile
     // and two of the panel. All tile registers are declared clobbered.
     unsafe {
@@ -98,15 +101,16 @@ unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: &mut Sum
             "jnz 2b",
             "tilestored [{c} + {row}*1], tmm0",
             "tilestored [{c} + {row}*1 + 64], tmm1",
-            "tilestored [{c} + {row}*1 + 2048], tmm2",
-            "tilestored [{c} + {row}*1 + 2112], tmm3",
+            "tilestored [{d} + {row}*1], tmm2",
+            "tilestored [{d} + {row}*1 + 64], tmm3",
             a0 = inout(reg) a => _,
             a1 = inout(reg) a.add(lines * TILE_ROWS) => _,
             b = inout(reg) b => _,
             n = inout(reg) lines => _,
             line = in(reg) 64_usize,
-            row = in(reg) 128_usize,
-            c = in(reg) sums.0.as_mut_ptr(),
+            row = in(reg) stride,
+            c = in(reg) sums,
+            d = in(reg) sums.byte_add(TILE_ROWS * stride),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -115,9 +119,9 @@ unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: &mut Sum
 }
 
 /// # Safety
-/// As [`two_tiles`], with `a` of `lines · 16` lines.
+/// As [`two_tiles`], with `a` of `lines · 16` lines and 16 rows of sums.
 #[inline(always)]
-unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: &mut Sums) {
+unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: *mut f32, stride: usize) {
     // SAFETY: as above.
     unsafe {
         asm!(
@@ -139,8 +143,8 @@ unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: &mut Sums
             b = inout(reg) b => _,
             n = inout(reg) lines => _,
             line = in(reg) 64_usize,
-            row = in(reg) 128_usize,
-            c = in(reg) sums.0.as_mut_ptr(),
+            row = in(reg) stride,
+            c = in(reg) sums,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),

@@ -3,21 +3,45 @@
 use crate::simd::{LANES, Simd, coarse_gaussian_cdf, coarse_gelu_derivative, gaussian_cdf, logistic};
 use crate::{Operand, SharedMut, SharedTiles, Tiles};
 
-/// Takes sums as they are finished. Each element comes once, from whichever thread has it.
+/// Takes sums as they are finished, a panel's row (32 columns) at a time.
 pub trait Epilogue: Sync {
-    /// Panic unless everything has room for so many rows and columns.
+    /// Panic unless everything has room for so many rows and columns: what [`Epilogue::put`] relies on.
     fn check(&self, rows: usize, columns: usize);
-    /// `rows` rows from `row` on will come soon, in the 32 columns from `column` on: ask for their memory.
+    /// `rows` rows from `row` on will come soon, in the panel from `column` on: ask for their memory.
     #[inline(always)]
     fn expect<S: Simd>(&self, _s: S, _row: usize, _rows: usize, _column: usize) {}
-    /// Take `count` (1 to 16) sums of `row`, from `column` on. To be `#[inline(always)]`.
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F);
+    /// Take `count` (1 to 32) sums of `row`, from `column` on, a multiple of 32. To be `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// These rows and columns passed [`Epilogue::check`], and each element comes once.
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]);
+}
+
+/// `count` (1 to 32) values from `at` on; lanes beyond are zero.
+///
+/// # Safety
+/// `x` has them.
+#[inline(always)]
+unsafe fn load<S: Simd>(s: S, x: &[f32], at: usize, count: usize) -> [S::F; 2] {
+    debug_assert!(at + count <= x.len());
+    // SAFETY: the caller's.
+    let x = unsafe { x.get_unchecked(at..at + count) };
+    [s.load(&x[..count.min(LANES)]), s.load(&x[count.min(LANES)..])]
+}
+
+#[inline(always)]
+fn add<S: Simd>(s: S, a: [S::F; 2], b: [S::F; 2]) -> [S::F; 2] {
+    [s.add(a[0], b[0]), s.add(a[1], b[1])]
 }
 
 /// A bias, if there is one.
+///
+/// # Safety
+/// It is empty or has these columns.
 #[inline(always)]
-fn add_bias<S: Simd>(s: S, bias: &[f32], column: usize, count: usize, v: S::F) -> S::F {
-    if bias.is_empty() { v } else { s.add(v, s.load(&bias[column..column + count])) }
+unsafe fn add_bias<S: Simd>(s: S, bias: &[f32], column: usize, count: usize, v: [S::F; 2]) -> [S::F; 2] {
+    // SAFETY: the caller's.
+    if bias.is_empty() { v } else { add(s, v, unsafe { load(s, bias, column, count) }) }
 }
 
 fn check_bias(bias: &[f32], columns: usize) {
@@ -30,11 +54,11 @@ pub trait Output: Copy + Sync {
     fn check(&self, rows: usize, columns: usize);
     /// Ask for memory that [`Output::put`] will write soon.
     fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize);
-    /// Store `count` (1 to 16) values.
+    /// Store `count` (1 to 32) values from `column` on, a multiple of 32.
     ///
     /// # Safety
-    /// Nobody else uses these elements at the same time.
-    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F);
+    /// These rows and columns passed [`Output::check`], and nobody else uses the elements at the same time.
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: [S::F; 2]);
 }
 
 impl<T: Operand> Output for SharedTiles<'_, T> {
@@ -49,9 +73,9 @@ impl<T: Operand> Output for SharedTiles<'_, T> {
     }
 
     #[inline(always)]
-    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F) {
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: [S::F; 2]) {
         // SAFETY: the caller's.
-        unsafe { self.store(s, row, column, count, v) };
+        unsafe { self.store_panel(s, row, column, count, v) };
     }
 }
 
@@ -85,10 +109,12 @@ impl Output for Plain<'_> {
     }
 
     #[inline(always)]
-    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: S::F) {
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, v: [S::F; 2]) {
         let at = row * self.stride + column;
         // SAFETY: the caller's; rows do not overlap, since columns fit the stride.
-        s.store(unsafe { self.data.part(at..at + count) }, v);
+        let (low, high) = unsafe { self.data.part_unchecked(at, count) }.split_at_mut(count.min(LANES));
+        s.store(low, v[0]);
+        s.store(high, v[1]);
     }
 }
 
@@ -133,10 +159,9 @@ impl<O: Output> Epilogue for Store<'_, O> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        let v = add_bias(s, self.bias, column, count, sums);
-        // SAFETY: each element comes once ([`Epilogue`]).
-        unsafe { self.out.put(s, row, column, count, v) };
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
+        // SAFETY: the bias and the output were checked for these columns; each element comes once.
+        unsafe { self.out.put(s, row, column, count, add_bias(s, self.bias, column, count, sums)) };
     }
 }
 
@@ -240,18 +265,21 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        let mut x = add_bias(s, self.bias, column, count, sums);
-        if !self.offset.is_empty() {
-            let at = (row * self.out.columns() + column) % self.offset.len();
-            x = s.add(x, s.load(&self.offset[at..at + count]));
-        }
-        // SAFETY: each element comes once ([`Epilogue`]).
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
+        // SAFETY: everything was checked for these rows and columns, the offset being made of whole rows; each
+        // element comes once.
         unsafe {
-            if let Some(before) = &self.before {
-                before.store(s, row, column, count, x);
+            let mut x = add_bias(s, self.bias, column, count, sums);
+            if !self.offset.is_empty() {
+                let at = (row * self.out.columns() + column) % self.offset.len();
+                x = add(s, x, load(s, self.offset, at, count));
             }
-            self.out.store(s, row, column, count, self.function.value::<T, S>(s, x));
+            if let Some(before) = &self.before {
+                before.store_panel(s, row, column, count, x);
+            }
+            let f = self.function;
+            let y = [f.value::<T, S>(s, x[0]), f.value::<T, S>(s, x[1])];
+            self.out.store_panel(s, row, column, count, y);
         }
     }
 }
@@ -286,11 +314,17 @@ impl<T: Operand> Epilogue for Multiply<'_, T> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
-        let x = self.before.load(s, row, column, count);
-        let v = s.mul(sums, self.function.derivative::<T, S>(s, x));
-        // SAFETY: each element comes once ([`Epilogue`]).
-        unsafe { self.out.store(s, row, column, count, v) };
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
+        // SAFETY: both were checked for these rows and columns; each element comes once.
+        unsafe {
+            let x = self.before.load_panel(s, row, column, count);
+            let f = self.function;
+            let v = [
+                s.mul(sums[0], f.derivative::<T, S>(s, x[0])),
+                s.mul(sums[1], f.derivative::<T, S>(s, x[1])),
+            ];
+            self.out.store_panel(s, row, column, count, v);
+        }
     }
 }
 
@@ -343,25 +377,30 @@ impl Epilogue for Residual<'_> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
         let stride = self.out.stride;
         let at = row * stride + column;
-        let mut v = add_bias(s, self.bias, column, count, sums);
-        v = s.add(v, s.load(&self.x[at..at + count]));
-        if !self.prompt.is_empty() {
-            let at = at % self.prompt.len();
-            v = s.add(v, s.load(&self.prompt[at..at + count]));
-        }
-        if self.relu {
-            if let Some(mask) = &self.mask {
-                let word = row * mask_words(stride) + column / LANES;
-                // SAFETY: a word belongs to the sixteen columns that come together, once ([`Epilogue`]).
-                unsafe { mask.part(word..word + 1)[0] = s.positive(v) };
+        // SAFETY: everything was checked for these rows and columns, the prompt being made of whole rows; each
+        // element comes once.
+        unsafe {
+            let mut v = add_bias(s, self.bias, column, count, sums);
+            v = add(s, v, load(s, self.x, at, count));
+            if !self.prompt.is_empty() {
+                v = add(s, v, load(s, self.prompt, at % self.prompt.len(), count));
             }
-            v = s.max(s.splat(0.0), v);
+            if self.relu {
+                if let Some(mask) = &self.mask {
+                    let word = row * mask_words(stride) + column / LANES;
+                    let words = mask.part_unchecked(word, count.div_ceil(LANES));
+                    words[0] = s.positive(v[0]);
+                    if count > LANES {
+                        words[1] = s.positive(v[1]);
+                    }
+                }
+                v = [s.max(s.splat(0.0), v[0]), s.max(s.splat(0.0), v[1])];
+            }
+            self.out.put(s, row, column, count, v);
         }
-        // SAFETY: each element comes once ([`Epilogue`]).
-        unsafe { self.out.put(s, row, column, count, v) };
     }
 }
 
@@ -393,12 +432,18 @@ impl Epilogue for Masked<'_> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
         let at = row * self.out.stride + column;
-        let mask = self.mask[row * mask_words(self.out.stride) + column / LANES];
-        let grad = s.select(mask, s.load(&self.grad[at..at + count]), s.splat(0.0));
-        // SAFETY: each element comes once ([`Epilogue`]).
-        unsafe { self.out.put(s, row, column, count, s.add(sums, grad)) };
+        let word = row * mask_words(self.out.stride) + column / LANES;
+        // SAFETY: everything was checked for these rows and columns; each element comes once.
+        unsafe {
+            let words = self.mask.get_unchecked(word..word + count.div_ceil(LANES));
+            let grad = load(s, self.grad, at, count);
+            let high = if count > LANES { words[1] } else { 0 };
+            let zero = s.splat(0.0);
+            let kept = [s.select(words[0], grad[0], zero), s.select(high, grad[1], zero)];
+            self.out.put(s, row, column, count, add(s, sums, kept));
+        }
     }
 }
 
@@ -420,11 +465,12 @@ impl Epilogue for Add<'_> {
     }
 
     #[inline(always)]
-    fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: S::F) {
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
         let at = row * self.out.stride + column;
-        // SAFETY: each element comes once ([`Epilogue`]).
-        let out = unsafe { self.out.data.part(at..at + count) };
-        let v = s.add(sums, s.load(out));
-        s.store(out, v);
+        // SAFETY: checked for these rows and columns; each element comes once.
+        unsafe {
+            let old = load(s, self.out.data.part_unchecked(at, count), 0, count);
+            self.out.put(s, row, column, count, add(s, sums, old));
+        }
     }
 }

@@ -41,26 +41,36 @@ impl<T: Operand, S: Simd> Unit<T, S> {
     /// `sums = a b` for one or two tiles of rows, each `lines` lines long, and a panel of as many lines.
     #[inline(always)]
     pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut Sums) {
+        self.product_into(a, lines, b, sums.0.as_flattened_mut(), PANEL);
+    }
+
+    /// The same into rows `stride` apart.
+    #[inline(always)]
+    pub(crate) fn product_into(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut [f32], stride: usize) {
         let tile = lines * TILE_ROWS;
         assert!((a.len() == tile || a.len() == 2 * tile) && b.len() == 2 * lines * GROUPS);
+        let rows = if a.len() == tile { TILE_ROWS } else { 2 * TILE_ROWS };
+        assert!(stride >= PANEL && sums.len() >= (rows - 1) * stride + PANEL);
         if lines == 0 {
-            *sums = Sums::ZERO;
+            for row in sums.chunks_mut(stride).take(rows) {
+                row[..PANEL].fill(0.0);
+            }
             return;
         }
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if let Some(tiles) = &self.tiles {
-            return tiles.product(a, lines, b, sums);
+            return tiles.product(a, lines, b, sums, stride);
         }
-        for (tile, sums) in a.chunks_exact(tile).zip(sums.0.chunks_exact_mut(TILE_ROWS)) {
+        for (tile, sums) in a.chunks_exact(tile).zip(sums.chunks_mut(TILE_ROWS * stride)) {
             for first in (0..TILE_ROWS).step_by(ROWS) {
-                self.vectors(&tile[first..], b, &mut sums[first..first + ROWS]);
+                self.vectors(&tile[first..], b, &mut sums[first * stride..], stride);
             }
         }
     }
 
     /// `ROWS` rows; `a` begins with the first one's first line.
     #[inline(always)]
-    fn vectors(&self, a: &[Line], b: &[Line], sums: &mut [[f32; PANEL]]) {
+    fn vectors(&self, a: &[Line], b: &[Line], sums: &mut [f32], stride: usize) {
         let s = self.s;
         let mut acc = [[s.splat(0.0); 2]; ROWS];
         for (a, b) in a.chunks(TILE_ROWS).zip(b.chunks_exact(2 * GROUPS)) {
@@ -74,9 +84,10 @@ impl<T: Operand, S: Simd> Unit<T, S> {
                 }
             }
         }
-        for (sums, acc) in sums.iter_mut().zip(acc) {
-            s.store(&mut sums[..LANES], acc[0]);
-            s.store(&mut sums[LANES..], acc[1]);
+        for (sums, acc) in sums.chunks_mut(stride).zip(acc) {
+            let (low, high) = sums[..PANEL].split_at_mut(LANES);
+            s.store(low, acc[0]);
+            s.store(high, acc[1]);
         }
     }
 }

@@ -144,16 +144,17 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
                 let row = rows.start + first * TILE_ROWS;
                 epilogue.expect(s, row, count, column);
                 unit.product(pair, lines, b, &mut sums);
-                let columns = w.columns() - column;
+                let columns = (w.columns() - column).min(PANEL);
                 for (r, sums) in sums.0.iter().enumerate().take(count) {
-                    for half in 0..PANEL / LANES {
-                        let v = s.load(&sums[half * LANES..(half + 1) * LANES]);
-                        let (column, count) = (column + half * LANES, columns.saturating_sub(half * LANES));
-                        if count >= LANES {
+                    let sums = [s.load(&sums[..LANES]), s.load(&sums[LANES..])];
+                    // SAFETY: `run` checked the epilogue for all rows and columns; blocks and panels do not
+                    // overlap.
+                    unsafe {
+                        if columns == PANEL {
                             // The usual case, with the count known to the compiler.
-                            epilogue.put(s, row + r, column, LANES, v);
-                        } else if count > 0 {
-                            epilogue.put(s, row + r, column, count, v);
+                            epilogue.put(s, row + r, column, PANEL, sums);
+                        } else {
+                            epilogue.put(s, row + r, column, columns, sums);
                         }
                     }
                 }

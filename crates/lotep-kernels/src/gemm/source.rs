@@ -31,11 +31,7 @@ impl<T: Operand> Source<T> for Tiles<T> {
     #[inline(always)]
     fn pack<S: Simd>(&self, _s: S, row: usize, mut out: PackedRow<'_>) {
         for i in 0..self.per_row() {
-            let from = i * line::<T>();
-            let out = out.line::<T>(i);
-            let count = (self.columns() - from).min(line::<T>());
-            self.copy(row, from, &mut out[..count]);
-            out[count..].fill(T::default());
+            out.line::<T>(i).copy_from_slice(self.line(row, i));
         }
     }
 

@@ -103,6 +103,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn store_bf16_pair(self, x: &mut [bf16], v: [Self::F; 2]) {
+        if BF16 && x.len() >= 2 * LANES {
+            unsafe {
+                let both = _mm512_cvtne2ps_pbh(v[1], v[0]);
+                _mm512_storeu_si512(x.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(both));
+            }
+        } else {
+            let (low, high) = x.split_at_mut(LANES);
+            self.store_bf16(low, v[0]);
+            self.store_bf16(high, v[1]);
+        }
+    }
+
+    #[inline(always)]
     fn pair(self, even: Self::F, odd: Self::F) -> Self::G {
         unsafe {
             // Rounding each to a whole number of bfloat16s leaves the upper halves to be put together.
@@ -163,6 +177,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn scale_by_power(self, a: Self::F, n: Self::F) -> Self::F {
         unsafe { _mm512_scalef_ps(a, n) }
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        unsafe { _mm512_roundscale_ps::<0>(a) }
     }
 
     #[inline(always)]

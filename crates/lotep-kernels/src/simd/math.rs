@@ -27,6 +27,47 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(s.positive(s.sub(s.splat(-87.0), x)), s.splat(0.0), y)
 }
 
+/// `2^x` for `x <= 0`, to 3e-7 relative; `2^-126` below -126, no number of what is none.
+///
+/// `2^n` times the Taylor series of `2^r`, with `x = n + r`, `|r| <= 1/2`.
+#[inline(always)]
+pub fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
+    const FACTORS: [f32; 8] = [
+        1.525_273_4e-5,
+        1.540_353e-4,
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        2.402_265_1e-1,
+        std::f32::consts::LN_2,
+        1.0,
+    ];
+    power_of_two(s, x, &FACTORS)
+}
+
+/// `2^x` likewise to 4e-6, for results that are rounded to bfloat16: a polynomial of degree 4 with the least largest
+/// error.
+#[inline(always)]
+pub fn coarse_exp2<S: Simd>(s: S, x: S::F) -> S::F {
+    power_of_two(s, x, &COARSE_EXP2)
+}
+
+const COARSE_EXP2: [f32; 5] =
+    [9.570101908e-03, 5.591786032e-02, 2.402474483e-01, 6.931218147e-01, 9.999992614e-01];
+
+#[inline(always)]
+fn power_of_two<S: Simd, const N: usize>(s: S, x: S::F, factors: &[f32; N]) -> S::F {
+    // In this order, what is no number stays none.
+    let x = s.max(s.splat(-126.0), x);
+    let n = s.round(x);
+    let r = s.sub(x, n);
+    let mut y = s.splat(factors[0]);
+    for factor in &factors[1..] {
+        y = s.mul_add(y, r, s.splat(*factor));
+    }
+    s.scale_by_power(y, n)
+}
+
 /// The standard normal distribution's `(Φ(x), e^(-x²/2))`, to 3e-7 of the smaller of Φ and 1 - Φ for `|x| < 3`.
 ///
 /// The further tail is `e^(-x²/2)` times a function that falls slowly: a polynomial of degree 8 in

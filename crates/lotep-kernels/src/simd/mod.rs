@@ -14,7 +14,7 @@ use crate::SharedMut;
 use crate::isa::{Isa, Kind};
 use array::Array;
 
-pub use math::{coarse_gaussian_cdf, coarse_gelu_derivative, exp, gaussian_cdf, logistic};
+pub use math::{coarse_exp2, coarse_gaussian_cdf, coarse_gelu_derivative, exp, exp2, gaussian_cdf, logistic};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
@@ -42,6 +42,13 @@ pub trait Simd: Copy + Send + Sync {
     fn load_bf16(self, x: &[bf16]) -> Self::F;
     /// Store as many lanes as fit, rounded to nearest even.
     fn store_bf16(self, x: &mut [bf16], v: Self::F);
+    /// Store 32 values, rounded likewise.
+    #[inline(always)]
+    fn store_bf16_pair(self, x: &mut [bf16], v: [Self::F; 2]) {
+        let (low, high) = x.split_at_mut(LANES);
+        self.store_bf16(low, v[0]);
+        self.store_bf16(high, v[1]);
+    }
     /// Round two vectors to bfloat16, lane `i` of `even` and `odd` side by side in group `i`.
     fn pair(self, even: Self::F, odd: Self::F) -> Self::G;
 
@@ -61,6 +68,13 @@ pub trait Simd: Copy + Send + Sync {
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a · 2^n`, with `n` an integer in `-126..=127` stored as f32.
     fn scale_by_power(self, a: Self::F, n: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even, for magnitudes below 2^22.
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // Adding 1.5 · 2^23 leaves no bits for a fraction.
+        let shift = self.splat(12_582_912.0);
+        self.sub(self.add(a, shift), shift)
+    }
     /// Bit `i` is set where lane `i` of `a` is above zero.
     fn positive(self, a: Self::F) -> u16;
     /// `a` where the bit is set, else `b`.

@@ -1,0 +1,241 @@
+//! Multi-head self-attention, forward and backward, over a fused query-key-value projection.
+//!
+//! A head's tokens are few enough (197 to some thousands) for a strip of scores, 32 queries with every key, to stay
+//! in the cache; so a strip is finished, softmax included, before the next begins. Nothing of size
+//! tokens × tokens outlives a head: the backward pass computes the scores again.
+//!
+//! Beside the tokens' own there may be extra keys and values, the same for every sample (prompts in attention).
+
+mod backward;
+mod forward;
+mod operands;
+mod softmax;
+
+use rayon::prelude::*;
+
+use crate::gemm::micro::Sums;
+use crate::gemm::{PANEL, TILE_ROWS, line};
+use crate::scratch::{self, Line};
+use crate::simd::{LANES, Simd, dispatch};
+use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
+use operands::Rows;
+
+/// Rows of a strip: two tiles.
+const STRIP: usize = 2 * TILE_ROWS;
+/// Queries whose probabilities the backward pass holds at once, for the gradients of keys and values.
+const QUERY_BLOCK: usize = 256;
+const SUMS_LINES: usize = size_of::<Sums>() / size_of::<Line>();
+
+/// The sizes of an attention, and what is added to its scores.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Samples, or windows.
+    pub batch: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub width: usize,
+    /// Added to the scaled scores, `[heads, tokens, tokens]`; may be empty. Extra keys have none.
+    pub bias: &'a [f32],
+    /// Added as well, `[windows, tokens, tokens]`, sample `b` using `b mod windows`; may be empty.
+    pub mask: &'a [f32],
+}
+
+/// Keys and values that every sample attends to beside its own tokens', each `[extra, C]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Extra<'a, T: Operand> {
+    /// Keys, of heads side by side as in the projections.
+    pub keys: &'a Tiles<T>,
+    /// Values.
+    pub values: &'a Tiles<T>,
+}
+
+impl Attention<'_> {
+    /// Neither bias nor mask.
+    pub fn plain(batch: usize, tokens: usize, heads: usize, width: usize) -> Self {
+        Self { batch, tokens, heads, width, bias: &[], mask: &[] }
+    }
+
+    fn channels(&self) -> usize {
+        self.heads * self.width
+    }
+
+    fn check<T: Operand>(
+        &self,
+        projections: &[&Tiles<T>],
+        outputs: &[&Tiles<T>],
+        extra: Option<&Extra<'_, T>>,
+    ) {
+        let (rows, channels) = (self.batch * self.tokens, self.channels());
+        for (tiles, columns) in
+            projections.iter().zip([3 * channels; 2]).chain(outputs.iter().zip([channels; 2]))
+        {
+            assert_eq!((tiles.rows(), tiles.columns()), (rows, columns), "[B · N, 3 · C] and [B · N, C]");
+        }
+        if let Some(extra) = extra {
+            let size = |tiles: &Tiles<T>| (tiles.rows(), tiles.columns());
+            assert_eq!(size(extra.keys), (extra.values.rows(), channels), "extra keys [M, C]");
+            assert_eq!(size(extra.values), (extra.keys.rows(), channels), "extra values [M, C]");
+        }
+        let square = self.tokens * self.tokens;
+        assert!(self.bias.is_empty() || self.bias.len() == self.heads * square, "bias [heads, N, N]");
+        assert!(self.mask.is_empty() || self.mask.len().is_multiple_of(square), "mask [windows, N, N]");
+    }
+
+    /// The first column of head `head` in part `part` of the projections.
+    fn column(&self, head: usize, part: usize) -> usize {
+        part * self.channels() + head * self.width
+    }
+
+    /// All tokens of a head of a sample.
+    fn rows<'a, T>(&self, tiles: &'a Tiles<T>, [sample, head, part]: [usize; 3]) -> Rows<'a, T> {
+        let column = self.column(head, part);
+        Rows::new(tiles, sample * self.tokens, self.tokens, column, self.width)
+    }
+
+    /// What is added to the scores of query `q`: up to two rows of a value for each token.
+    fn added(&self, [sample, head]: [usize; 2], q: usize) -> [&[f32]; 2] {
+        let n = self.tokens;
+        let windows = (self.mask.len() / (n * n)).max(1);
+        [(self.bias, head), (self.mask, sample % windows)].map(|(table, index)| {
+            let row = (index * n + q) * n;
+            if table.is_empty() { table } else { &table[row..row + n] }
+        })
+    }
+
+    /// Sample and head of each task.
+    fn each(&self, run: impl Fn([usize; 2]) + Sync) {
+        let tasks = self.batch * self.heads;
+        (0..tasks).into_par_iter().for_each(|i| run([i / self.heads, i % self.heads]));
+    }
+}
+
+/// How long operands are, in lines or panels.
+#[derive(Clone, Copy)]
+struct Extents {
+    /// Keys: the tokens and the extra ones.
+    keys: usize,
+    /// Panels of keys.
+    key_panels: usize,
+    /// Lines of all keys along a summed axis.
+    key_lines: usize,
+    /// Lines of a row of a head's width.
+    width_lines: usize,
+    /// Panels of a head's width.
+    width_panels: usize,
+}
+
+impl Extents {
+    fn new<T: Operand>(sizes: &Attention<'_>, extra: Option<&Extra<'_, T>>) -> Self {
+        let keys = sizes.tokens + extra.map_or(0, |extra| extra.keys.rows());
+        let key_panels = keys.div_ceil(PANEL);
+        Self {
+            keys,
+            key_panels,
+            key_lines: key_panels * PANEL / line::<T>(),
+            width_lines: sizes.width.div_ceil(line::<T>()),
+            width_panels: sizes.width.div_ceil(PANEL),
+        }
+    }
+
+    /// Lines of all keys, or of as many tokens, as left operand or its transpose.
+    fn face(&self) -> usize {
+        self.key_panels * 2 * TILE_ROWS * self.width_lines
+    }
+
+    /// Lines of a right operand a head's width wide whose summed axis is a line long.
+    fn width_right(&self) -> usize {
+        self.width_panels * 2 * TILE_ROWS
+    }
+
+    /// Values of a row of a strip's scores.
+    fn score_row(&self) -> usize {
+        self.key_panels * PANEL
+    }
+
+    /// Lines of a strip's scores.
+    fn scores(&self) -> usize {
+        self.key_panels * SUMS_LINES
+    }
+}
+
+/// `softmax(q kᵀ / √d + bias + mask) v` for every head.
+///
+/// `qkv` is `[B · N, 3 · C]`, packed `[q | k | v]`, each of `heads × d`; `out` is `[B · N, C]`.
+///
+/// # Panics
+/// The lengths do not fit the sizes.
+pub fn forward<T: Operand>(
+    isa: Isa,
+    sizes: Attention<'_>,
+    qkv: &Tiles<T>,
+    extra: Option<&Extra<'_, T>>,
+    out: &mut Tiles<T>,
+) {
+    sizes.check(&[qkv], &[out], extra);
+    let out = out.share();
+    let extents = Extents::new(&sizes, extra);
+    sizes.each(|at| {
+        scratch::with(forward::scratch::<T>(&extents), |lines| {
+            dispatch(isa, forward::Forward { sizes, extents, qkv, extra, out, at, lines });
+        });
+    });
+}
+
+/// The gradient of `qkv`, given that of the output; both in their forward layouts. That of the extra keys and
+/// values goes to `extra_grad`, `[B, 2, M, C]` (keys, then values), to be summed over the samples.
+///
+/// # Panics
+/// The lengths do not fit the sizes.
+pub fn backward<T: Operand>(
+    isa: Isa,
+    sizes: Attention<'_>,
+    qkv: &Tiles<T>,
+    extra: Option<(&Extra<'_, T>, &mut [f32])>,
+    grad: &Tiles<T>,
+    out: &mut Tiles<T>,
+) {
+    let (extra, extra_grad) = extra.unzip();
+    sizes.check(&[qkv, out], &[grad], extra);
+    let extra_grad = extra_grad.unwrap_or_default();
+    let expected = extra.map_or(0, |extra| sizes.batch * 2 * extra.keys.rows() * sizes.channels());
+    assert_eq!(extra_grad.len(), expected, "gradients of extra keys and values [B, 2, M, C]");
+    let (out, extra_grad) = (out.share(), SharedMut::new(extra_grad));
+    let extents = Extents::new(&sizes, extra);
+    sizes.each(|at| {
+        scratch::with(backward::scratch::<T>(&extents), |lines| {
+            let kernel = backward::Backward { sizes, extents, qkv, extra, grad, out, extra_grad, at, lines };
+            dispatch(isa, kernel);
+        });
+    });
+}
+
+/// Store up to 32 values of a row that belong to a head.
+///
+/// # Safety
+/// No other task writes this head of this row.
+#[inline(always)]
+unsafe fn store<T: Operand, S: Simd>(
+    s: S,
+    out: &SharedTiles<'_, T>,
+    row: usize,
+    column: usize,
+    count: usize,
+    v: [S::F; 2],
+) {
+    // SAFETY: the caller's; panels that are whole and in line go as one.
+    unsafe {
+        if count == PANEL && column.is_multiple_of(PANEL) && row < out.rows() {
+            return out.store_panel(s, row, column, PANEL, v);
+        }
+        out.store(s, row, column, count.min(LANES), v[0]);
+        if count > LANES {
+            out.store(s, row, column + LANES, count - LANES, v[1]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

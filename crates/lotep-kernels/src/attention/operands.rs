@@ -1,0 +1,153 @@
+//! The four packed forms in which a head's rows enter products: as left operand, as right operand, and both of the
+//! transpose.
+//!
+//! Left forms have 16 rows of one line a tile, right forms 16 groups of the summed axis, so a left tile of `X` and
+//! a right tile of `Xᵀ` are each other's transposes, taken 32 bits at a time.
+
+use crate::gemm::{PackedRow, TILE_ROWS, line};
+use crate::scratch::{Line, elements_mut};
+use crate::simd::{LANES, Simd};
+use crate::{Operand, Tiles};
+
+/// Some rows of one head within a larger matrix, and more of another behind them.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, T> {
+    tiles: &'a Tiles<T>,
+    first: usize,
+    count: usize,
+    column: usize,
+    width: usize,
+    more: Option<(&'a Tiles<T>, usize)>,
+}
+
+impl<'a, T> Rows<'a, T> {
+    pub(super) fn new(tiles: &'a Tiles<T>, first: usize, count: usize, column: usize, width: usize) -> Self {
+        Self { tiles, first, count, column, width, more: None }
+    }
+
+    /// A range of the rows.
+    pub(super) fn part(&self, first: usize, count: usize) -> Self {
+        Self { first: self.first + first, count, ..*self }
+    }
+
+    /// With all rows of another matrix behind them, the head beginning at `column`.
+    pub(super) fn and(self, more: Option<(&'a Tiles<T>, usize)>) -> Self {
+        Self { more, ..self }
+    }
+}
+
+impl<T: Operand> Rows<'_, T> {
+    /// Matrix, row and column of a row; `None` behind the last.
+    #[inline(always)]
+    fn at(&self, row: usize) -> Option<(&Tiles<T>, usize, usize)> {
+        if row < self.count {
+            return Some((self.tiles, self.first + row, self.column));
+        }
+        let (tiles, column) = self.more?;
+        let row = row - self.count;
+        (row < tiles.rows()).then_some((tiles, row, column))
+    }
+
+    /// Sixteen values of a row; those beyond its end, or beyond the last row, are zero.
+    #[inline(always)]
+    fn lanes<S: Simd>(&self, s: S, row: usize, half: usize) -> S::F {
+        let count = self.width.saturating_sub(half * LANES).min(LANES);
+        match self.at(row) {
+            Some((tiles, row, column)) if count > 0 => tiles.load(s, row, column + half * LANES, count),
+            _ => s.splat(0.0),
+        }
+    }
+
+    /// As left operand: `[tile][line]`, rows beyond the last zero.
+    #[inline(always)]
+    pub(super) fn left(&self, lines: usize, out: &mut [Line]) {
+        for r in 0..out.len() / lines {
+            let tile = r / TILE_ROWS * TILE_ROWS * lines;
+            let mut packed = PackedRow::new(&mut out[tile + r % TILE_ROWS..tile + TILE_ROWS * lines]);
+            let source = self.at(r);
+            for i in 0..lines {
+                let from = i * line::<T>();
+                let out = packed.line::<T>(i);
+                let count = self.width.saturating_sub(from).min(line::<T>());
+                match source {
+                    Some((tiles, row, column)) if count > 0 => {
+                        tiles.copy(row, column + from, &mut out[..count]);
+                        out[count..].fill(T::default());
+                    }
+                    _ => out.fill(T::default()),
+                }
+            }
+        }
+    }
+
+    /// As right operand: the rows are the summed axis, `[panel][line][half]`.
+    #[inline(always)]
+    pub(super) fn right<S: Simd>(&self, s: S, panels: usize, out: &mut [Line]) {
+        let lines = out.len() / (2 * TILE_ROWS * panels);
+        for first in (0..lines * line::<T>()).step_by(T::GROUP) {
+            for half in 0..2 * panels {
+                let pair = [self.lanes(s, first, half), self.lanes(s, first + 1, half)];
+                T::groups(s, pair, &mut out[right_line::<T>(lines, first, half)].0);
+            }
+        }
+    }
+}
+
+/// The line of a right operand, `lines` long, that holds row `row` of the summed axis and columns `16 · half..`.
+#[inline(always)]
+pub(super) fn right_line<T: Operand>(lines: usize, row: usize, half: usize) -> usize {
+    let (l, group) = (row / line::<T>(), row % line::<T>() / T::GROUP);
+    ((half / 2 * lines + l) * 2 + half % 2) * TILE_ROWS + group
+}
+
+/// A right operand from the left form of its transpose, `[tile][line]` to `[panel][line][half]`; or, with
+/// `to_left`, the other way about.
+#[inline(always)]
+pub(super) fn transposed<S: Simd>(s: S, from: &[Line], lines: usize, to_left: bool, out: &mut [Line]) {
+    let tiles = from.len().min(out.len()) / (lines * TILE_ROWS);
+    for tile in 0..tiles {
+        for l in 0..lines {
+            let left = (tile * lines + l) * TILE_ROWS;
+            let right = ((tile / 2 * lines + l) * 2 + tile % 2) * TILE_ROWS;
+            let (a, b) = if to_left { (right, left) } else { (left, right) };
+            s.transpose(block(&from[a..a + TILE_ROWS]), block_mut(&mut out[b..b + TILE_ROWS]));
+        }
+    }
+}
+
+/// Sixteen lines as a block to transpose.
+#[inline(always)]
+pub(super) fn block(lines: &[Line]) -> &[[u32; LANES]; LANES] {
+    assert!(lines.len() == LANES);
+    // SAFETY: sixteen lines, each sixteen u32 and nothing else.
+    unsafe { &*lines.as_ptr().cast() }
+}
+
+#[inline(always)]
+pub(super) fn block_mut(lines: &mut [Line]) -> &mut [[u32; LANES]; LANES] {
+    assert!(lines.len() == LANES);
+    // SAFETY: sixteen lines, each sixteen u32 and nothing else.
+    unsafe { &mut *lines.as_mut_ptr().cast() }
+}
+
+/// Row `r` of a strip in the left form: where its panel `p` goes, 32 values.
+#[inline(always)]
+pub(super) fn store_left<T: Operand, S: Simd>(
+    s: S,
+    out: &mut [Line],
+    lines: usize,
+    r: usize,
+    p: usize,
+    v: [S::F; 2],
+) {
+    let tile = r / TILE_ROWS * lines * TILE_ROWS + r % TILE_ROWS;
+    if line::<T>() == 2 * LANES {
+        let at = tile + p * TILE_ROWS;
+        T::store_pair(s, elements_mut(&mut out[at..=at]), v);
+    } else {
+        for (half, v) in v.into_iter().enumerate() {
+            let at = tile + (2 * p + half) * TILE_ROWS;
+            T::store(s, elements_mut(&mut out[at..=at]), v);
+        }
+    }
+}
