@@ -56,7 +56,7 @@ impl<T: Operand> FrozenOp for Transformer<T> {
         let mut qkv = Tiles::new(rows, 3 * width);
         self.qkv.forward(&normed1, &Store::tiles(&mut qkv).bias(self.qkv.bias()));
         let mut attended = Tiles::new(rows, width);
-        attention::forward(isa(), self.attention(shape), &qkv, &mut attended);
+        attention::forward(isa(), self.attention(shape), &qkv, None, &mut attended);
         let mut y = vec![0.0; rows * width];
         self.proj.forward(&attended, &Residual::new(x, prompt, self.proj.bias(), &mut y, width));
         drop(attended);
@@ -92,7 +92,7 @@ impl<T: Operand> FrozenOp for Transformer<T> {
         let mut attended = Tiles::new(rows, width);
         self.proj.backward(&Rounded::new(&middle, width), &Store::tiles(&mut attended));
         let mut projections = Tiles::new(rows, 3 * width);
-        attention::backward(isa(), self.attention(shape), &qkv, &attended, &mut projections);
+        attention::backward(isa(), self.attention(shape), &qkv, None, &attended, &mut projections);
         drop(qkv);
         self.qkv.backward(&projections, &Store::new(&mut branch, width));
         let mut out = vec![0.0; rows * width];
