@@ -62,6 +62,27 @@ impl Tiles {
             unsafe { one_tile(a.as_ptr(), lines, b.as_ptr(), sums, stride) }
         }
     }
+
+    /// The same for 32 rows `row` groups apart, whose lines begin at `starts`.
+    #[inline(always)]
+    pub(crate) fn product_at(
+        &self,
+        a: &[u32],
+        starts: &[usize],
+        row: usize,
+        b: &[Line],
+        sums: &mut [f32],
+        stride: usize,
+    ) {
+        let rows = 2 * TILE_ROWS;
+        let last = starts.iter().max().map_or(usize::MAX, |s| *s);
+        assert!(a.len() >= last && a.len() - last >= (rows - 1) * row + GROUPS);
+        assert!(b.len() >= 2 * starts.len() * GROUPS);
+        assert!(stride >= PANEL && sums.len() >= (rows - 1) * stride + PANEL);
+        // SAFETY: tiles are configured; rows of `a`, the panel and the sums reach as far as is read and written, as
+        // just checked.
+        unsafe { strided_tiles(a.as_ptr(), starts, 4 * row, b.as_ptr(), sums.as_mut_ptr(), 4 * stride) }
+    }
 }
 
 impl Drop for Tiles {
@@ -145,6 +166,66 @@ unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: *mut f32,
             line = in(reg) 64_usize,
             row = in(reg) stride,
             c = in(reg) sums,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// # Safety
+/// Tiles are configured; `a` holds 64 bytes at `starts[l]` u32s plus `r · row` bytes for each line `l` and `r < 32`;
+/// `b` has `2 · starts.len() · 16` lines; `starts` is not empty; `sums` has 32 rows of 128 bytes, `stride` bytes
+/// apart.
+#[inline(always)]
+unsafe fn strided_tiles(
+    a: *const u32,
+    starts: &[usize],
+    row: usize,
+    b: *const Line,
+    sums: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: reads and writes within what the caller promises: a step takes two tiles of `a` at a line's start
+    // and two of the panel. All tile registers are declared clobbered.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "mov {at}, [{starts}]",
+            "lea {first}, [{a0} + {at}*4]",
+            "lea {at}, [{a1} + {at}*4]",
+            "tileloadd tmm4, [{first} + {row}*1]",
+            "tileloadd tmm6, [{b} + {line}*1]",
+            "tileloadd tmm7, [{b} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{at} + {row}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {starts}, 8",
+            "add {b}, 2048",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {stride}*1], tmm0",
+            "tilestored [{c} + {stride}*1 + 64], tmm1",
+            "tilestored [{d} + {stride}*1], tmm2",
+            "tilestored [{d} + {stride}*1 + 64], tmm3",
+            a0 = in(reg) a,
+            a1 = in(reg) a.byte_add(TILE_ROWS * row),
+            at = out(reg) _,
+            first = out(reg) _,
+            starts = inout(reg) starts.as_ptr() => _,
+            b = inout(reg) b => _,
+            n = inout(reg) starts.len() => _,
+            line = in(reg) 64_usize,
+            row = in(reg) row,
+            stride = in(reg) stride,
+            c = in(reg) sums,
+            d = in(reg) sums.byte_add(TILE_ROWS * stride),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),

@@ -69,15 +69,15 @@ impl<T: Operand> Matrix<T> {
         self.data.len() * size_of::<Line>()
     }
 
-    pub(super) fn lines(&self) -> usize {
+    pub(crate) fn lines(&self) -> usize {
         self.depth.div_ceil(line::<T>())
     }
 
-    pub(super) fn panels(&self) -> usize {
+    pub(crate) fn panels(&self) -> usize {
         self.columns.div_ceil(PANEL)
     }
 
-    pub(super) fn panel(&self, i: usize) -> &[Line] {
+    pub(crate) fn panel(&self, i: usize) -> &[Line] {
         let size = self.lines() * 2 * GROUPS;
         &self.data[i * size..(i + 1) * size]
     }

@@ -68,6 +68,43 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         }
     }
 
+    /// `sums = a b` for 32 rows that lie `row` groups apart in `a`; their lines begin at `starts`, in groups too, and
+    /// may overlap. Sums go into rows `stride` apart.
+    #[inline(always)]
+    pub(crate) fn product_at(
+        &self,
+        a: &[u32],
+        starts: &[usize],
+        row: usize,
+        b: &[Line],
+        sums: &mut [f32],
+        stride: usize,
+    ) {
+        let rows = 2 * TILE_ROWS;
+        let last = starts.iter().max().expect("a line at least");
+        assert!(b.len() == 2 * starts.len() * GROUPS && a.len() >= last + (rows - 1) * row + GROUPS);
+        assert!(stride >= PANEL && sums.len() >= (rows - 1) * stride + PANEL);
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if let Some(tiles) = &self.tiles {
+            return tiles.product_at(a, starts, row, b, sums, stride);
+        }
+        let s = self.s;
+        for first in (0..rows).step_by(ROWS) {
+            let mut acc = [[s.splat(0.0); 2]; ROWS];
+            for (start, b) in starts.iter().zip(b.chunks_exact(2 * GROUPS)) {
+                for g in 0..GROUPS {
+                    let (b0, b1) = (s.load_groups(&b[g].0), s.load_groups(&b[GROUPS + g].0));
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let a = s.splat_group(a[start + (first + r) * row + g]);
+                        acc[0] = T::dot(s, acc[0], a, b0);
+                        acc[1] = T::dot(s, acc[1], a, b1);
+                    }
+                }
+            }
+            store_sums(s, acc, &mut sums[first * stride..], stride);
+        }
+    }
+
     /// `ROWS` rows; `a` begins with the first one's first line.
     #[inline(always)]
     fn vectors(&self, a: &[Line], b: &[Line], sums: &mut [f32], stride: usize) {
@@ -84,10 +121,15 @@ impl<T: Operand, S: Simd> Unit<T, S> {
                 }
             }
         }
-        for (sums, acc) in sums.chunks_mut(stride).zip(acc) {
-            let (low, high) = sums[..PANEL].split_at_mut(LANES);
-            s.store(low, acc[0]);
-            s.store(high, acc[1]);
-        }
+        store_sums(s, acc, sums, stride);
+    }
+}
+
+#[inline(always)]
+fn store_sums<S: Simd>(s: S, acc: [[S::F; 2]; ROWS], sums: &mut [f32], stride: usize) {
+    for (sums, acc) in sums.chunks_mut(stride).zip(acc) {
+        let (low, high) = sums[..PANEL].split_at_mut(LANES);
+        s.store(low, acc[0]);
+        s.store(high, acc[1]);
     }
 }

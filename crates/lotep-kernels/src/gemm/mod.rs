@@ -92,20 +92,6 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     }
 }
 
-/// The same on this thread alone, in order of rows within each panel: for epilogues whose elements meet.
-pub(crate) fn run_here<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>, epilogue: &E) {
-    let (rows, lines) = (a.rows(), w.lines());
-    assert_eq!(a.depth(), w.depth(), "the rows' length and the matrix's depth");
-    epilogue.check(rows, w.columns());
-    let step = (BLOCK_BYTES / (lines.max(1) * 64)).next_multiple_of(2 * TILE_ROWS);
-    for first in (0..rows).step_by(step) {
-        let rows = first..(first + step).min(rows);
-        scratch::with([rows.len().next_multiple_of(TILE_ROWS) * lines], |[packed]| {
-            dispatch(isa, Task { a, w, epilogue, rows, panels: 0..w.panels(), packed });
-        });
-    }
-}
-
 struct Task<'a, T, A, E> {
     a: &'a A,
     w: &'a Matrix<T>,

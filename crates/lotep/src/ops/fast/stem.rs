@@ -1,8 +1,7 @@
 //! The entrance of a residual network.
 
-use lotep_kernels::gemm::{Activate, Activation};
-use lotep_kernels::stem::{ImageConv, max_pool, max_pool_backward, pooled};
-use lotep_kernels::{Operand, Tiles};
+use lotep_kernels::Operand;
+use lotep_kernels::stem::{ImageConv, pooled};
 
 use super::{FrozenOp, Kept, isa};
 
@@ -26,23 +25,16 @@ impl<T: Operand> FrozenOp for Stem<T> {
 
     fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
         assert!(prompt.is_empty(), "images have their prompt already");
-        let (images, size, channels) = (shape[0], [shape[2], shape[3]], self.conv.shape().outputs);
-        let inner = self.conv.shape().output(size);
-        let mut map = Tiles::<f32>::new(images * inner[0] * inner[1], channels);
-        let activate = Activate::new(Activation::Relu, &self.bias, &mut map).offset(&self.offset);
-        self.conv.run(isa(), x, images, size, &activate);
+        let size = [shape[0], shape[2], shape[3]];
         let mut out = vec![0.0; self.output_shape(shape).iter().product()];
-        let winners = max_pool(isa(), &map, images, inner, keep, &mut out);
+        let winners = self.conv.forward(isa(), x, size, &self.bias, &self.offset, keep, &mut out);
         (out, keep.then(|| Box::new(winners) as Kept))
     }
 
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
-        let (images, size, channels) = (shape[0], [shape[2], shape[3]], self.conv.shape().outputs);
         let winners = kept.downcast().expect("its own");
-        let inner = self.conv.shape().output(size);
-        let map = max_pool_backward::<T>(isa(), &winners, grad, images, inner, channels);
         let mut out = vec![0.0; shape.iter().product()];
-        self.conv.backward(isa(), &map, images, size, &mut out);
+        self.conv.backward(isa(), &winners, grad, [shape[0], shape[2], shape[3]], &mut out);
         out
     }
 }

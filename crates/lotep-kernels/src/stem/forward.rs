@@ -1,0 +1,218 @@
+//! Forward: bands of pooled rows, each from its own stretch of the image.
+
+use std::ops::Range;
+
+use super::{TAPS, pixel, pooled, row};
+use crate::conv::Shape;
+use crate::gemm::micro::Unit;
+use crate::gemm::{Matrix, PANEL};
+use crate::scratch::{Line, elements_mut};
+use crate::simd::{Kernel, LANES, Simd};
+use crate::{Operand, SharedMut};
+
+/// Rows of the convolution that a pooling window spans.
+const RING: usize = 3;
+
+pub(super) struct Sizes {
+    shape: Shape,
+    size: [usize; 2],
+    inner: [usize; 2],
+    pooled: [usize; 2],
+    /// Groups (32 bits) of a pixel as it is laid out, and of a row of them.
+    pixel: usize,
+    pitch: usize,
+    /// Where each line of the summed axis begins, in groups from a window's first.
+    starts: Vec<usize>,
+    /// Output channels in whole panels, and output pixels in whole blocks.
+    channels: usize,
+    width: usize,
+}
+
+impl Sizes {
+    pub(super) fn new<T: Operand>(shape: &Shape, size: [usize; 2]) -> Self {
+        let inner = shape.output(size);
+        let pixel = pixel(shape) / T::GROUP;
+        let row = row::<T>(shape) / T::GROUP;
+        let width = inner[1].next_multiple_of(PANEL);
+        // The last block's last window, and its last line, end here; the image may reach further.
+        let need = ((width - 1) * shape.stride * pixel + row).max((size[1] + shape.padding) * pixel);
+        let pitch = need.next_multiple_of(LANES);
+        let per_row = row / LANES;
+        let starts = (0..shape.side * per_row).map(|l| l / per_row * pitch + l % per_row * LANES).collect();
+        let channels = shape.outputs.next_multiple_of(PANEL);
+        Self { shape: *shape, size, inner, pooled: pooled(inner), pixel, pitch, starts, channels, width }
+    }
+
+    /// Rows of the convolution, and of the image with its padding, that pooled rows need.
+    fn spans(&self, rows: &Range<usize>) -> (Range<usize>, Range<usize>) {
+        let conv = (2 * rows.start).saturating_sub(1)..(2 * rows.end).min(self.inner[0]);
+        let image = conv.start * self.shape.stride..(conv.end - 1) * self.shape.stride + self.shape.side;
+        (conv, image)
+    }
+
+    /// Lines of the laid out image and of the ring of convolved rows, for so many pooled rows.
+    pub(super) fn scratch(&self, rows: usize) -> [usize; 2] {
+        let image = 2 * rows * self.shape.stride + self.shape.side;
+        [image * self.pitch / LANES, RING * self.width * self.channels / LANES]
+    }
+}
+
+pub(super) struct Band<'a, T> {
+    pub(super) sizes: &'a Sizes,
+    /// The image.
+    pub(super) x: &'a [f32],
+    pub(super) matrix: &'a Matrix<T>,
+    pub(super) bias: &'a [f32],
+    pub(super) offset: &'a [f32],
+    /// The image's place among all.
+    pub(super) i: usize,
+    /// Pooled rows.
+    pub(super) rows: Range<usize>,
+    pub(super) out: SharedMut<'a, f32>,
+    pub(super) winners: Option<SharedMut<'a, u16>>,
+    pub(super) lines: [&'a mut [Line]; 2],
+}
+
+impl<T: Operand> Kernel for Band<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { sizes, matrix, offset, .. } = self;
+        let [image, ring] = self.lines;
+        let (conv, rows) = sizes.spans(&self.rows);
+        let image = groups_mut(image);
+        lay_out::<T, S>(s, sizes, self.x, rows.clone(), image);
+        let ring = elements_mut::<f32>(ring);
+        let unit = Unit::<T, S>::new(s);
+        let pool = Pool { sizes, bias: self.bias, i: self.i, out: self.out, winners: self.winners };
+        let mut next = conv.start;
+        let row_size = sizes.width * sizes.channels;
+        for pooled in self.rows.clone() {
+            for y in next..(2 * pooled + 2).min(conv.end) {
+                let from = (y * sizes.shape.stride - rows.start) * sizes.pitch;
+                let to = &mut ring[y % RING * row_size..(y % RING + 1) * row_size];
+                for x in (0..sizes.inner[1]).step_by(PANEL) {
+                    let windows = &image[from + x * sizes.shape.stride * sizes.pixel..];
+                    let step = sizes.shape.stride * sizes.pixel;
+                    for panel in 0..matrix.panels() {
+                        let to = &mut to[x * sizes.channels + panel * PANEL..];
+                        unit.product_at(
+                            windows,
+                            &sizes.starts,
+                            step,
+                            matrix.panel(panel),
+                            to,
+                            sizes.channels,
+                        );
+                    }
+                }
+                if !offset.is_empty() {
+                    let size = sizes.inner[1] * sizes.shape.outputs;
+                    let offset = offset[y * size..(y + 1) * size].chunks_exact(sizes.shape.outputs);
+                    for (to, offset) in to.chunks_exact_mut(sizes.channels).zip(offset) {
+                        for (to, offset) in to.chunks_mut(LANES).zip(offset.chunks(LANES)) {
+                            let sum = s.add(s.load(to), s.load(offset));
+                            s.store(to, sum);
+                        }
+                    }
+                }
+            }
+            next = (2 * pooled + 2).min(conv.end);
+            pool.row(s, pooled, ring);
+        }
+    }
+}
+
+/// Some rows of a padded image, channels last; what a window reads beyond them is zero.
+#[inline(always)]
+fn lay_out<T: Operand, S: Simd>(s: S, sizes: &Sizes, x: &[f32], rows: Range<usize>, out: &mut [u32]) {
+    let Shape { inputs, padding, .. } = sizes.shape;
+    let [height, width] = sizes.size;
+    for (row, out) in rows.zip(out.chunks_exact_mut(sizes.pitch)) {
+        out.fill(0);
+        if row < padding || row - padding >= height {
+            continue;
+        }
+        for first in (0..width).step_by(LANES) {
+            let count = (width - first).min(LANES);
+            for g in 0..sizes.pixel {
+                let mut pair = [s.splat(0.0); 2];
+                for (half, v) in pair.iter_mut().enumerate().take(T::GROUP) {
+                    let c = g * T::GROUP + half;
+                    if c < inputs {
+                        let at = (c * height + row - padding) * width + first;
+                        *v = s.load(&x[at..at + count]);
+                    }
+                }
+                let mut groups = [0; LANES];
+                T::groups(s, pair, &mut groups);
+                let out = &mut out[(padding + first) * sizes.pixel + g..];
+                for (out, group) in out.iter_mut().step_by(sizes.pixel).zip(&groups[..count]) {
+                    *out = *group;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn groups_mut(lines: &mut [Line]) -> &mut [u32] {
+    // SAFETY: a line is sixteen u32 and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
+}
+
+struct Pool<'a> {
+    sizes: &'a Sizes,
+    bias: &'a [f32],
+    i: usize,
+    out: SharedMut<'a, f32>,
+    winners: Option<SharedMut<'a, u16>>,
+}
+
+impl Pool<'_> {
+    /// One row of pooled pixels. Bias and ReLU come behind the maximum, which they leave where it is.
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, pooled: usize, ring: &[f32]) {
+        let Sizes { inner, channels, width, .. } = *self.sizes;
+        let outputs = self.sizes.shape.outputs;
+        let chunks = outputs.div_ceil(LANES);
+        for x in 0..self.sizes.pooled[1] {
+            let pixel = (self.i * self.sizes.pooled[0] + pooled) * self.sizes.pooled[1] + x;
+            for chunk in 0..chunks {
+                let column = chunk * LANES;
+                let count = (outputs - column).min(LANES);
+                let mut taps = [s.splat(f32::MIN); TAPS];
+                // Stays zero as long as all values are numbers.
+                let mut probe = s.splat(0.0);
+                let mut best = s.splat(f32::MIN);
+                for (tap, value) in taps.iter_mut().enumerate() {
+                    let (y, x) = (2 * pooled + tap / 3, 2 * x + tap % 3);
+                    if y > 0 && x > 0 && y <= inner[0] && x <= inner[1] {
+                        let at = ((y - 1) % RING * width + x - 1) * channels + column;
+                        *value = s.load(&ring[at..at + LANES]);
+                        probe = s.mul_add(*value, s.splat(0.0), probe);
+                        best = s.max(best, *value);
+                    }
+                }
+                let sum = s.add(best, s.load(&self.bias[column..column + count]));
+                let at = pixel * outputs + column;
+                // SAFETY: pixels are shared out among the tasks.
+                unsafe {
+                    let out = s.add(s.max(s.splat(0.0), sum), probe);
+                    s.store(self.out.part(at..at + count), out);
+                    if let Some(winners) = &self.winners {
+                        let words = winners
+                            .part((pixel * chunks + chunk) * TAPS..(pixel * chunks + chunk + 1) * TAPS);
+                        let mut open = s.positive(sum);
+                        for (word, value) in words.iter_mut().zip(taps) {
+                            let won = open & !s.positive(s.sub(best, value));
+                            *word = won;
+                            open &= !won;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
