@@ -166,6 +166,10 @@ fn scales(network: &ResNet, pixels: Tensor<4>) -> Vec<f64> {
             }
             x
         }
+        fn watches(&self) -> bool {
+            true
+        }
+
         fn exit(&self, _block: usize, x: &Activation) {
             self.note(x);
         }

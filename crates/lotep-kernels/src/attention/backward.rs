@@ -62,7 +62,7 @@ impl<T: Operand> Kernel for Backward<'_, T> {
         let queries = sizes.rows(qkv, [sample, head, 0]);
         let keys = sizes.rows(qkv, [sample, head, 1]).and(extra.map(|x| (x.keys, column)));
         let values = sizes.rows(qkv, [sample, head, 2]).and(extra.map(|x| (x.values, column)));
-        let upper = sizes.rows(grad, [sample, head, 0]);
+        let upper = sizes.outputs(grad, at);
         let [way, keys_t, values_t, keys_right, strip, left, block_t, block_way, block_right, p, d, totals] =
             self.lines;
         keys.left(e.width_lines, way);
@@ -76,8 +76,15 @@ impl<T: Operand> Kernel for Backward<'_, T> {
         let scale = (sizes.width as f32).sqrt().recip();
         let (q_strip, g_strip) = strip.split_at_mut(STRIP * e.width_lines);
         let mut sums = Sums::ZERO;
-        for start in (0..n).step_by(block_rows(&e)) {
-            let rows = (n - start).min(block_rows(&e));
+        for token in sizes.queries..n {
+            for d in (0..sizes.width).step_by(PANEL) {
+                let columns = (sizes.width - d).min(PANEL);
+                // SAFETY: each head of each token is written by one task, once.
+                unsafe { store(s, &out, sample * n + token, column + d, columns, [s.splat(0.0); 2]) };
+            }
+        }
+        for start in (0..sizes.queries).step_by(block_rows(&e)) {
+            let rows = (sizes.queries - start).min(block_rows(&e));
             let lines = rows.next_multiple_of(PANEL) / line::<T>();
             let size = e.width_right() * lines;
             let (q_block, g_block) = block_t[..2 * size].split_at_mut(size);
@@ -127,7 +134,7 @@ impl<T: Operand> Kernel for Backward<'_, T> {
             }
             // Kᵀ's gradient = Qᵀ S and Vᵀ's = Gᵀ P, summed over the blocks.
             let (size_left, size_right) = (2 * TILE_ROWS * lines, STRIP * lines);
-            let (is_first, is_last) = (start == 0, start + rows == n);
+            let (is_first, is_last) = (start == 0, start + rows == sizes.queries);
             for (kind, (x, y)) in [(&*q_block, &*s_right), (&*g_block, &*p_right)].into_iter().enumerate() {
                 for i in 0..e.width_panels * e.key_panels {
                     let (d, key) = (i / e.key_panels, i % e.key_panels);

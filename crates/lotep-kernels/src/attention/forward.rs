@@ -35,7 +35,8 @@ impl<T: Operand> Kernel for Forward<'_, T> {
         let [sample, head] = at;
         let column = sizes.column(head, 0);
         let [q, k, keys, values, weights, scores] = self.lines;
-        sizes.rows(qkv, [sample, head, 0]).left(e.width_lines, q);
+        let q = &mut q[..sizes.queries.next_multiple_of(STRIP) * e.width_lines];
+        sizes.rows(qkv, [sample, head, 0]).part(0, sizes.queries).left(e.width_lines, q);
         sizes.rows(qkv, [sample, head, 1]).and(extra.map(|x| (x.keys, column))).left(e.width_lines, k);
         transposed(s, k, e.width_lines, false, keys);
         sizes.rows(qkv, [sample, head, 2]).and(extra.map(|x| (x.values, column))).right(
@@ -47,12 +48,12 @@ impl<T: Operand> Kernel for Forward<'_, T> {
         let scores = elements_mut::<f32>(scores);
         let stride = e.score_row();
         let mut block = Sums::ZERO;
-        for first in (0..sizes.tokens).step_by(STRIP) {
+        for first in (0..sizes.queries).step_by(STRIP) {
             let q = &q[first * e.width_lines..(first + STRIP) * e.width_lines];
             for (p, keys) in keys.chunks_exact(2 * TILE_ROWS * e.width_lines).enumerate() {
                 unit.product_into(q, e.width_lines, keys, &mut scores[p * PANEL..], stride);
             }
-            let count = (sizes.tokens - first).min(STRIP);
+            let count = (sizes.queries - first).min(STRIP);
             let mut inverse = [0.0; STRIP];
             for (r, row) in scores.chunks_exact_mut(stride).enumerate().take(count) {
                 let power = Power::of(s, &sizes, at, first + r, row, e.keys);
@@ -70,7 +71,7 @@ impl<T: Operand> Kernel for Forward<'_, T> {
                 for (r, sums) in block.0.iter().enumerate().take(count) {
                     let scale = s.splat(inverse[r]);
                     let v = [s.mul(s.load(&sums[..LANES]), scale), s.mul(s.load(&sums[LANES..]), scale)];
-                    let row = sample * sizes.tokens + first + r;
+                    let row = sample * sizes.queries + first + r;
                     // SAFETY: each head of each token is written by one task, once.
                     unsafe { store(s, &out, row, column + p * PANEL, columns, v) };
                 }

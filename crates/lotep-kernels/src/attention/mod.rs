@@ -33,6 +33,8 @@ pub struct Attention<'a> {
     pub batch: usize,
     /// Tokens of each.
     pub tokens: usize,
+    /// How many of them, from the first on, ask: a last block whose class token alone is read needs one.
+    pub queries: usize,
     /// Heads.
     pub heads: usize,
     /// Width of a head.
@@ -53,9 +55,9 @@ pub struct Extra<'a, T: Operand> {
 }
 
 impl Attention<'_> {
-    /// Neither bias nor mask.
+    /// Neither bias nor mask, and all tokens ask.
     pub fn plain(batch: usize, tokens: usize, heads: usize, width: usize) -> Self {
-        Self { batch, tokens, heads, width, bias: &[], mask: &[] }
+        Self { batch, tokens, queries: tokens, heads, width, bias: &[], mask: &[] }
     }
 
     fn channels(&self) -> usize {
@@ -68,11 +70,15 @@ impl Attention<'_> {
         outputs: &[&Tiles<T>],
         extra: Option<&Extra<'_, T>>,
     ) {
-        let (rows, channels) = (self.batch * self.tokens, self.channels());
-        for (tiles, columns) in
-            projections.iter().zip([3 * channels; 2]).chain(outputs.iter().zip([channels; 2]))
+        let channels = self.channels();
+        assert!(self.queries <= self.tokens, "{} queries of {} tokens", self.queries, self.tokens);
+        for (of, tokens, columns) in
+            [(projections, self.tokens, 3 * channels), (outputs, self.queries, channels)]
         {
-            assert_eq!((tiles.rows(), tiles.columns()), (rows, columns), "[B · N, 3 · C] and [B · N, C]");
+            for tiles in of {
+                let expected = (self.batch * tokens, columns);
+                assert_eq!((tiles.rows(), tiles.columns()), expected, "[B · N, 3 · C] and [B · Q, C]");
+            }
         }
         if let Some(extra) = extra {
             let size = |tiles: &Tiles<T>| (tiles.rows(), tiles.columns());
@@ -89,10 +95,15 @@ impl Attention<'_> {
         part * self.channels() + head * self.width
     }
 
-    /// All tokens of a head of a sample.
+    /// All tokens of a head of a sample, in the projections.
     fn rows<'a, T>(&self, tiles: &'a Tiles<T>, [sample, head, part]: [usize; 3]) -> Rows<'a, T> {
         let column = self.column(head, part);
         Rows::new(tiles, sample * self.tokens, self.tokens, column, self.width)
+    }
+
+    /// All queries of a head of a sample, in the output.
+    fn outputs<'a, T>(&self, tiles: &'a Tiles<T>, [sample, head]: [usize; 2]) -> Rows<'a, T> {
+        Rows::new(tiles, sample * self.queries, self.queries, self.column(head, 0), self.width)
     }
 
     /// What is added to the scores of query `q`: up to two rows of a value for each token.
@@ -163,7 +174,7 @@ impl Extents {
 
 /// `softmax(q kᵀ / √d + bias + mask) v` for every head.
 ///
-/// `qkv` is `[B · N, 3 · C]`, packed `[q | k | v]`, each of `heads × d`; `out` is `[B · N, C]`.
+/// `qkv` is `[B · N, 3 · C]`, packed `[q | k | v]`, each of `heads × d`; `out` is `[B · Q, C]`.
 ///
 /// # Panics
 /// The lengths do not fit the sizes.
@@ -184,7 +195,7 @@ pub fn forward<T: Operand>(
     });
 }
 
-/// The gradient of `qkv`, given that of the output; both in their forward layouts. That of the extra keys and
+/// The gradient of `qkv`, given that of the output; both in their forward layouts, zero for what does not ask. That of the extra keys and
 /// values goes to `extra_grad`, `[B, 2, M, C]` (keys, then values), to be summed over the samples.
 ///
 /// # Panics

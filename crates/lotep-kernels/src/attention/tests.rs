@@ -5,6 +5,7 @@ use crate::testing::{Sweep, assert_close, operands, sweep, values, wide};
 fn reference(sizes: &Attention<'_>, qkv: &[f64], extra: [&[f64]; 2], grad: &[f64]) -> [Vec<f64>; 3] {
     let (n, d, channels) = (sizes.tokens, sizes.width, sizes.channels());
     let m = n + extra[0].len() / channels;
+    let asks = sizes.queries;
     let mut out = vec![0.0; grad.len()];
     let mut back = vec![0.0; qkv.len()];
     let mut extra_back = vec![0.0; sizes.batch * 2 * extra[0].len()];
@@ -18,14 +19,14 @@ fn reference(sizes: &Attention<'_>, qkv: &[f64], extra: [&[f64]; 2], grad: &[f64
             &all[from..from + d]
         };
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        for q in 0..n {
+        for q in 0..asks {
             let added = sizes.added([sample, head], q);
             let added = |k: usize| added.iter().map(|t| t.get(k).map_or(0.0, |v| f64::from(*v))).sum::<f64>();
             let query = &qkv[at(q, 0)..at(q, 0) + d];
             let scores: Vec<f64> = (0..m).map(|k| dot(query, row(k, 1)) * scale + added(k)).collect();
             let largest = scores.iter().fold(f64::MIN, |m, v| m.max(*v));
             let total: f64 = scores.iter().map(|v| (v - largest).exp()).sum();
-            let o = (sample * n + q) * channels + sizes.column(head, 0);
+            let o = (sample * asks + q) * channels + sizes.column(head, 0);
             let g = &grad[o..o + d];
             let weights: Vec<f64> = scores.iter().map(|v| (v - largest).exp() / total).collect();
             let delta: f64 = (0..m).map(|k| weights[k] * dot(g, row(k, 2))).sum();
@@ -55,12 +56,14 @@ struct Heads {
     sizes: [usize; 4],
     windows: usize,
     extra: usize,
+    /// At most.
+    queries: usize,
 }
 
 impl Sweep for Heads {
     fn check<T: Operand>(&self, isa: Isa, rounding: f64) {
         let [batch, tokens, heads, width] = self.sizes;
-        let what = format!("{isa:?} {:?}, {} extra", self.sizes, self.extra);
+        let what = format!("{isa:?} {:?}, {} extra, {} ask", self.sizes, self.extra, self.queries);
         let square = tokens * tokens;
         let (bias, mask) = if self.windows > 0 {
             let mut mask = values(self.windows * square, 3);
@@ -70,19 +73,20 @@ impl Sweep for Heads {
         } else {
             (Vec::new(), Vec::new())
         };
-        let sizes = Attention { batch, tokens, heads, width, bias: &bias, mask: &mask };
+        let queries = self.queries.min(tokens);
+        let sizes = Attention { batch, tokens, queries, heads, width, bias: &bias, mask: &mask };
         let (rows, channels) = (batch * tokens, heads * width);
         let double =
             |count, seed| -> Vec<T> { values(count, seed).iter().map(|v| T::from_f32(2.0 * v)).collect() };
         let qkv = double(3 * rows * channels, 1);
         let (keys, values) = (double(self.extra * channels, 7), double(self.extra * channels, 8));
-        let grad = operands::<T>(rows * channels, 5);
+        let grad = operands::<T>(batch * queries * channels, 5);
         let [expected, expected_back, expected_extra] =
             reference(&sizes, &wide(&qkv), [&wide(&keys), &wide(&values)], &wide(&grad));
         let (keys, values) = (Tiles::from_rows(&keys, channels), Tiles::from_rows(&values, channels));
         let extra = (self.extra > 0).then_some(Extra { keys: &keys, values: &values });
         let (qkv, grad) = (Tiles::from_rows(&qkv, 3 * channels), Tiles::from_rows(&grad, channels));
-        let mut out = Tiles::new(rows, channels);
+        let mut out = Tiles::new(batch * queries, channels);
         forward(isa, sizes, &qkv, extra.as_ref(), &mut out);
         assert_close(&out.to_rows(), &expected, 2.0 * rounding, &what);
         let mut back = Tiles::new(rows, 3 * channels);
@@ -97,8 +101,10 @@ impl Sweep for Heads {
 #[test]
 fn heads_of_any_size_agree_with_f64() {
     for sizes in [[1, 1, 1, 1], [2, 5, 3, 4], [1, 33, 2, 32], [2, 49, 1, 40], [0, 7, 2, 8]] {
-        for (windows, extra) in [(0, 0), (2, 0), (0, 3), (2, 30)] {
-            sweep(&Heads { sizes, windows, extra });
+        for (windows, extra, queries) in
+            [(0, 0, 99), (2, 0, 99), (0, 3, 99), (2, 30, 99), (0, 1, 1), (2, 0, 34)]
+        {
+            sweep(&Heads { sizes, windows, extra, queries });
         }
     }
 }
@@ -107,6 +113,6 @@ fn heads_of_any_size_agree_with_f64() {
 #[test]
 #[cfg_attr(miri, ignore = "too long")]
 fn many_tokens_agree_with_f64() {
-    sweep(&Heads { sizes: [1, 197, 2, 64], windows: 0, extra: 5 });
-    sweep(&Heads { sizes: [1, 300, 1, 16], windows: 1, extra: 0 });
+    sweep(&Heads { sizes: [1, 197, 2, 64], windows: 0, extra: 5, queries: 197 });
+    sweep(&Heads { sizes: [1, 300, 1, 16], windows: 1, extra: 0, queries: 290 });
 }

@@ -90,6 +90,11 @@ pub trait Hooks {
         x
     }
 
+    /// Whether [`exit`](Self::exit) looks: else a network may skip what nothing else reads.
+    fn watches(&self) -> bool {
+        false
+    }
+
     /// See what block `block` put out. For analysis and tests; the activation goes on unchanged.
     fn exit(&self, _block: usize, _x: &Activation) {}
 }

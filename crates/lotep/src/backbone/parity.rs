@@ -36,6 +36,7 @@ fn network(name: &str, weights: &Weights, compute: Compute) -> Box<dyn Backbone>
 /// Adds prompts and records what every block put out.
 struct Probe {
     prompts: AdditivePrompts,
+    watching: bool,
     exits: Mutex<Vec<Activation>>,
 }
 
@@ -43,6 +44,11 @@ impl Hooks for Probe {
     fn prompt(&self, block: usize) -> Option<Tensor<3>> {
         self.prompts.prompt(block)
     }
+
+    fn watches(&self) -> bool {
+        self.watching
+    }
+
     fn exit(&self, _block: usize, x: &Activation) {
         self.exits.lock().unwrap().push(x.clone());
     }
@@ -56,11 +62,19 @@ struct Pass {
     prompts: Vec<Tensor<3>>,
 }
 
-fn pass(f: &Fixture, network: &dyn Backbone, prompts: Vec<Tensor<3>>, device: &Device) -> Pass {
+/// With a hook that watches every block, or without one, when a last block may be cut short.
+fn pass(
+    f: &Fixture,
+    network: &dyn Backbone,
+    prompts: Vec<Tensor<3>>,
+    watching: bool,
+    device: &Device,
+) -> Pass {
     let input = f.tensor::<4>("_fx.input", device).require_grad();
     let prompts: Vec<_> = prompts.into_iter().map(|p| p.autodiff().require_grad()).collect();
     let probe = Probe {
         prompts: AdditivePrompts { image: None, blocks: prompts.iter().cloned().map(Some).collect() },
+        watching,
         exits: Mutex::default(),
     };
     let features = network.features(input.clone(), &probe);
@@ -81,7 +95,7 @@ fn check(name: &str) {
 
     // First pass: no prompts; outputs, every block, gradients of image, prompts and weights.
     let zeros = blocks.iter().map(|b| Tensor::zeros([b.channels, b.height, b.width], &device)).collect();
-    let p = pass(&f, net.as_ref(), zeros, &device);
+    let p = pass(&f, net.as_ref(), zeros, true, &device);
     f.assert_close(&p.logits, "_fx.logits", FORWARD);
     f.assert_close(&p.loss, "_fx.loss", FORWARD);
     for (l, exit) in p.exits.iter().enumerate() {
@@ -126,7 +140,7 @@ fn check(name: &str) {
 /// The fixture's passes that need no gradients of weights.
 fn prompted(f: &Fixture, net: &dyn Backbone, blocks: &[Block], device: &Device) {
     // First pass again: every block's output.
-    let p = pass(f, net, Vec::new(), device);
+    let p = pass(f, net, Vec::new(), true, device);
     f.assert_close(&p.logits, "_fx.logits", FORWARD);
     for (l, exit) in p.exits.iter().enumerate() {
         let name = format!("_fx.block_out.{l}");
@@ -140,7 +154,7 @@ fn prompted(f: &Fixture, net: &dyn Backbone, blocks: &[Block], device: &Device) 
     if blocks[0].layout == Layout::Tokens {
         let whole =
             blocks.iter().map(|b| Tensor::zeros([b.channels, 1, 1 + b.height * b.width], device)).collect();
-        let p = pass(f, net, whole, device);
+        let p = pass(f, net, whole, false, device);
         let grads = p.loss.backward();
         for (l, prompt) in p.prompts.iter().enumerate() {
             let class_token = prompt.grad(&grads).unwrap().narrow(2, 0, 1);
@@ -149,14 +163,16 @@ fn prompted(f: &Fixture, net: &dyn Backbone, blocks: &[Block], device: &Device) 
     }
 
     // Second pass: given prompts on every block.
-    let prompts = (0..blocks.len()).map(|l| f.tensor(&format!("_fx.prompt.{l}"), device)).collect();
-    let p = pass(f, net, prompts, device);
-    f.assert_close(&p.logits, "_fx.prompted.logits", FORWARD);
-    f.assert_close(&p.loss, "_fx.prompted.loss", FORWARD);
-    let grads = p.loss.backward();
-    f.assert_close(&p.input.grad(&grads).unwrap(), "_fx.prompted.grad_input", GRADIENT);
-    for (l, prompt) in p.prompts.iter().enumerate() {
-        f.assert_close(&prompt.grad(&grads).unwrap(), &format!("_fx.prompted.grad_prompt.{l}"), GRADIENT);
+    for watching in [true, false] {
+        let prompts = (0..blocks.len()).map(|l| f.tensor(&format!("_fx.prompt.{l}"), device)).collect();
+        let p = pass(f, net, prompts, watching, device);
+        f.assert_close(&p.logits, "_fx.prompted.logits", FORWARD);
+        f.assert_close(&p.loss, "_fx.prompted.loss", FORWARD);
+        let grads = p.loss.backward();
+        f.assert_close(&p.input.grad(&grads).unwrap(), "_fx.prompted.grad_input", GRADIENT);
+        for (l, prompt) in p.prompts.iter().enumerate() {
+            f.assert_close(&prompt.grad(&grads).unwrap(), &format!("_fx.prompted.grad_prompt.{l}"), GRADIENT);
+        }
     }
 }
 
@@ -258,7 +274,7 @@ fn bf16_stays_near_f32() {
         let run = |precision, portable| {
             let weights = Weights::from_file(TensorFile::open(f.0.path()).unwrap(), &device);
             let net = network(name, &weights, Compute { precision, portable, recompute: false });
-            let p = pass(&f, net.as_ref(), Vec::new(), &device);
+            let p = pass(&f, net.as_ref(), Vec::new(), false, &device);
             let grads = p.loss.backward();
             let gradient: Vec<f32> = p.input.grad(&grads).unwrap().into_data().iter::<f32>().collect();
             (p.logits.without_autodiff().into_data().iter::<f32>().collect::<Vec<_>>(), gradient)

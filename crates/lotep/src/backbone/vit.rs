@@ -113,7 +113,12 @@ impl Backbone for Vit {
                 unreachable!("a hook keeps the layout")
             };
             let tokens = entered.dims()[1];
-            x = block.forward(entered, hooks.prompt(l).map(|prompt| token_rows(prompt, tokens)));
+            let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, tokens));
+            if l + 1 == self.blocks.len() && !hooks.watches() {
+                x = block.class_token(entered, prompt);
+                break;
+            }
+            x = block.forward(entered, prompt);
             hooks.exit(l, &Activation::Tokens(x.clone()));
         }
         // The norm acts on each token alone, so only the class token, which is all that is read, needs it.

@@ -35,7 +35,14 @@ pub struct TransformerBlock(Form);
 #[derive(Clone)]
 enum Form {
     Portable(Box<Portable>),
-    Fast(Arc<dyn FrozenOp>, bool),
+    Fast(Fast),
+}
+
+#[derive(Clone)]
+struct Fast {
+    block: Arc<dyn FrozenOp>,
+    class_token: Arc<dyn FrozenOp>,
+    recompute: bool,
 }
 
 #[derive(Clone)]
@@ -54,11 +61,10 @@ impl TransformerBlock {
     /// Take the weights.
     pub fn new(w: TransformerWeights, compute: Compute) -> Self {
         if compute.is_fast(&w.qkv.0) {
-            let op = match compute.precision {
-                Precision::F32 => packed::<f32>(w),
-                Precision::Bf16 => packed::<bf16>(w),
-            };
-            return Self(Form::Fast(op, compute.recompute));
+            return Self(Form::Fast(match compute.precision {
+                Precision::F32 => packed::<f32>(w, compute.recompute),
+                Precision::Bf16 => packed::<bf16>(w, compute.recompute),
+            }));
         }
         let norm = |[scale, shift]: [Tensor<1>; 2]| LayerNorm::new(scale, shift, w.eps);
         let linear = |weight, bias| Linear::new(weight, bias, compute.precision);
@@ -77,7 +83,7 @@ impl TransformerBlock {
     /// Tokens `[B, N, C]` to the same shape, `prompt` `[N, C]` added to each sample as it enters.
     pub fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
         let block = match &self.0 {
-            Form::Fast(op, recompute) => return fast::apply(op, *recompute, x, prompt),
+            Form::Fast(f) => return fast::apply(&f.block, f.recompute, x, prompt),
             Form::Portable(block) => block,
         };
         let x = match prompt {
@@ -89,9 +95,17 @@ impl TransformerBlock {
         let hidden = gelu(block.fc1.forward(block.norm2.forward(y.clone())));
         y + block.fc2.forward(hidden)
     }
+
+    /// The first token alone of what [`forward`](Self::forward) gives, `[B, 1, C]`.
+    pub fn class_token(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
+        match &self.0 {
+            Form::Fast(f) => fast::apply(&f.class_token, f.recompute, x, prompt),
+            Form::Portable(_) => self.forward(x, prompt).narrow(1, 0, 1),
+        }
+    }
 }
 
-fn packed<T: Operand>(w: TransformerWeights) -> Arc<dyn FrozenOp> {
+fn packed<T: Operand>(w: TransformerWeights, recompute: bool) -> Fast {
     let behind = |[scale, shift]: [Tensor<1>; 2], weight: Tensor<2>, bias: Option<Tensor<1>>| {
         let outputs = weight.dims()[0];
         let bias = bias.map(host).unwrap_or_default();
@@ -101,12 +115,13 @@ fn packed<T: Operand>(w: TransformerWeights) -> Arc<dyn FrozenOp> {
         let outputs = weight.dims()[0];
         FrozenLinear::<T>::new(&host(weight), host(bias), outputs)
     };
-    Arc::new(fast::Transformer {
+    let block = Arc::new(fast::Transformer {
         heads: w.heads,
         eps: w.eps as f32,
         qkv: behind(w.norm1, w.qkv.0, w.qkv.1),
         proj: linear(w.proj),
         fc1: behind(w.norm2, w.fc1.0, Some(w.fc1.1)),
         fc2: linear(w.fc2),
-    })
+    });
+    Fast { class_token: Arc::new(fast::ClassToken(block.clone())), block, recompute }
 }

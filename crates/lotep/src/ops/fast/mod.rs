@@ -28,7 +28,7 @@ pub(super) use linear::FrozenLinear;
 pub(super) use patches::PatchEmbedding;
 pub(super) use residual::{FrozenConv, ResidualBlock};
 pub(super) use stem::Stem;
-pub(super) use transformer::Transformer;
+pub(super) use transformer::{ClassToken, Transformer};
 
 /// What an operation keeps for its backward pass.
 pub(super) type Kept = Box<dyn Any + Send>;
