@@ -21,6 +21,7 @@
 
 pub mod attention;
 pub mod conv;
+pub mod depthwise;
 pub mod gemm;
 mod isa;
 pub mod memory;
@@ -28,6 +29,8 @@ pub mod norm;
 mod operand;
 mod parallel;
 pub mod patches;
+#[doc(hidden)]
+pub mod peak;
 mod scratch;
 pub mod simd;
 pub mod stem;

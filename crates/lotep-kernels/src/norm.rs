@@ -1,4 +1,8 @@
-//! Layer normalisation without scale and shift, which belong into the product that follows.
+//! Layer normalisation of rows, without scale and shift where they belong into the product that follows.
+//!
+//! In a feature map whose pixels are rows of channels, it is the normalisation over channels (timm's
+//! `LayerNorm2d`); [`channels`] is for where that ends in f32, as between a network's entrance and its residual
+//! stream.
 
 use crate::gemm::TILE_ROWS;
 use crate::parallel::ranges;
@@ -26,7 +30,37 @@ pub fn forward<T: Operand>(
     ranges(inverse.len(), TILE_ROWS, 2, |rows| {
         // SAFETY: ranges do not overlap.
         let inverse = unsafe { inverse.part(rows.clone()) };
-        dispatch(isa, Forward { x, prompt, first: rows.start, width, eps, out, inverse });
+        let (first, out, affine) = (rows.start, Some(out), None);
+        dispatch(isa, Forward { x, prompt, first, width, eps, out, affine, inverse });
+    });
+}
+
+/// Normalise the channels of pixels to `out = (x - μ) / σ · scale + shift`, with `σ² = variance + eps`: `x` and `out`
+/// in rows of `scale.len()`. Keep `1 / σ` of each pixel, and the normalised values where the backward pass
+/// ([`channels_backward`]) will ask for them.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn channels<T: Operand>(
+    isa: Isa,
+    x: &[f32],
+    [scale, shift]: [&[f32]; 2],
+    eps: f32,
+    normalised: Option<&mut Tiles<T>>,
+    out: &mut [f32],
+    inverse: &mut [f32],
+) {
+    let (width, rows) = (scale.len(), inverse.len());
+    assert!(width > 0 && shift.len() == width, "a scale of {width}, a shift of {}", shift.len());
+    assert!([x.len(), out.len()] == [rows * width; 2], "{rows} rows of {width}");
+    let kept = normalised.map(Tiles::share);
+    assert!(kept.is_none_or(|t| (t.rows(), t.columns()) == (rows, width)), "normalised rows of {width}");
+    let (out, inverse) = (SharedMut::new(out), SharedMut::new(inverse));
+    ranges(rows, TILE_ROWS, 2, |rows| {
+        // SAFETY: ranges do not overlap.
+        let inverse = unsafe { inverse.part(rows.clone()) };
+        let (first, affine) = (rows.start, Some(Affine { scale, shift, out }));
+        dispatch(isa, Forward { x, prompt: &[], first, width, eps, out: kept, affine, inverse });
     });
 }
 
@@ -37,8 +71,16 @@ struct Forward<'a, T> {
     first: usize,
     width: usize,
     eps: f32,
-    out: SharedTiles<'a, T>,
+    out: Option<SharedTiles<'a, T>>,
+    affine: Option<Affine<'a>>,
     inverse: &'a mut [f32],
+}
+
+/// Scaled and shifted results, in rows of f32.
+struct Affine<'a> {
+    scale: &'a [f32],
+    shift: &'a [f32],
+    out: SharedMut<'a, f32>,
 }
 
 impl<T: Operand> Kernel for Forward<'_, T> {
@@ -77,8 +119,16 @@ impl<T: Operand> Kernel for Forward<'_, T> {
             let scale = s.splat(*inverse);
             for (i, x) in x.chunks(LANES).enumerate() {
                 let v = s.mul(s.sub(s.load(x), mean), scale);
-                // SAFETY: rows are shared out among the tasks.
-                unsafe { self.out.store(s, r, i * LANES, x.len(), v) };
+                if let Some(out) = &self.out {
+                    // SAFETY: rows are shared out among the tasks.
+                    unsafe { out.store(s, r, i * LANES, x.len(), v) };
+                }
+                if let Some(Affine { scale, shift, out }) = &self.affine {
+                    let part = i * LANES..i * LANES + x.len();
+                    let v = s.mul_add(v, s.load(&scale[part.clone()]), s.load(&shift[part.clone()]));
+                    // SAFETY: as above.
+                    s.store(unsafe { out.part(r * width + part.start..r * width + part.end) }, v);
+                }
             }
         }
     }
@@ -100,6 +150,39 @@ pub fn backward<T: Operand>(
     let width = normalised.columns();
     let lengths = [normalised.rows() * width, grad.len(), skip.len(), out.len()];
     assert!(lengths.iter().all(|l| *l == inverse.len() * width), "rows of {width}: {lengths:?}");
+    carry_back(isa, normalised, inverse, &[], grad, skip, out);
+}
+
+/// Carry a gradient back through [`channels`]: as [`backward`], with `g = grad · scale` and nothing that goes around.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn channels_backward<T: Operand>(
+    isa: Isa,
+    normalised: &Tiles<T>,
+    inverse: &[f32],
+    scale: &[f32],
+    grad: &[f32],
+    out: &mut [f32],
+) {
+    let width = normalised.columns();
+    let lengths = [normalised.rows() * width, grad.len(), out.len()];
+    assert!(lengths.iter().all(|l| *l == inverse.len() * width), "rows of {width}: {lengths:?}");
+    assert_eq!(scale.len(), width, "a scale for rows of {width}");
+    carry_back(isa, normalised, inverse, scale, grad, &[], out);
+}
+
+/// The two above, with lengths that fit; `scale` and `skip` may be empty.
+fn carry_back<T: Operand>(
+    isa: Isa,
+    normalised: &Tiles<T>,
+    inverse: &[f32],
+    scale: &[f32],
+    grad: &[f32],
+    skip: &[f32],
+    out: &mut [f32],
+) {
+    let width = normalised.columns();
     let out = SharedMut::new(out);
     ranges(inverse.len(), 1, 2, |rows| {
         let values = rows.start * width..rows.end * width;
@@ -109,8 +192,9 @@ pub fn backward<T: Operand>(
                 normalised,
                 first: rows.start,
                 inverse: &inverse[rows],
+                scale,
                 grad: &grad[values.clone()],
-                skip: &skip[values.clone()],
+                skip: if skip.is_empty() { &[] } else { &skip[values.clone()] },
                 // SAFETY: ranges do not overlap.
                 out: unsafe { out.part(values) },
                 width,
@@ -123,10 +207,18 @@ struct Backward<'a, T> {
     normalised: &'a Tiles<T>,
     first: usize,
     inverse: &'a [f32],
+    scale: &'a [f32],
     grad: &'a [f32],
     skip: &'a [f32],
     out: &'a mut [f32],
     width: usize,
+}
+
+/// The gradient of normalised values, from `column` on.
+#[inline(always)]
+fn scaled<S: Simd>(s: S, grad: &[f32], scale: &[f32], column: usize) -> S::F {
+    let g = s.load(grad);
+    if scale.is_empty() { g } else { s.mul(g, s.load(&scale[column..column + grad.len()])) }
 }
 
 impl<T: Operand> Kernel for Backward<'_, T> {
@@ -138,20 +230,24 @@ impl<T: Operand> Kernel for Backward<'_, T> {
         for (r, inverse) in self.inverse.iter().enumerate() {
             let row = r * width..(r + 1) * width;
             let g = &self.grad[row.clone()];
+            let skip = if self.skip.is_empty() { &[] } else { &self.skip[row.clone()] };
             let (mut sum, mut projection) = (s.splat(0.0), s.splat(0.0));
             for (i, g) in g.chunks(LANES).enumerate() {
                 let y = self.normalised.load(s, self.first + r, i * LANES, g.len());
-                let g = s.load(g);
+                let g = scaled(s, g, self.scale, i * LANES);
                 sum = s.add(sum, g);
                 projection = s.mul_add(g, y, projection);
             }
             let scale = inverse / width as f32;
             let (mean, projection) = (s.splat(-s.sum(sum) * scale), s.splat(-s.sum(projection) * scale));
             let inverse = s.splat(*inverse);
-            let parts = g.chunks(LANES).zip(self.skip[row.clone()].chunks(LANES));
-            for (i, ((g, skip), out)) in parts.zip(self.out[row].chunks_mut(LANES)).enumerate() {
-                let y = self.normalised.load(s, self.first + r, i * LANES, g.len());
-                let v = s.mul_add(s.load(g), inverse, s.load(skip));
+            for (i, (g, out)) in g.chunks(LANES).zip(self.out[row].chunks_mut(LANES)).enumerate() {
+                let (column, count) = (i * LANES, g.len());
+                let y = self.normalised.load(s, self.first + r, column, count);
+                let mut v = s.mul(scaled(s, g, self.scale, column), inverse);
+                if !skip.is_empty() {
+                    v = s.add(v, s.load(&skip[column..column + count]));
+                }
                 s.store(out, s.mul_add(y, projection, s.add(v, mean)));
             }
         }
@@ -256,6 +352,62 @@ mod tests {
             sweep(&Rows(rows, width));
         }
         sweep(&Rows(0, 8));
+    }
+
+    /// A feature map's pixels, normalised over channels to f32.
+    struct Pixels([usize; 3], usize);
+
+    impl Sweep for Pixels {
+        fn check<T: Operand>(&self, isa: Isa, rounding: f64) {
+            let &Self([images, height, width], channels) = self;
+            let (rows, eps) = (images * height * width, 1e-6);
+            let what = format!("{isa:?} {rows} pixels of {channels}");
+            let x: Vec<f32> = values(rows * channels, 1).iter().map(|v| 2.0 * v - 5.0).collect();
+            let (scale, shift) = (values(channels, 2), values(channels, 3));
+            let (mut out, mut inverse) = (vec![9.0_f32; x.len()], vec![0.0; rows]);
+            let mut kept = Tiles::<T>::new(rows, channels);
+            let affine = [&scale[..], &shift];
+            super::channels(isa, &x, affine, eps, Some(&mut kept), &mut out, &mut inverse);
+            let (mut y, mut sigmas) = (Vec::new(), Vec::new());
+            for pixel in x.chunks_exact(channels) {
+                let mean = pixel.iter().map(|v| f64::from(*v)).sum::<f64>() / channels as f64;
+                let squares = pixel.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>();
+                sigmas.push(1.0 / (squares / channels as f64 + f64::from(eps)).sqrt());
+                y.extend(pixel.iter().map(|v| (f64::from(*v) - mean) * sigmas[sigmas.len() - 1]));
+            }
+            let expected: Vec<f64> = (0..y.len())
+                .map(|i| y[i] * f64::from(scale[i % channels]) + f64::from(shift[i % channels]))
+                .collect();
+            assert_close(&out, &expected, 1e-5, &what);
+            assert_close(&inverse, &sigmas, 1e-5, &what);
+            assert_close(&kept.to_rows(), &y, rounding + 1e-5, &what);
+            let mut again = vec![9.0_f32; x.len()];
+            super::channels::<T>(isa, &x, affine, eps, None, &mut again, &mut inverse);
+            assert_eq!(out, again, "{what}");
+
+            let grad = values(x.len(), 4);
+            let mut back = vec![9.0_f32; x.len()];
+            channels_backward(isa, &kept, &inverse, &scale, &grad, &mut back);
+            let y = wide(&kept.to_rows());
+            let mut expected = Vec::new();
+            for r in 0..rows {
+                let g: Vec<f64> =
+                    (0..channels).map(|c| f64::from(grad[r * channels + c]) * f64::from(scale[c])).collect();
+                let y = &y[r * channels..(r + 1) * channels];
+                let mean = g.iter().sum::<f64>() / channels as f64;
+                let projection = g.iter().zip(y).map(|(g, y)| g * y).sum::<f64>() / channels as f64;
+                let inverse = f64::from(inverse[r]);
+                expected.extend(g.iter().zip(y).map(|(g, y)| inverse * (g - mean - y * projection)));
+            }
+            assert_close(&back, &expected, 1e-5, &what);
+        }
+    }
+
+    #[test]
+    fn channel_norm_of_feature_maps_agrees_with_f64() {
+        for (size, channels) in [([1, 1, 1], 5), ([2, 3, 3], 16), ([1, 5, 7], 33), ([0, 4, 4], 8)] {
+            sweep(&Pixels(size, channels));
+        }
     }
 
     #[test]

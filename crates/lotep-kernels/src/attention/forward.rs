@@ -10,7 +10,7 @@ use crate::simd::{Kernel, LANES, Simd};
 use crate::{Operand, SharedTiles, Tiles};
 
 /// Queries, keys on their way, keys, values, a strip's weights and scores.
-pub(super) fn scratch<T: Operand>(e: &Extents) -> [usize; 6] {
+pub(super) fn scratch(e: &Extents) -> [usize; 6] {
     let face = e.face();
     [face, face, face, e.width_right() * e.key_lines, STRIP * e.key_lines, e.scores()]
 }

@@ -189,7 +189,7 @@ pub fn forward<T: Operand>(
     let out = out.share();
     let extents = Extents::new(&sizes, extra);
     sizes.each(|at| {
-        scratch::with(forward::scratch::<T>(&extents), |lines| {
+        scratch::with(forward::scratch(&extents), |lines| {
             dispatch(isa, forward::Forward { sizes, extents, qkv, extra, out, at, lines });
         });
     });

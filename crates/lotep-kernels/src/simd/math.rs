@@ -38,7 +38,7 @@ pub fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
         1.333_355_8e-3,
         9.618_129e-3,
         5.550_411e-2,
-        2.402_265_1e-1,
+        0.240_226_5,
         std::f32::consts::LN_2,
         1.0,
     ];
@@ -52,8 +52,7 @@ pub fn coarse_exp2<S: Simd>(s: S, x: S::F) -> S::F {
     power_of_two(s, x, &COARSE_EXP2)
 }
 
-const COARSE_EXP2: [f32; 5] =
-    [9.570101908e-03, 5.591786032e-02, 2.402474483e-01, 6.931218147e-01, 9.999992614e-01];
+const COARSE_EXP2: [f32; 5] = [0.009_570_102, 0.055_917_86, 0.240_247_45, 0.693_121_8, 0.999_999_3];
 
 #[inline(always)]
 fn power_of_two<S: Simd, const N: usize>(s: S, x: S::F, factors: &[f32; N]) -> S::F {
@@ -169,11 +168,11 @@ mod tests {
     struct Errors;
 
     impl Kernel for Errors {
-        type Output = [f64; 6];
+        type Output = [f64; 8];
 
         #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> [f64; 6] {
-            let mut worst = [0.0_f64; 6];
+        fn run<S: Simd>(self, s: S) -> [f64; 8] {
+            let mut worst = [0.0_f64; 8];
             let steps = if cfg!(miri) { 40 } else { 1_000 };
             for i in 0..steps {
                 let x: [f32; LANES] =
@@ -190,7 +189,11 @@ mod tests {
                 let sigmoid = get(logistic(s, s.load(&small)));
                 let coarse = get(coarse_gaussian_cdf(s, s.load(&small)));
                 let slope = get(coarse_gelu_derivative(s, s.load(&small)));
+                let below = x.map(|v| v - 85.0);
+                let (two, coarse_two) = (exp2(s, s.load(&below)), coarse_exp2(s, s.load(&below)));
+                let (two, coarse_two) = (get(two), get(coarse_two));
                 for l in 0..LANES {
+                    let power = f64::from(below[l].max(-126.0)).exp2();
                     let (x, y) = (f64::from(x[l]), f64::from(small[l]));
                     let gauss = (-y * y / 2.0).exp();
                     let errors = [
@@ -201,6 +204,8 @@ mod tests {
                         f64::from(coarse[l]) - cdf_reference(y),
                         f64::from(slope[l])
                             - (cdf_reference(y) + y * gauss / (2.0 * std::f64::consts::PI).sqrt()),
+                        f64::from(two[l]) / power - 1.0,
+                        f64::from(coarse_two[l]) / power - 1.0,
                     ];
                     for (w, e) in worst.iter_mut().zip(errors) {
                         *w = w.max(e.abs());
@@ -239,6 +244,8 @@ mod tests {
                     coarse_gaussian_cdf(s, nan),
                     coarse_gelu_derivative(s, nan),
                     logistic(s, nan),
+                    exp2(s, nan),
+                    coarse_exp2(s, nan),
                     crate::gemm::Activation::Relu.value::<f32, S>(s, nan),
                 ];
                 for v in all {
@@ -256,9 +263,10 @@ mod tests {
     #[test]
     fn functions_are_as_accurate_as_they_say() {
         for isa in Isa::available() {
-            let [e, cdf, bell, sigmoid, coarse, slope] = dispatch(*isa, Errors);
+            let [e, cdf, bell, sigmoid, coarse, slope, two, coarse_two] = dispatch(*isa, Errors);
             assert!(e < 3e-7 && sigmoid < 4e-7, "{isa:?}: {e} {sigmoid}");
             assert!(coarse < 8e-6 && slope < 1e-4, "{isa:?}: {coarse} {slope}");
+            assert!(two < 3e-7 && coarse_two < 4e-6, "{isa:?}: {two} {coarse_two}");
             assert!(cdf < 3e-7 && bell < 2e-7, "{isa:?}: {cdf} {bell}");
         }
     }

@@ -1,0 +1,193 @@
+//! How fast each kernel is, and what share that is of this machine's multipliers (`lotep_kernels::peak`).
+//!
+//! `cargo bench -p lotep-kernels [-- FILTER]`. Elements are floating-point operations; for norms, which do eight or so
+//! a value, the memory is the limit. A shared machine changes its speed from minute to minute: the multipliers are
+//! measured before every sample of a kernel, and the median of the ratios is printed.
+#![allow(missing_docs)]
+
+use std::time::Instant;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use lotep_kernels::attention::{self, Attention};
+use lotep_kernels::conv::{self, Conv};
+use lotep_kernels::depthwise::{self, Depthwise, Rows};
+use lotep_kernels::gemm::{self, Activate, Activation, Matrix, Residual, Rounded, Store};
+use lotep_kernels::stem::{self, ImageConv};
+use lotep_kernels::{Isa, Operand, Tiles, bf16, norm, peak};
+
+#[global_allocator]
+static MEMORY: lotep_kernels::memory::LargePages = lotep_kernels::memory::LargePages::new();
+
+const IMAGES: usize = 8;
+
+fn isa() -> Isa {
+    Isa::from_environment().expect("an instruction set")
+}
+
+/// Values that are neither all the same nor tiny.
+fn values(count: usize) -> Vec<f32> {
+    (0..count).map(|i| (i % 13) as f32 / 13.0 - 0.4).collect()
+}
+
+fn tiles<T: Operand>(rows: usize, columns: usize) -> Tiles<T> {
+    Tiles::rounded(isa(), &values(rows * columns), &[], &[], columns)
+}
+
+/// Measure a kernel that multiplies operands `T`.
+fn share<T: Operand>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    operations: f64,
+    mut run: impl FnMut(),
+) {
+    let mut shares = Vec::new();
+    group.throughput(Throughput::Elements(operations as u64));
+    group.bench_function(name, |bencher| {
+        bencher.iter_custom(|iterations| {
+            let peak = peak::rate::<T>(isa(), 20_000);
+            let start = Instant::now();
+            for _ in 0..iterations {
+                run();
+            }
+            let time = start.elapsed();
+            shares.push(operations * iterations as f64 / time.as_secs_f64() / peak);
+            time
+        });
+    });
+    shares.sort_by(f64::total_cmp);
+    if let Some(median) = shares.get(shares.len() / 2) {
+        println!("{:24}{:.1} % of {} peak\n", "", median * 100.0, std::any::type_name::<T>());
+    }
+}
+
+fn products(c: &mut Criterion) {
+    let mut group = c.benchmark_group("product");
+    let rows = IMAGES * 197;
+    for (k, n) in [(768, 768), (768, 3072), (3072, 768), (576, 64), (64, 256)] {
+        let operations = 2.0 * (rows * k * n) as f64;
+        let (bias, residual) = (values(n), values(rows * n));
+        let mut out = vec![0.0_f32; rows * n];
+        let at = |k: usize, n: usize| ((k * 7 + n) % 13) as f32 / 13.0 - 0.4;
+        let (a, w) = (tiles(rows, k), Matrix::<bf16>::pack(k, n, at));
+        let (mut half, mut before) = (Tiles::<bf16>::new(rows, n), Tiles::<bf16>::new(rows, n));
+        let size = format!("{rows}x{k}x{n}");
+        share::<bf16>(&mut group, &format!("bf16 {size} plain"), operations, || {
+            gemm::run(isa(), &a, &w, &Store::tiles(&mut half));
+        });
+        share::<bf16>(&mut group, &format!("bf16 {size} gelu"), operations, || {
+            let epilogue = Activate::new(Activation::Gelu, &bias, &mut half).keep(&mut before);
+            gemm::run(isa(), &a, &w, &epilogue);
+        });
+        share::<bf16>(&mut group, &format!("bf16 {size} residual"), operations, || {
+            gemm::run(isa(), &a, &w, &Residual::new(&residual, &[], &bias, &mut out, n));
+        });
+        let (a, w) = (values(rows * k), Matrix::<f32>::pack(k, n, at));
+        share::<f32>(&mut group, &format!("f32 {size} plain"), operations, || {
+            gemm::run(isa(), &Rounded::new(&a, k), &w, &Store::new(&mut out, n));
+        });
+    }
+}
+
+fn attentions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("attention");
+    let (tokens, heads, width) = (197, 12, 64);
+    let (rows, channels) = (IMAGES * tokens, heads * width);
+    let sizes = Attention::plain(IMAGES, tokens, heads, width);
+    let (qkv, grad) = (tiles::<bf16>(rows, 3 * channels), tiles(rows, channels));
+    let (mut out, mut back) = (Tiles::new(rows, channels), Tiles::new(rows, 3 * channels));
+    let operations = 4.0 * (rows * tokens * channels) as f64;
+    share::<bf16>(&mut group, "forward", operations, || {
+        attention::forward(isa(), sizes, &qkv, None, &mut out);
+    });
+    // Five products where the forward pass has two.
+    share::<bf16>(&mut group, "backward", 2.5 * operations, || {
+        attention::backward(isa(), sizes, &qkv, None, &grad, &mut back);
+    });
+}
+
+fn norms(c: &mut Criterion) {
+    let mut group = c.benchmark_group("layer norm");
+    let (rows, channels) = (IMAGES * 197, 768);
+    let (x, mut out) = (values(rows * channels), vec![0.0; rows * channels]);
+    let (mut normalised, mut inverse) = (Tiles::<bf16>::new(rows, channels), vec![0.0; rows]);
+    let operations = 8.0 * x.len() as f64;
+    share::<f32>(&mut group, "forward", operations, || {
+        norm::forward(isa(), &x, &[], 1e-6, &mut normalised, &mut inverse);
+    });
+    share::<f32>(&mut group, "backward", operations, || {
+        norm::backward(isa(), &normalised, &inverse, &x, &x, &mut out);
+    });
+}
+
+fn convolutions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("convolution 3x3");
+    for (channels, side, stride) in [(64, 56, 1), (128, 56, 2), (256, 14, 1)] {
+        let shape = conv::Shape { inputs: channels, outputs: channels, side: 3, stride, padding: 1 };
+        let conv = Conv::<bf16>::new(shape, &values(channels * channels * 9));
+        let transposed = conv.transposed();
+        let size = [side; 2];
+        let pixels = |size: [usize; 2]| IMAGES * size[0] * size[1];
+        let outputs = pixels(shape.output(size));
+        let (x, grad) = (tiles(pixels(size), channels), tiles(outputs, channels));
+        let (mut out, mut back) =
+            (Tiles::<bf16>::new(outputs, channels), Tiles::<bf16>::new(pixels(size), channels));
+        let operations = 2.0 * (outputs * channels * channels * 9) as f64;
+        let name = |pass: &str| format!("{channels} channels {side}x{side} stride {stride} {pass}");
+        share::<bf16>(&mut group, &name("forward"), operations, || {
+            conv.run(isa(), &x, IMAGES, size, &Store::tiles(&mut out));
+        });
+        share::<bf16>(&mut group, &name("backward"), operations, || {
+            transposed.run(isa(), &grad, IMAGES, size, false, &Store::tiles(&mut back));
+        });
+    }
+}
+
+fn depthwise_convolutions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("depthwise 7x7");
+    for (channels, side) in [(96, 56), (192, 28), (384, 14), (768, 7)] {
+        let shape = depthwise::Shape { channels, side: 7, stride: 1, padding: 3 };
+        let conv = Depthwise::new(shape, &values(channels * 49));
+        let (size, pixels) = ([side; 2], IMAGES * side * side);
+        let (x, bias) = (values(pixels * channels), values(channels));
+        let (half, mut to_half) = (tiles::<bf16>(pixels, channels), Tiles::<bf16>::new(pixels, channels));
+        let mut out = vec![0.0; x.len()];
+        let operations = 2.0 * (pixels * channels * 49) as f64;
+        let name = |pass: &str| format!("{channels} channels {side}x{side} {pass}");
+        share::<f32>(&mut group, &name("rows"), operations, || {
+            let rows = Rows::new(&x, channels);
+            conv.run(isa(), &rows, IMAGES, size, &Store::new(&mut out, channels).bias(&bias));
+        });
+        share::<f32>(&mut group, &name("tiles"), operations, || {
+            conv.run(isa(), &half, IMAGES, size, &Store::tiles(&mut to_half).bias(&bias));
+        });
+        share::<f32>(&mut group, &name("backward"), operations, || {
+            conv.backward(isa(), &half, IMAGES, size, &Store::new(&mut out, channels));
+        });
+    }
+}
+
+fn stems(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stem");
+    let (shape, side) = (conv::Shape { inputs: 3, outputs: 64, side: 7, stride: 2, padding: 3 }, 224);
+    let conv = ImageConv::<bf16>::new(shape, &values(64 * 3 * 49));
+    let (mut images, bias) = (values(IMAGES * 3 * side * side), values(64));
+    let output = shape.output([side; 2]);
+    let [height, width] = stem::pooled(output);
+    let mut pooled = vec![0.0; IMAGES * height * width * 64];
+    let operations = 2.0 * (IMAGES * output[0] * output[1] * 64 * 3 * 49) as f64;
+    share::<bf16>(&mut group, "forward", operations, || {
+        conv.forward(isa(), &images, [IMAGES, side, side], &bias, &[], false, &mut pooled);
+    });
+    let winners = conv.forward(isa(), &images, [IMAGES, side, side], &bias, &[], true, &mut pooled);
+    share::<bf16>(&mut group, "backward", operations, || {
+        conv.backward(isa(), &winners, &pooled, [IMAGES, side, side], &mut images);
+    });
+}
+
+criterion_group! {
+    name = kernels;
+    config = Criterion::default().sample_size(20).warm_up_time(std::time::Duration::from_millis(300));
+    targets = products, attentions, norms, convolutions, depthwise_convolutions, stems
+}
+criterion_main!(kernels);
