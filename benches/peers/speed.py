@@ -2,7 +2,8 @@
 """Compare the speed and the memory of training steps and predictions with PyTorch and timm, in one run.
 
     python3 benches/peers/speed.py [--venv target/peers-venv] [--only vit_base_patch16_224] [--batches 1,8,32]
-                                   [--modes train,infer] [--rounds 3] [--compile] [--output FILE.json]
+                                   [--modes train,infer,methods] [--rounds 3] [--compile] [--decode FOLDER]
+                                   [--output FILE.json]
 
 The work: `train` is a forward pass, cross-entropy and a backward pass to an additive image prompt through frozen
 weights (LoR-VP's step; lotep's has the update too); `infer` a forward pass. 224 pixels, random weights, random images.
@@ -12,9 +13,18 @@ through torch.compile as well. Every one runs in a process of its own with all c
 process's. Rounds interleave: each round runs lotep and every peer once; a process's figure is its median step, and
 the table's ratios are medians over rounds of (peer / lotep) in the same round, so that what a shared machine does to
 one it mostly does to all. A ratio above 1 says that lotep is faster, or takes less memory.
+
+`methods` is about lotep alone: what the methods' steps cost over LoR-VP's, LoR-VP's over a bare backward pass to the
+image, and predictions with merged prompts over the plain network. These are a few percent, so one process takes the
+steps in turns, and the figure is the median of the ratios of neighbours, with quartiles.
+
+--decode FOLDER compares reading its image files: decode and resize to 224 by 224, bilinear, on one thread, with
+Pillow and, where torchvision can read them all, its JPEG decoder and antialiased resize. lotep's time has the conversion
+to f32 as well. Rounds interleave here too.
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +35,10 @@ from full_size import REPOSITORY, environment
 
 ARCHITECTURES = ["vit_base_patch16_224", "vit_base_patch32_224", "resnet18", "resnet50"]
 PEERS = ["f32", "autocast", "bf16"]
+# Of lotep's bench, the methods that take turns; each is compared with the first.
+TURNS = [("train", "none,lor-vp"), ("train", "lor-vp,lotep-cp,lotep-tk"), ("infer", "none,lor-vp,lotep-cp,lotep-tk")]
+PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "release" / "lotep"
+READERS = ["pillow", "torchvision"]
 
 
 def main():
@@ -33,41 +47,102 @@ def main():
                         help="virtual environment, made if absent (default: target/peers-venv)")
     parser.add_argument("--only", metavar="NAMES", help="some of the architectures, with commas between")
     parser.add_argument("--batches", default="1,8,32", help="images a step (default: 1,8,32)")
-    parser.add_argument("--modes", default="train,infer", help="train, infer or both (default)")
+    parser.add_argument("--modes", default="train,infer,methods", help="some of train,infer,methods (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default: 3)")
     parser.add_argument("--steps", type=int, default=5, help="counted steps a process (default: 5)")
     parser.add_argument("--precision", default="auto", help="lotep's precision (default: auto)")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"some of {','.join(PEERS)}")
     parser.add_argument("--compile", action="store_true", help="add torch.compile of each peer")
+    parser.add_argument("--turns", type=int, default=30, help="counted steps of each method in `methods` (default: 30)")
+    parser.add_argument("--decode", type=Path, metavar="FOLDER", help="compare reading the images in FOLDER, too")
     parser.add_argument("--output", type=Path, help="write every figure as JSON")
+    parser.add_argument("--read", nargs=2, metavar=("READER", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--peer", nargs=5, metavar=("NAME", "MODE", "BATCH", "PEER", "STEPS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         name, mode, batch, peer, steps = args.peer
         return print(json.dumps(measure_peer(name, mode, int(batch), peer, int(steps))))
 
+    if args.read:
+        return print(json.dumps(measure_reader(args.read[0], Path(args.read[1]))))
+
     python = environment(args.venv)
     subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=REPOSITORY, check=True)
     peers = [p for p in args.peers.split(",") if p]
     peers += [f"{p}+compile" for p in peers] if args.compile else []
+    names = args.only.split(",") if args.only else ARCHITECTURES
+    batches = [int(b) for b in args.batches.split(",")]
+    modes = args.modes.split(",")
+    records = []
+    if "train" in modes or "infer" in modes:
+        records += compare_steps(python, args, names, batches, [m for m in modes if m != "methods"], peers)
+    if "methods" in modes:
+        records += compare_methods(names, batches, args.turns, args.precision)
+    if args.decode:
+        records += compare_reading(python, args.decode, args.rounds)
+    if args.output:
+        args.output.write_text(json.dumps(records, indent=1))
+
+
+def compare_steps(python, args, names, batches, modes, peers):
     records = []
     print("| network | mode | batch | lotep ms | best peer | its ms | speed ratio | lotep MB | its MB | memory ratio |")
     print("|---|---|--:|--:|---|--:|--:|--:|--:|--:|", flush=True)
-    for name in args.only.split(",") if args.only else ARCHITECTURES:
-        for batch in map(int, args.batches.split(",")):
-            for mode in args.modes.split(","):
+    for name in names:
+        for batch in batches:
+            for mode in modes:
                 rounds = []
                 for _ in range(args.rounds):
                     row = {"lotep": measure_ours(name, mode, batch, args.steps, args.precision)}
                     for peer in peers:
                         command = [python, __file__, "--peer", name, mode, str(batch), peer, str(args.steps)]
-                        done = subprocess.run(command, check=True, capture_output=True, text=True)
-                        row[peer] = json.loads(done.stdout.splitlines()[-1])
+                        row[peer] = json.loads(output_of(command)[-1])
                     rounds.append(row)
                 records.append({"network": name, "mode": mode, "batch": batch, "rounds": rounds})
                 print(table_row(name, mode, batch, peers, rounds), flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(records, indent=1))
+    return records
+
+
+def compare_methods(names, batches, steps, precision):
+    records = []
+    print("\n| network | mode | batch | method | ms | over | ratio | quartiles |")
+    print("|---|---|--:|---|--:|---|--:|--:|", flush=True)
+    for name in names:
+        for batch in batches:
+            for mode, methods in TURNS:
+                lines = output_of(bench(name, mode, batch, steps, precision, methods))
+                reports = [json.loads(line) for line in lines]
+                records += reports
+                for r in reports[1:]:
+                    ratio = r["ratio"]
+                    quartiles = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
+                    cells = [name, mode, batch, r["method"], f"{r['step_ms']:.1f}", ratio["to"],
+                             f"{ratio['median']:.3f}", quartiles]
+                    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    return records
+
+
+def compare_reading(python, folder, rounds):
+    def ours():
+        command = [PROGRAM, "bench", "decode", folder, "--passes", "1", "--workers", "1,0", "--format", "json"]
+        reports = [json.loads(line) for line in output_of(command)]
+        # On a machine of one core there is one report.
+        return {"lotep": reports[0]["images_per_second"], "lotep, all threads": reports[-1]["images_per_second"]}
+
+    rows = []
+    for _ in range(rounds):
+        row = ours()
+        for reader in READERS:
+            row[reader] = json.loads(output_of([python, __file__, "--read", reader, str(folder)])[-1])
+        rows.append(row)
+    print("\n| reader | images/s | lotep's rate over it |")
+    print("|---|--:|--:|")
+    for who in rows[0]:
+        if all(row[who] for row in rows):
+            rate = statistics.median(row[who] for row in rows)
+            ratio = statistics.median(row["lotep"] / row[who] for row in rows)
+            print(f"| {who} | {rate:.0f} | {ratio:.2f} |", flush=True)
+    return [{"mode": "decode", "rounds": rows}]
 
 
 def table_row(name, mode, batch, peers, rounds):
@@ -80,12 +155,18 @@ def table_row(name, mode, batch, peers, rounds):
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def bench(name, mode, batch, steps, precision, methods):
+    return [PROGRAM, "bench", mode, "--backbone", name, "--random-weights", "--method", methods, "--batch-size",
+            str(batch), "--steps", str(steps), "--precision", precision, "--format", "json"]
+
+
+def output_of(command):
+    """The lines that a program writes."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
 def measure_ours(name, mode, batch, steps, precision):
-    command = [REPOSITORY / "target" / "release" / "lotep", "bench", mode, "--backbone", name, "--random-weights",
-               "--method", "lor-vp", "--batch-size", str(batch), "--steps", str(steps), "--precision", precision,
-               "--format", "json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(output_of(bench(name, mode, batch, steps, precision, "lor-vp"))[-1])
     return {key: report[key] for key in ("step_ms", "peak_rss_mb")}
 
 
@@ -125,6 +206,36 @@ def measure_peer(name, mode, batch, peer, steps):
             times.append(1000 * (time.perf_counter() - start))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"step_ms": statistics.median(times), "peak_rss_mb": peak}
+
+
+def measure_reader(reader, folder):
+    """Images a second on one thread, in this process; None where the reader can't read them all."""
+    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp")]
+    if reader == "pillow":
+        from PIL import Image
+
+        def read(file):
+            Image.open(file).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+    else:
+        try:
+            import torch
+            from torchvision.io import ImageReadMode, decode_jpeg, read_file
+            from torchvision.transforms.v2.functional import resize
+        except ImportError:
+            return None
+        if any(p.suffix.lower() not in (".jpg", ".jpeg") for p in files):
+            return None
+        torch.set_num_threads(1)
+
+        def read(file):
+            resize(decode_jpeg(read_file(str(file)), mode=ImageReadMode.RGB), [224, 224], antialias=True)
+
+    for file in files[:50]:
+        read(file)
+    start = time.perf_counter()
+    for file in files:
+        read(file)
+    return len(files) / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,84 @@ fn wrong_values_are_named() {
         "8",
         "32",
     ]);
-    lotep!("bench", "fly", "--backbone", "resnet18").misused(&["fly", "train", "infer"]);
+    lotep!("bench", "fly", "--backbone", "resnet18").misused(&["fly"]);
+    lotep!("bench", "train", "--backbone", "resnet18", "--method", "lor-vp,x")
+        .misused(&["x", "none", "lor-vp"]);
+    lotep!("bench", "decode").misused(&["PATH"]);
+    lotep!("bench", "decode", "nowhere").refused(&["nowhere"]);
     lotep!("bench", "train", "--backbone", "resnet18", "--steps", "0").misused(&["--steps", "0"]);
     lotep!("bench", "train", "--backbone", "resnet18", "--batch-size", "0").misused(&["--batch-size", "0"]);
+}
+
+#[test]
+fn methods_take_turns_and_are_compared_with_the_first() {
+    let case = Case::new();
+    let backbone = case.backbone(Net::Vit);
+    for mode in ["train", "infer"] {
+        let bench = |format: &str| {
+            let methods = "none,lor-vp,lotep-tk";
+            let ran = lotep!(
+                "bench",
+                mode,
+                "--backbone",
+                &backbone,
+                "--method",
+                methods,
+                "--batch-size",
+                "1",
+                "--steps",
+                "4",
+                "--format",
+                format
+            );
+            ran.done()
+        };
+        let reports = bench("json").json_lines();
+        let names: Vec<_> = reports.iter().map(|r| r["method"].as_str().unwrap()).collect();
+        assert_eq!(names, ["none", "lor-vp", "lotep-tk"]);
+        assert!(reports[0].get("ratio").is_none(), "{}", reports[0]);
+        for report in &reports[1..] {
+            let ratio = &report["ratio"];
+            let number = |key: &str| ratio[key].as_f64().unwrap_or_else(|| panic!("{key} in {report}"));
+            assert_eq!(ratio["to"], "none");
+            assert!(0.0 < number("low") && number("low") <= number("median"), "{report}");
+            assert!(number("median") <= number("high"), "{report}");
+            assert!(report["peak_rss_mb"].is_null(), "whose memory it is, is not known: {report}");
+        }
+        let text = bench("text");
+        assert_eq!(text.stdout.matches(" of none (quartiles ").count(), 2, "{text}");
+    }
+}
+
+#[test]
+fn reading_images_is_timed() {
+    let case = Case::new();
+    let images = case.images();
+    let ran = lotep!(
+        "bench",
+        "decode",
+        &images,
+        "--image-size",
+        "16",
+        "--interpolation",
+        "bicubic",
+        "--workers",
+        "1,2",
+        "--passes",
+        "2",
+        "--format",
+        "json"
+    );
+    let reports = ran.done().json_lines();
+    let threads: Vec<_> = reports.iter().map(|r| r["threads"].as_u64().unwrap()).collect();
+    assert_eq!(threads, [1, 2]);
+    for report in &reports {
+        let rate = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key} in {report}"));
+        assert!(report["images"].as_u64().unwrap() > 0 && report["mode"] == "decode", "{report}");
+        assert!(0.0 < rate("images_per_second_min"), "{report}");
+        assert!(rate("images_per_second_min") <= rate("images_per_second"), "{report}");
+        assert!(rate("images_per_second") <= rate("images_per_second_max"), "{report}");
+    }
+    let ran = lotep!("bench", "decode", &images, "--passes", "1", "--workers", "1").done();
+    assert!(ran.stdout.contains(" on 1 thread: ") && ran.stdout.contains(" images/s"), "{ran}");
 }

@@ -1,28 +1,22 @@
 //! Image files to 8-bit RGB, as PIL's `Image.open(path).convert("RGB")` gives them.
 
+#![allow(clippy::inline_always)] // a kernel that is not inlined into `dispatch` loses the instructions
+
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
+use lotep_kernels::Isa;
+use lotep_kernels::simd::{Kernel, Simd, dispatch};
 
+use super::jpeg;
 use crate::{Error, Result, input_error};
 
 /// The longest side that is decoded. Larger ones are refused before memory is taken.
 const MAX_SIDE: u32 = 16_384;
 /// The most memory that one decoded image may take, in bytes.
 const MAX_BYTES: u64 = 512 << 20;
-
-/// `v / 255` for every byte: a true division, as in torchvision's `ToTensor`, done once.
-const UNIT: [f32; 256] = {
-    let mut table = [0.0; 256];
-    let mut value = 0;
-    while value < 256 {
-        table[value] = value as f32 / 255.0;
-        value += 1;
-    }
-    table
-};
 
 /// An image in memory: rows from the top, three bytes (R, G, B) a pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,15 +30,27 @@ pub struct Rgb8 {
 }
 
 impl Rgb8 {
-    /// Write the image as `[3, H, W]` with values in [0, 1]. `out` holds `3 * height * width` values.
-    pub fn write_chw(&self, out: &mut [f32]) {
-        let plane = self.width * self.height;
-        let (red, rest) = out.split_at_mut(plane);
-        let (green, blue) = rest.split_at_mut(plane);
-        for (((r, g), b), pixel) in red.iter_mut().zip(green).zip(blue).zip(self.data.chunks_exact(3)) {
-            *r = UNIT[usize::from(pixel[0])];
-            *g = UNIT[usize::from(pixel[1])];
-            *b = UNIT[usize::from(pixel[2])];
+    /// Append the image as `[3, H, W]` with values in [0, 1].
+    pub fn append_chw(&self, out: &mut Vec<f32>) {
+        dispatch(Isa::best(), AppendChw { image: self, out });
+    }
+}
+
+struct AppendChw<'a> {
+    image: &'a Rgb8,
+    out: &'a mut Vec<f32>,
+}
+
+impl Kernel for AppendChw<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        // In f64 the product rounds to the f32 that a true division by 255, as in torchvision's `ToTensor`, gives.
+        let unit = |byte: u8| (f64::from(byte) * (1.0 / 255.0)) as f32;
+        let pixels = self.image.data.as_chunks::<3>().0;
+        for channel in 0..3 {
+            self.out.extend(pixels.iter().map(|pixel| unit(pixel[channel])));
         }
     }
 }
@@ -76,6 +82,11 @@ pub fn decode_file(path: impl AsRef<Path>) -> Result<Rgb8> {
 pub fn decode_bytes(bytes: &[u8], name: &str) -> Result<Rgb8> {
     guarded(name, || {
         let (reader, format) = reader(bytes)?;
+        if format == ImageFormat::Jpeg
+            && let Some(image) = jpeg::decode(Isa::best(), bytes, MAX_SIDE, MAX_BYTES)
+        {
+            return Ok(image);
+        }
         let image = reader.decode().map_err(|e| e.to_string())?;
         if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
             return Err("the file is cut short (no end-of-image marker)".into());
@@ -277,11 +288,13 @@ mod tests {
 
     #[test]
     fn chw_is_planar_and_divided() {
-        let image = Rgb8 { width: 2, height: 1, data: vec![0, 51, 255, 1, 2, 3] };
-        let mut out = [9.0_f32; 6];
-        image.write_chw(&mut out);
-        let want = [0.0_f32, 1.0 / 255.0, 51.0 / 255.0, 2.0 / 255.0, 1.0, 3.0 / 255.0];
-        assert_eq!(out.map(f32::to_bits), want.map(f32::to_bits));
+        let data = (0..=255).flat_map(|v| [v, 255 - v, v ^ 0x55]).collect();
+        let mut out = Vec::new();
+        Rgb8 { width: 128, height: 2, data }.append_chw(&mut out);
+        for (v, got) in (0_u8..=255).zip(0..256) {
+            let want = [v, 255 - v, v ^ 0x55].map(|v| (f32::from(v) / 255.0).to_bits());
+            assert_eq!([0, 256, 512].map(|plane| out[plane + got].to_bits()), want, "{v}");
+        }
     }
 
     #[test]

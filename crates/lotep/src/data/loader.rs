@@ -181,10 +181,9 @@ impl Store {
             }
         }
         let (height, width) = self.config.transform.size();
-        let each = 3 * height * width;
-        let mut pixels = vec![0.0; kept.len() * each];
-        for (image, out) in loaded.iter().zip(pixels.chunks_exact_mut(each.max(1))) {
-            image.write_chw(out);
+        let mut pixels = Vec::with_capacity(kept.len() * 3 * height * width);
+        for image in &loaded {
+            image.append_chw(&mut pixels);
         }
         let labels = kept.iter().map(|&index| self.dataset.samples[index].label).collect();
         Ok((Batch { pixels, size: kept.len(), labels, indices: kept }, left_out))

@@ -13,6 +13,7 @@ mod dataset;
 mod decode;
 mod files;
 mod folder;
+mod jpeg;
 mod loader;
 mod pipeline;
 mod resize;

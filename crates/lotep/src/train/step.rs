@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 
 use super::loss::{cross_entropy_sum, label_ranks};
 use super::optim::{Optim, Rates};
+use crate::backbone::NoHooks;
 use crate::head::linear;
 use crate::method::{Method, MethodConfig, Site};
 use crate::model::Frozen;
@@ -17,6 +18,25 @@ const MICRO_BATCH: usize = 8;
 pub(crate) enum Input {
     Pixels(Tensor<4>),
     Features(Tensor<2>),
+}
+
+/// The images that go through the network together, with their labels.
+fn parts<'l>(pixels: &Tensor<4>, labels: &'l [usize]) -> impl Iterator<Item = (Tensor<4>, &'l [usize])> {
+    let size = if is_cpu(&pixels.device()) { MICRO_BATCH } else { labels.len().max(1) };
+    let part =
+        move |(i, labels): (usize, &'l [usize])| (pixels.clone().narrow(0, i * size, labels.len()), labels);
+    labels.chunks(size).enumerate().map(part)
+}
+
+/// Run the network forward and backward to the pixels themselves, with nothing adapted and the classifier a
+/// constant: what a step costs before any method adds to it.
+pub(crate) fn pixel_gradient(frozen: &Frozen, classifier: &Params, pixels: &Tensor<4>, labels: &[usize]) {
+    for (part, labels) in parts(pixels, labels) {
+        let leaf = part.autodiff().require_grad();
+        let logits = linear::logits(classifier, frozen.features(leaf.clone(), &NoHooks));
+        let mut tape = cross_entropy_sum(logits, labels).backward();
+        drop(leaf.grad_remove(&mut tape));
+    }
 }
 
 /// Sums over the images of a step.
@@ -47,13 +67,12 @@ impl<'a> Stepper<'a> {
     /// however large the batch is. Nothing in a frozen network couples the images of a batch.
     pub(crate) fn accumulate(&mut self, params: &Params, input: Input, labels: &[usize]) {
         match input {
-            Input::Pixels(pixels) if is_cpu(&pixels.device()) => {
-                for (i, labels) in labels.chunks(MICRO_BATCH).enumerate() {
-                    let part = pixels.clone().narrow(0, i * MICRO_BATCH, labels.len());
+            Input::Pixels(pixels) => {
+                for (part, labels) in parts(&pixels, labels) {
                     self.accumulate_part(params, Input::Pixels(part), labels);
                 }
             }
-            input => self.accumulate_part(params, input, labels),
+            input @ Input::Features(_) => self.accumulate_part(params, input, labels),
         }
     }
 
