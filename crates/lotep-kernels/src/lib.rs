@@ -20,6 +20,7 @@
 //! ```
 
 pub mod attention;
+mod buffer;
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;
@@ -38,6 +39,7 @@ pub mod stem;
 mod testing;
 mod tiles;
 
+pub use buffer::Buffer;
 pub use half::bf16;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use operand::Operand;

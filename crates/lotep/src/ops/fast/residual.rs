@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use lotep_kernels::conv::{Conv, ConvBackward};
 use lotep_kernels::gemm::{Activate, Activation, Add, Masked, Multiply, Residual, Store};
-use lotep_kernels::{Operand, Tiles};
+use lotep_kernels::{Buffer, Operand, Tiles};
 
 use super::{FrozenOp, Kept, isa};
 
@@ -78,7 +78,7 @@ impl<T: Operand> FrozenOp for ResidualBlock<T> {
         let mut out = vec![0.0; rows * columns];
         let mut mask = vec![0; if keep { rows * columns.div_ceil(16) } else { 0 }];
         let around = self.shortcut.as_ref().map(|conv| {
-            let mut around = vec![0.0; rows * columns];
+            let mut around = Buffer::new(rows * columns);
             let store = Store::new(&mut around, columns).bias(&conv.bias);
             conv.forward.run(isa(), &entered, images, sizes[0], &store);
             around

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
 use lotep_kernels::{
-    Operand, Tiles,
+    Buffer, Operand, Tiles,
     attention::{self, Attention},
     norm,
 };
@@ -68,7 +68,7 @@ impl<T: Operand> Transformer<T> {
         attention::forward(isa(), self.attention(shape, asking), &qkv, None, &mut attended);
         let x = first_rows(x, shape, asking);
         let prompt = prompt.get(..asking * width).unwrap_or_default();
-        let mut y = vec![0.0; rows * width];
+        let mut y = Buffer::new(rows * width);
         self.proj.forward(&attended, &Residual::new(&x, prompt, self.proj.bias(), &mut y, width));
         drop(attended);
         let (normed2, inverse2) = self.normalise(&y, &[], width);
@@ -94,10 +94,10 @@ impl<T: Operand> Transformer<T> {
         let multiply = Multiply::new(Activation::Gelu, &before, &mut inner);
         self.fc2.backward(&Rounded::new(grad, width), &multiply);
         drop(before);
-        let mut branch = vec![0.0; rows * width];
+        let mut branch = Buffer::new(rows * width);
         self.fc1.backward(&inner, &Store::new(&mut branch, width));
         drop(inner);
-        let mut middle = vec![0.0; rows * width];
+        let mut middle = Buffer::new(rows * width);
         norm::backward(isa(), &normed2, &inverse2, &branch, grad, &mut middle);
         drop(normed2);
         let mut attended = Tiles::new(rows, width);
@@ -106,9 +106,9 @@ impl<T: Operand> Transformer<T> {
         let sizes = self.attention(shape, asking);
         attention::backward(isa(), sizes, &qkv, None, &attended, &mut projections);
         drop(qkv);
-        branch.resize(shape[0] * shape[1] * width, 0.0);
+        let mut branch = Buffer::new(shape[0] * shape[1] * width);
         self.qkv.backward(&projections, &Store::new(&mut branch, width));
-        let middle = spread_rows(middle, shape, asking);
+        let middle = spread_rows(&middle, shape, asking);
         let mut out = vec![0.0; shape[0] * shape[1] * width];
         norm::backward(isa(), &normed1, &inverse1, &branch, &middle, &mut out);
         out
@@ -125,16 +125,16 @@ fn first_rows<'a>(x: &'a [f32], shape: &[usize], asking: usize) -> Cow<'a, [f32]
 }
 
 /// The other way about: the other rows are zero.
-fn spread_rows(x: Vec<f32>, shape: &[usize], asking: usize) -> Vec<f32> {
+fn spread_rows<'a>(x: &'a [f32], shape: &[usize], asking: usize) -> Cow<'a, [f32]> {
     if asking == shape[1] {
-        return x;
+        return Cow::Borrowed(x);
     }
     let mut out = vec![0.0; shape[0] * shape[1] * shape[2]];
     let samples = out.chunks_exact_mut(shape[1] * shape[2]);
     for (sample, x) in samples.zip(x.chunks_exact(asking * shape[2])) {
         sample[..x.len()].copy_from_slice(x);
     }
-    out
+    Cow::Owned(out)
 }
 
 impl<T: Operand> FrozenOp for Transformer<T> {
