@@ -126,8 +126,8 @@ fn compare(args: &Args, dir: &Path, ui: &Ui) -> Result<()> {
             batch_size: 32,
             select: Select::Last,
             // A few hundred steps are all there is time for: Adam's steps do not wait for large gradients.
-            optimizer: OptimizerKind::AdamW,
-            lr: 0.02,
+            optimizer: Some(OptimizerKind::AdamW),
+            lr: Some(0.02),
             prompt_lr: Some(0.01),
             ..TrainConfig::new(backbone.to_string_lossy(), &images, method)
         };

@@ -123,13 +123,13 @@ pub(crate) struct Args {
     /// Compute a batch in this many parts, to save memory [default: 1]
     #[arg(long, value_name = "PARTS", help_heading = "Training")]
     accumulate: Option<usize>,
-    /// Update rule [default: sgd]
+    /// Update rule [default: by method and family]
     #[arg(long, value_parser = ["sgd", "adamw"], help_heading = "Training")]
     optimizer: Option<String>,
-    /// Learning rate of the classifier [default: 0.02]
+    /// Learning rate of the classifier [default: by method, family and update rule]
     #[arg(long, help_heading = "Training")]
     lr: Option<f64>,
-    /// Learning rate of the prompts [default: by method]
+    /// Learning rate of the prompts [default: by method, family and update rule]
     #[arg(long, help_heading = "Training")]
     prompt_lr: Option<f64>,
     /// Momentum of SGD [default: 0.9]
@@ -207,8 +207,10 @@ impl Args {
             && method.get("method").and_then(Value::as_str) != Some(name)
         {
             method = Table::from_iter([("method".to_owned(), name.clone().into())]);
-            // Nor does the learning rate that suited its prompts.
-            file.remove("prompt_lr");
+            // Nor do the update rule and the learning rates that suited it.
+            for key in ["optimizer", "lr", "prompt_lr"] {
+                file.remove(key);
+            }
         }
         self.overlay_method(&mut method);
         self.overlay(&mut file);

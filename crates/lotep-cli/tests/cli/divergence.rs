@@ -32,7 +32,7 @@ fn a_classifier_that_runs_away() {
 #[test]
 fn prompts_that_run_away() {
     let case = Case::new();
-    let options = ["--method", "lotep-cp", "--prompt-lr", "1e6", "--epochs", "40"];
+    let options = ["--method", "lotep-cp", "--optimizer", "sgd", "--prompt-lr", "1e6", "--epochs", "40"];
     diverges(&case, Net::ResNet, &options, &["loss", "lr 0.02", "prompt-lr 1000000"]);
     is_good(&case.path("run/checkpoints/last.safetensors"));
 }

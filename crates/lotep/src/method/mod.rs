@@ -17,7 +17,7 @@ pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
 pub use lotep::{Form, Lotep, VitGeometry};
 
-use crate::backbone::{Architecture, Block, Loaded};
+use crate::backbone::{Block, Loaded};
 use crate::params::Params;
 use crate::{Result, bail};
 use lotep::LotepMethod;
@@ -85,15 +85,6 @@ impl MethodConfig {
             Self::LorVp(_) => "lor-vp",
             Self::LotepCp(_) => "lotep-cp",
             Self::LotepTk(_) => "lotep-tk",
-        }
-    }
-
-    /// The prompts' learning rate that suits the method's initial scale on a family (`records/` has the runs).
-    pub fn default_prompt_lr(&self, architecture: &Architecture) -> f64 {
-        match (self, architecture) {
-            (Self::LotepCp(_) | Self::LotepTk(_), Architecture::ResNet(_)) => 0.1,
-            (Self::LotepCp(_) | Self::LotepTk(_), Architecture::Vit(_)) => 0.002,
-            _ => 0.02,
         }
     }
 

@@ -76,7 +76,7 @@ impl State {
                  try a lower learning rate or a warm-up",
                 bad.name,
                 self.progress.step,
-                config.lr,
+                config.lr.unwrap_or_default(),
                 config.prompt_lr.unwrap_or_default()
             );
         }

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::optim::OptimizerKind;
 use super::schedule::Schedule;
+use crate::backbone::{Architecture, Loaded};
 use crate::data::{Known, OnCorrupt};
-use crate::method::MethodConfig;
+use crate::method::{MethodConfig, Site};
 use crate::ops::Precision;
 use crate::{Result, bail};
 
@@ -61,11 +62,13 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Parts a batch is computed in, to save memory; the step is the same.
     pub accumulate: usize,
-    /// Update rule.
-    pub optimizer: OptimizerKind,
+    /// Update rule; `None` takes what suits the method and the network's family, as for both learning rates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<OptimizerKind>,
     /// Learning rate of the classifier.
-    pub lr: f64,
-    /// Learning rate of the prompts; `None` takes what suits the method and the network's family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Learning rate of the prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_lr: Option<f64>,
     /// Momentum of SGD.
@@ -135,8 +138,8 @@ impl TrainConfig {
             epochs: 20,
             batch_size: 64,
             accumulate: 1,
-            optimizer: OptimizerKind::Sgd,
-            lr: 0.02,
+            optimizer: None,
+            lr: None,
             prompt_lr: None,
             momentum: 0.9,
             weight_decay: 1e-4,
@@ -153,6 +156,17 @@ impl TrainConfig {
             checkpoint_steps: 200,
             method,
         }
+    }
+
+    /// Write what depends on method and network into the settings, so that a record says what was run.
+    pub(crate) fn resolve(&mut self, loaded: &Loaded) {
+        let architecture = &loaded.config.architecture;
+        self.precision = Some(loaded.precision);
+        self.method.resolve(&Site::of(loaded));
+        let optimizer = *self.optimizer.get_or_insert(default_optimizer(&self.method, architecture));
+        let [lr, prompt_lr] = default_rates(&self.method, architecture, optimizer);
+        self.lr.get_or_insert(lr);
+        self.prompt_lr.get_or_insert(prompt_lr);
     }
 
     /// Check what can be checked before anything is loaded.
@@ -173,7 +187,7 @@ impl TrainConfig {
             bail!("accumulate {} does not divide batch-size {}", self.accumulate, self.batch_size);
         }
         for (name, value, limit) in [
-            ("lr", self.lr, 1e6),
+            ("lr", self.lr.unwrap_or(0.0), 1e6),
             ("prompt-lr", self.prompt_lr.unwrap_or(0.0), 1e6),
             ("weight-decay", self.weight_decay, 1e3),
             ("prompt-weight-decay", self.prompt_weight_decay, 1e3),
@@ -195,5 +209,24 @@ impl TrainConfig {
             bail!("select best-val needs validation images: val-fraction is 0");
         }
         Ok(())
+    }
+}
+
+/// The update rule that suits a method on a family, where none is asked for: on ResNets, prompts learn little by SGD
+/// (`records/defaults` has the search on held-out images).
+fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> OptimizerKind {
+    match (method, architecture) {
+        (MethodConfig::LinearProbe(_), _) | (_, Architecture::Vit(_)) => OptimizerKind::Sgd,
+        (_, Architecture::ResNet(_)) => OptimizerKind::AdamW,
+    }
+}
+
+/// The learning rates that suit a method and an update rule on a family: the classifier's and the prompts'.
+fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: OptimizerKind) -> [f64; 2] {
+    let lotep = matches!(method, MethodConfig::LotepCp(_) | MethodConfig::LotepTk(_));
+    match (optimizer, architecture) {
+        (OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
+        (OptimizerKind::Sgd, Architecture::Vit(_)) => [0.005, 0.02],
+        (OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
     }
 }

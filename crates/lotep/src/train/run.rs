@@ -81,7 +81,12 @@ pub fn train(
     system::reset_peak_rss();
     let setup = Setup::new(config, observer)?;
     let decay = Rates { prompt: setup.config.prompt_weight_decay, head: setup.config.weight_decay };
-    let optim = Optim::new(setup.config.optimizer, setup.config.momentum, decay, setup.params.iter().count());
+    let optim = Optim::new(
+        setup.config.optimizer.unwrap_or_default(),
+        setup.config.momentum,
+        decay,
+        setup.params.iter().count(),
+    );
     let mut state = State { progress: Progress::default(), params: setup.params.clone(), optim, best: None };
     if resuming {
         state.load(&checkpoint, &setup.config)?;
@@ -107,9 +112,10 @@ impl Run {
         &self.setup.config
     }
 
-    /// The prompts' learning rate, which the set-up resolved.
-    fn prompt_lr(&self) -> f64 {
-        self.config().prompt_lr.unwrap_or_default()
+    /// The learning rates, which the set-up resolved.
+    fn full_rates(&self) -> Rates {
+        let c = self.config();
+        Rates { prompt: c.prompt_lr.unwrap_or_default(), head: c.lr.unwrap_or_default() }
     }
 
     fn save(&self) -> Result<()> {
@@ -156,7 +162,8 @@ impl Run {
         let c = self.config();
         let warmup = (c.warmup_epochs * steps_per_epoch as f64).round() as usize;
         let factor = c.schedule.factor(step, c.epochs * steps_per_epoch, warmup);
-        Rates { prompt: self.prompt_lr() * factor, head: c.lr * factor }
+        let full = self.full_rates();
+        Rates { prompt: full.prompt * factor, head: full.head * factor }
     }
 
     fn epoch(&mut self, cache: Option<&FeatureCache>, observer: &mut dyn Observer) -> Result<EpochRecord> {
@@ -296,7 +303,7 @@ impl Run {
         } else {
             "nothing had been saved yet".into()
         };
-        let (lr, prompt_lr) = (self.config().lr, self.prompt_lr());
+        let Rates { head: lr, prompt: prompt_lr } = self.full_rates();
         crate::input_error!(
             "the loss became {loss} at step {} (lr {lr}, prompt-lr {prompt_lr}): training stopped, {kept}; \
              try a lower learning rate or a warm-up",

@@ -73,10 +73,7 @@ impl Setup {
         let mut config = config.clone();
         let device = device::open(&config.device)?;
         let loaded = load(&config.load_options(&device))?;
-        config.precision = Some(loaded.precision);
-        config.method.resolve(&Site::of(&loaded));
-        let default_prompt_lr = config.method.default_prompt_lr(&loaded.config.architecture);
-        config.prompt_lr.get_or_insert(default_prompt_lr);
+        config.resolve(&loaded);
         observer.event(Event::Plan(&format!("backbone  {}", loaded.describe())));
         let images = Images::new(&config, &loaded)?;
         observer.event(Event::Plan(&format!("data      {}", images.protocol)));
