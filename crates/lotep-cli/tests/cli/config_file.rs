@@ -38,6 +38,27 @@ fn options_win_over_the_file_and_another_method_takes_its_own_defaults() {
     assert_eq!(other["method"]["rank"].as_integer(), Some(4), "the rank was another method's");
 }
 
+#[test]
+fn update_rule_and_rates_suit_method_and_family() {
+    let case = Case::new();
+    for (net, method, more, expected) in [
+        (Net::ResNet, "lotep-tk", &[][..], ("adamw", 0.002, 0.02)),
+        (Net::ResNet, "lor-vp", &[], ("adamw", 0.002, 0.005)),
+        (Net::ResNet, "lotep-cp", &["--optimizer", "sgd"], ("sgd", 0.02, 0.1)),
+        (Net::ResNet, "linear-probe", &[], ("sgd", 0.02, 0.02)),
+        (Net::Vit, "lotep-tk", &[], ("sgd", 0.005, 0.02)),
+        (Net::Vit, "lotep-tk", &["--prompt-lr", "0.3"], ("sgd", 0.005, 0.3)),
+    ] {
+        let output = format!("{net:?}-{method}-{}", more.len());
+        case.train(net, &output, &[&["--method", method, "--epochs", "1"], more].concat()).done();
+        let text = fs::read_to_string(case.path(output).join("config.toml")).unwrap();
+        let config: toml::Table = text.parse().unwrap();
+        let rate = |key: &str| config[key].as_float().unwrap();
+        let found = (config["optimizer"].as_str().unwrap(), rate("lr"), rate("prompt_lr"));
+        assert_eq!(found, expected, "{method}");
+    }
+}
+
 /// Train with `text` as the configuration.
 fn with(case: &Case, text: &str) -> crate::common::Ran {
     let (config, backbone, images) = (case.path("my.toml"), case.backbone(Net::Vit), case.images());
