@@ -244,10 +244,9 @@ impl<T: Operand> Kernel for Backward<'_, T> {
             for (i, (g, out)) in g.chunks(LANES).zip(self.out[row].chunks_mut(LANES)).enumerate() {
                 let (column, count) = (i * LANES, g.len());
                 let y = self.normalised.load(s, self.first + r, column, count);
-                let mut v = s.mul(scaled(s, g, self.scale, column), inverse);
-                if !skip.is_empty() {
-                    v = s.add(v, s.load(&skip[column..column + count]));
-                }
+                let around =
+                    if skip.is_empty() { s.splat(0.0) } else { s.load(&skip[column..column + count]) };
+                let v = s.mul_add(scaled(s, g, self.scale, column), inverse, around);
                 s.store(out, s.mul_add(y, projection, s.add(v, mean)));
             }
         }
