@@ -51,7 +51,7 @@ fn update_rule_and_rates_suit_method_and_family() {
     ] {
         let output = format!("{net:?}-{method}-{}", more.len());
         case.train(net, &output, &[&["--method", method, "--epochs", "1"], more].concat()).done();
-        let text = fs::read_to_string(case.path(output).join("config.toml")).unwrap();
+        let text = fs::read_to_string(case.path(&output).join("config.toml")).unwrap();
         let config: toml::Table = text.parse().unwrap();
         let rate = |key: &str| config[key].as_float().unwrap();
         let found = (config["optimizer"].as_str().unwrap(), rate("lr"), rate("prompt_lr"));
