@@ -160,7 +160,7 @@ fn resuming_with_other_settings_names_the_setting() {
     train(&case, &["--method", "lotep-tk", "--rank", "3"]).done();
     for (options, words) in [
         (&["--method", "lotep-tk", "--rank", "4"][..], &["`method`", "3", "4"][..]),
-        (&["--method", "lotep-tk", "--rank", "3", "--lr", "0.5"], &["`lr`", "0.02", "0.5"]),
+        (&["--method", "lotep-tk", "--rank", "3", "--lr", "0.5"], &["`lr`", "0.002", "0.5"]),
         (&["--method", "lotep-tk", "--rank", "3", "--epochs", "3"], &["`epochs`", "2", "3"]),
         (&["--method", "lotep-tk", "--rank", "3", "--seed", "1"], &["`seed`", "0", "1"]),
     ] {
