@@ -33,7 +33,15 @@ from pathlib import Path
 
 from full_size import REPOSITORY, environment
 
-ARCHITECTURES = ["vit_base_patch16_224", "vit_base_patch32_224", "resnet18", "resnet50"]
+ARCHITECTURES = [
+    "vit_base_patch16_224",
+    "vit_base_patch32_224",
+    "resnet18",
+    "resnet50",
+    "swin_base_patch4_window7_224",
+    "convnext_base",
+    "coatnet_2_rw_224",
+]
 PEERS = ["f32", "autocast", "bf16"]
 # Of lotep's bench, the methods that take turns; each is compared with the first.
 TURNS = [("train", "none,lor-vp"), ("train", "lor-vp,lotep-cp,lotep-tk"), ("infer", "none,lor-vp,lotep-cp,lotep-tk")]
@@ -180,7 +188,7 @@ def measure_peer(name, mode, batch, peer, steps):
     kind, _, compiled = peer.partition("+")
     model = timm.create_model(name, pretrained=False).eval().requires_grad_(False)
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    layout = torch.channels_last if "resnet" in name or "conv" in name else torch.contiguous_format
+    layout = torch.channels_last if any(word in name for word in ("resnet", "conv", "coat")) else torch.contiguous_format
     model = model.to(dtype).to(memory_format=layout)
     run = torch.compile(model) if compiled else model
     images = torch.rand(batch, 3, 224, 224).to(dtype).to(memory_format=layout)

@@ -28,7 +28,8 @@ Examples:
   lotep train --backbone DIR --data IMAGES --method lotep-tk --output RUN
   lotep eval --adapter RUN/adapter --data IMAGES
   lotep predict --adapter RUN/adapter PHOTO.jpg FOLDER
-  lotep inspect --backbone DIR"
+  lotep inspect --backbone DIR
+  lotep backbones                                                list the networks known by name"
 )]
 struct Args {
     /// How results are written to standard output.
@@ -47,6 +48,7 @@ enum Command {
     Eval(cmd::eval::Args),
     Predict(cmd::predict::Args),
     Inspect(cmd::inspect::Args),
+    Backbones(cmd::backbones::Args),
     Export(cmd::export::Args),
     Bench(cmd::bench::Args),
     Demo(cmd::demo::Args),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Eval(a) => cmd::eval::run(a, &ui),
         Command::Predict(a) => cmd::predict::run(a, &ui),
         Command::Inspect(a) => cmd::inspect::run(a, &ui),
+        Command::Backbones(a) => cmd::backbones::run(a, &ui),
         Command::Export(a) => cmd::export::run(a, &ui),
         Command::Bench(a) => cmd::bench::run(a, &ui),
         Command::Demo(a) => cmd::demo::run(a, &ui),

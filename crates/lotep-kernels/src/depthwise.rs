@@ -74,10 +74,11 @@ impl<T: Operand> Pixels for Tiles<T> {
     }
 }
 
-/// Pixels as rows of f32, one after another.
+/// Pixels as rows of f32, one after another, with something added where it is given.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     x: &'a [f32],
+    prompt: &'a [f32],
     channels: usize,
 }
 
@@ -88,7 +89,17 @@ impl<'a> Rows<'a> {
     /// `x` is not made of whole rows.
     pub fn new(x: &'a [f32], channels: usize) -> Self {
         assert!(channels > 0 && x.len().is_multiple_of(channels), "{} values in rows of {channels}", x.len());
-        Self { x, channels }
+        Self { x, prompt: &[], channels }
+    }
+
+    /// Add one sample's rows, repeated; may be empty.
+    ///
+    /// # Panics
+    /// `prompt` is not made of whole rows.
+    #[must_use]
+    pub fn prompt(self, prompt: &'a [f32]) -> Self {
+        assert!(prompt.len().is_multiple_of(self.channels), "a prompt of broken rows");
+        Self { prompt, ..self }
     }
 }
 
@@ -100,7 +111,12 @@ impl Pixels for Rows<'_> {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F {
         let at = pixel * self.channels + channel;
-        s.load(&self.x[at..at + count])
+        let x = s.load(&self.x[at..at + count]);
+        if self.prompt.is_empty() {
+            return x;
+        }
+        let at = at % self.prompt.len();
+        s.add(x, s.load(&self.prompt[at..at + count]))
     }
 }
 

@@ -21,8 +21,12 @@
 
 pub mod attention;
 mod buffer;
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub mod compiled;
 pub mod conv;
 pub mod depthwise;
+pub mod excite;
 pub mod gemm;
 mod isa;
 pub mod memory;

@@ -135,7 +135,7 @@ impl<T: Operand> Kernel for Forward<'_, T> {
 }
 
 /// Carry a gradient back: `out = skip + (g - mean(g) - y · mean(g · y)) / σ` for rows of `width`, where `g` is the
-/// gradient of the normalised rows `y`, and `skip` the gradient that goes around.
+/// gradient of the normalised rows `y`, and `skip` the gradient that goes around, if any does.
 ///
 /// # Panics
 /// The lengths do not fit each other.
@@ -148,7 +148,8 @@ pub fn backward<T: Operand>(
     out: &mut [f32],
 ) {
     let width = normalised.columns();
-    let lengths = [normalised.rows() * width, grad.len(), skip.len(), out.len()];
+    let skipping = if skip.is_empty() { grad.len() } else { skip.len() };
+    let lengths = [normalised.rows() * width, grad.len(), skipping, out.len()];
     assert!(lengths.iter().all(|l| *l == inverse.len() * width), "rows of {width}: {lengths:?}");
     carry_back(isa, normalised, inverse, &[], grad, skip, out);
 }

@@ -1,4 +1,4 @@
-//! The entrance of a vision transformer: patches of images as rows of a product, and back.
+//! The entrance of a network that cuts images into patches: those as rows of a product, and back.
 
 use crate::gemm::{self, Epilogue, Matrix, PANEL, PackedRow, Source, line};
 use crate::simd::{LANES, Simd};
@@ -79,16 +79,17 @@ impl<T: Operand> Source<T> for Patches<'_> {
     }
 }
 
-/// Gradients of tokens as rows, without the class tokens'.
+/// Gradients of tokens as rows, without those of the tokens ahead.
 struct PatchTokens<'a> {
     grad: &'a [f32],
+    ahead: usize,
     patches: usize,
     width: usize,
 }
 
 impl<T: Operand> Source<T> for PatchTokens<'_> {
     fn rows(&self) -> usize {
-        self.grad.len() / self.width / (1 + self.patches) * self.patches
+        self.grad.len() / self.width / (self.ahead + self.patches) * self.patches
     }
 
     fn depth(&self) -> usize {
@@ -97,7 +98,7 @@ impl<T: Operand> Source<T> for PatchTokens<'_> {
 
     #[inline(always)]
     fn pack<S: Simd>(&self, s: S, row: usize, mut out: PackedRow<'_>) {
-        let token = row / self.patches * (1 + self.patches) + 1 + row % self.patches;
+        let token = row / self.patches * (self.ahead + self.patches) + self.ahead + row % self.patches;
         let values = &self.grad[token * self.width..(token + 1) * self.width];
         for (i, part) in values.chunks(line::<T>()).enumerate() {
             let mut halves = part.chunks(LANES);
@@ -139,25 +140,26 @@ impl Epilogue for Unpatch<'_> {
     }
 }
 
-/// Puts the tokens of patches behind the class token's place.
+/// Puts the tokens of patches behind those ahead of them.
 struct Tokens<'a> {
     out: SharedMut<'a, f32>,
-    /// Added to every image's tokens, `[1 + patches, C]`.
+    /// Added to every image's tokens, `[ahead + patches, C]`.
     offset: &'a [f32],
+    ahead: usize,
     patches: usize,
 }
 
 impl Epilogue for Tokens<'_> {
     fn check(&self, rows: usize, columns: usize) {
-        assert_eq!(self.offset.len(), (1 + self.patches) * columns, "offsets [1 + patches, C]");
-        assert_eq!(self.out.len(), rows / self.patches * self.offset.len(), "tokens [B, 1 + patches, C]");
+        assert_eq!(self.offset.len(), (self.ahead + self.patches) * columns, "offsets [ahead + patches, C]");
+        assert_eq!(self.out.len(), rows / self.patches * self.offset.len(), "tokens [B, ahead + patches, C]");
     }
 
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
-        let width = self.offset.len() / (1 + self.patches);
+        let width = self.offset.len() / (self.ahead + self.patches);
         let (image, patch) = (row / self.patches, row % self.patches);
-        let within = (1 + patch) * width + column;
+        let within = (self.ahead + patch) * width + column;
         let at = image * self.offset.len() + within;
         // SAFETY: each element comes once ([`Epilogue`]), and tokens do not overlap.
         let out = unsafe { self.out.part(at..at + count) };
@@ -169,9 +171,9 @@ impl Epilogue for Tokens<'_> {
     }
 }
 
-/// `tokens = [0; patches(x + prompt) W] + offset`: images `[B, C, H, W]` to `[B, 1 + patches, D]`, the first
-/// token being the class token. `prompt` is one image, added to each, and may be empty. Rows of `w` run over a
-/// patch's channels, rows and columns.
+/// `tokens = [0; patches(x + prompt) W] + offset`: images `[B, C, H, W]` to `[B, ahead + patches, D]`, as many tokens
+/// ahead of the patches' (the class token, or none) as `offset` has beyond them. `prompt` is one image, added to each,
+/// and may be empty. Rows of `w` run over a patch's channels, rows and columns.
 ///
 /// # Panics
 /// The lengths do not fit the grid.
@@ -189,10 +191,12 @@ pub fn embed<T: Operand>(
         x.len() == grid.images * image && (prompt.is_empty() || prompt.len() == image),
         "images [B, C, H, W]"
     );
-    for tokens in out.chunks_exact_mut(offset.len()) {
-        tokens[..w.columns()].copy_from_slice(&offset[..w.columns()]);
+    let ahead =
+        (offset.len() / w.columns()).checked_sub(grid.patches()).expect("offsets [ahead + patches, D]");
+    for tokens in out.chunks_exact_mut(offset.len().max(1)) {
+        tokens[..ahead * w.columns()].copy_from_slice(&offset[..ahead * w.columns()]);
     }
-    let epilogue = Tokens { out: SharedMut::new(out), offset, patches: grid.patches() };
+    let epilogue = Tokens { out: SharedMut::new(out), offset, ahead, patches: grid.patches() };
     gemm::run(isa, &Patches { x, prompt, grid }, w, &epilogue);
 }
 
@@ -208,11 +212,13 @@ pub fn embed_backward<T: Operand>(
     out: &mut [f32],
 ) {
     let (patches, width) = (grid.patches(), transposed.depth());
-    assert_eq!(grad.len(), grid.images * (1 + patches) * width, "tokens [B, 1 + patches, D]");
+    let tokens = grad.len() / (grid.images * width).max(1);
+    assert_eq!(grad.len(), grid.images * tokens * width, "tokens [B, ahead + patches, D]");
+    let ahead = tokens.saturating_sub(patches);
     out.fill(0.0);
     gemm::run(
         isa,
-        &PatchTokens { grad, patches, width },
+        &PatchTokens { grad, ahead, patches, width },
         transposed,
         &Unpatch { out: SharedMut::new(out), grid },
     );
@@ -223,11 +229,12 @@ mod tests {
     use super::*;
     use crate::testing::{Sweep, assert_close, sweep, values};
 
-    struct Images(Grid, usize);
+    /// Grid, width, tokens ahead.
+    struct Images(Grid, usize, usize);
 
     impl Sweep for Images {
         fn check<T: Operand>(&self, isa: Isa, rounding: f64) {
-            let &Self(grid, width) = self;
+            let &Self(grid, width, ahead) = self;
             let what = format!("{isa:?} {grid:?}");
             let (patches, p) = (grid.patches(), grid.patch);
             let image = grid.channels * grid.height * grid.width;
@@ -237,8 +244,8 @@ mod tests {
             let x = coarse(values(grid.images * image, 1));
             let prompt = coarse(values(image, 2));
             let w = values(depth * width, 3).into_iter().map(|v| T::from_f32(v).to_f32()).collect::<Vec<_>>();
-            let offset = values((1 + patches) * width, 5);
-            let mut out = vec![9.0; grid.images * (1 + patches) * width];
+            let offset = values((ahead + patches) * width, 5);
+            let mut out = vec![9.0; grid.images * (ahead + patches) * width];
             let matrix = Matrix::<T>::pack(depth, width, |k, n| w[k * width + n]);
             embed(isa, grid, &x, &prompt, &matrix, &offset, &mut out);
             let pixel = |image: usize, patch: usize, k: usize| {
@@ -249,12 +256,12 @@ mod tests {
             };
             let mut expected: Vec<f64> = Vec::new();
             for b in 0..grid.images {
-                for t in 0..=patches {
+                for t in 0..ahead + patches {
                     for n in 0..width {
                         let mut v = f64::from(offset[t * width + n]);
-                        if t > 0 {
+                        if t >= ahead {
                             for k in 0..depth {
-                                let at = pixel(b, t - 1, k);
+                                let at = pixel(b, t - ahead, k);
                                 v += f64::from(x[at] + prompt[at % image]) * f64::from(w[k * width + n]);
                             }
                         }
@@ -271,7 +278,7 @@ mod tests {
             for b in 0..grid.images {
                 for t in 0..patches {
                     for k in 0..depth {
-                        let row = (b * (1 + patches) + 1 + t) * width;
+                        let row = (b * (ahead + patches) + ahead + t) * width;
                         let sum = (0..width).map(|n| f64::from(grad[row + n]) * f64::from(w[k * width + n]));
                         expected[pixel(b, t, k)] = sum.sum();
                     }
@@ -286,7 +293,9 @@ mod tests {
         for (images, channels, height, width, patch, tokens) in
             [(2, 3, 8, 12, 4, 5), (1, 3, 32, 48, 16, 33), (1, 2, 15, 11, 5, 8), (1, 3, 28, 28, 14, 20)]
         {
-            sweep(&Images(Grid { images, channels, height, width, patch }, tokens));
+            for ahead in [1, 0] {
+                sweep(&Images(Grid { images, channels, height, width, patch }, tokens, ahead));
+            }
         }
     }
 }

@@ -171,7 +171,7 @@ impl Adapter {
         }
         let path = dir.join(MODEL);
         let file = TensorFile::open(&path)?;
-        if sha256(&path)? != config.tensors_sha256 {
+        if sha256(std::slice::from_ref(&path))? != config.tensors_sha256 {
             bail!("{} is not the file that {CONFIG} describes (`tensors_sha256` differs)", path.display());
         }
         // Laid out as for training; every value is then replaced.

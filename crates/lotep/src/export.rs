@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::adapter::Adapter;
-use crate::backbone::{CropMode, Loaded};
+use crate::backbone::{Checkpoint, CropMode, Loaded};
 use crate::data::Transform;
 use crate::head::linear;
 use crate::model::Predictor;
-use crate::safetensors::{NamedTensor, TensorFile, serialize};
+use crate::safetensors::{NamedTensor, serialize};
 use crate::{Result, bail, input_error, write_atomic};
 
 /// Merge `adapter` into the weights of `loaded` and write `config.json` and `model.safetensors` to `output`.
@@ -41,14 +41,14 @@ pub fn merge(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
         let name = format!("{head}.{leaf}");
         changed.insert(name.clone(), NamedTensor { name, ..tensor });
     }
-    let source = TensorFile::open(file)?;
+    let source = Checkpoint::open(file)?;
     let mut tensors = Vec::new();
-    for name in source.shapes().into_keys() {
+    for (name, shape) in source.shapes() {
         // timm counts these afresh when they are absent, and they must not be stored as floats.
         if name.ends_with("num_batches_tracked") || changed.contains_key(&name) {
             continue;
         }
-        let (values, shape) = source.read(&name)?;
+        let values = source.read(&name)?;
         tensors.push(NamedTensor { name, shape, values });
     }
     tensors.extend(changed.into_values());

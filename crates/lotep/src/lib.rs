@@ -24,6 +24,7 @@ pub mod params;
 pub mod pretrain;
 pub mod safetensors;
 pub mod system;
+pub mod torch;
 pub mod train;
 
 pub(crate) use atomic::remove_leftovers;

@@ -146,7 +146,8 @@ impl Frozen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::{LoadOptions, load};
+    use crate::backbone::parity::architecture;
+    use crate::backbone::{LoadOptions, load, made_up};
     use crate::fixtures::assert_close;
     use crate::ops::Precision;
     use crate::params::normal;
@@ -172,6 +173,9 @@ mod tests {
     fn folded_prompts_are_the_added_ones() {
         let resnet = random_backbone("resnet18", Some([64, 96]));
         let vit = random_backbone("vit_tiny_patch16_224", None);
+        let small = |name: &str, image: [usize; 2]| made_up(architecture(name), image);
+        let (convnext, swin) = (small("convnext", [32, 64]), small("swin_rect", [24, 56]));
+        let (coatnet, clip) = (small("coatnet2", [64, 96]), small("clip_visual_timm", [32, 32]));
         for (loaded, method, left) in [
             (&resnet, "lor-vp", vec!["image"]),
             (
@@ -182,6 +186,11 @@ mod tests {
             (&resnet, "linear-probe", vec![]),
             (&vit, "lor-vp", vec![]),
             (&vit, "lotep-cp", vec!["blocks.1", "blocks.2", "blocks.3"]),
+            (&clip, "lor-vp", vec![]),
+            (&clip, "lotep-cp", vec!["blocks.0"]),
+            (&convnext, "lotep-tk", vec!["image", "stages.0.blocks.0"]),
+            (&swin, "lotep-cp", vec!["image", "layers.0.blocks.0"]),
+            (&coatnet, "lotep-tk", vec!["image", "stages.0.blocks.0"]),
         ] {
             let method: MethodConfig =
                 serde_json::from_value(serde_json::json!({ "method": method })).unwrap();

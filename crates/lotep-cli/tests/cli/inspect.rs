@@ -110,3 +110,20 @@ fn one_thing_at_a_time() {
     lotep!("inspect").misused(&["--backbone", "--adapter", "--data"]);
     lotep!("inspect", "--backbone", "a", "--data", "b").misused(&["--backbone", "--data"]);
 }
+
+#[test]
+fn the_known_networks() {
+    let lines = lotep!("backbones", "swin", "--format", "json").done().stdout;
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let base = lines.iter().find(|l| l["name"] == "swin_base_patch4_window7_224").unwrap();
+    assert_eq!(base["parameters_without_head"], 86_743_224);
+    assert_eq!((&base["blocks"], &base["tag"]), (&json!(24), &json!("ms_in22k")));
+    let all = lotep!("backbones").done().stdout;
+    for (name, body) in [("convnext_base", "87.57M"), ("coatnet_2_rw_224", "72.84M"), ("resnet50", "23.51M")]
+    {
+        let line = all.lines().find(|line| line.split_whitespace().next() == Some(name)).unwrap();
+        assert!(line.contains(body), "{line}");
+    }
+    lotep!("backbones", "nothing").refused(&["`nothing`"]);
+}

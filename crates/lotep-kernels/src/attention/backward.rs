@@ -127,8 +127,9 @@ impl<T: Operand> Kernel for Backward<'_, T> {
                     let columns = (sizes.width - i * PANEL).min(PANEL);
                     for (r, sums) in sums.0.iter().enumerate().take(count) {
                         let v = [s.load(&sums[..LANES]), s.load(&sums[LANES..])];
+                        let Some(row) = sizes.row(sample, query + r) else { continue };
                         // SAFETY: each head of each token is written by one task, once.
-                        unsafe { store(s, &out, sample * n + query + r, column + i * PANEL, columns, v) };
+                        unsafe { store(s, &out, row, column + i * PANEL, columns, v) };
                     }
                 }
             }
@@ -283,8 +284,9 @@ impl Columns<'_> {
                 // SAFETY: each head of each key is written by one task, once.
                 unsafe {
                     if key < n {
+                        let Some(row) = self.sizes.row(sample, key) else { continue };
                         let column = self.sizes.column(head, 1 + self.kind) + self.d;
-                        store(s, out, sample * n + key, column, columns, v);
+                        store(s, out, row, column, columns, v);
                     } else {
                         let extra_row = (sample * 2 + self.kind) * (self.e.keys - n) + key - n;
                         let at = extra_row * self.sizes.channels() + self.sizes.column(head, 0) + self.d;

@@ -71,7 +71,13 @@ impl<T: Operand> Kernel for Forward<'_, T> {
                 for (r, sums) in block.0.iter().enumerate().take(count) {
                     let scale = s.splat(inverse[r]);
                     let v = [s.mul(s.load(&sums[..LANES]), scale), s.mul(s.load(&sums[LANES..]), scale)];
-                    let row = sample * sizes.queries + first + r;
+                    let row = match sizes.places {
+                        None => sample * sizes.queries + first + r,
+                        Some(_) => match sizes.row(sample, first + r) {
+                            Some(row) => row,
+                            None => continue,
+                        },
+                    };
                     // SAFETY: each head of each token is written by one task, once.
                     unsafe { store(s, &out, row, column + p * PANEL, columns, v) };
                 }

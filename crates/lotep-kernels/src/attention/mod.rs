@@ -43,6 +43,18 @@ pub struct Attention<'a> {
     pub bias: &'a [f32],
     /// Added as well, `[windows, tokens, tokens]`, sample `b` using `b mod windows`; may be empty.
     pub mask: &'a [f32],
+    /// Where windows find their tokens; none where those follow each other.
+    pub places: Option<Places<'a>>,
+}
+
+/// The windows of larger samples: each window counts as a sample, and its tokens lie anywhere in the larger one.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// For each window of a sample after the other, its tokens' rows, `[windows, tokens]`; `rows` stands for padding.
+    /// No row comes twice.
+    pub of: &'a [u32],
+    /// Rows of a sample.
+    pub rows: usize,
 }
 
 /// Keys and values that every sample attends to beside its own tokens', each `[extra, C]`.
@@ -57,7 +69,16 @@ pub struct Extra<'a, T: Operand> {
 impl Attention<'_> {
     /// Neither bias nor mask, and all tokens ask.
     pub fn plain(batch: usize, tokens: usize, heads: usize, width: usize) -> Self {
-        Self { batch, tokens, queries: tokens, heads, width, bias: &[], mask: &[] }
+        Self { batch, tokens, queries: tokens, heads, width, bias: &[], mask: &[], places: None }
+    }
+
+    /// The row of a sample's token; `None` for padding.
+    #[inline(always)]
+    fn row(&self, sample: usize, token: usize) -> Option<usize> {
+        let Some(places) = &self.places else { return Some(sample * self.tokens + token) };
+        let windows = places.of.len() / self.tokens;
+        let place = places.of[sample % windows * self.tokens + token] as usize;
+        (place < places.rows).then(|| sample / windows * places.rows + place)
     }
 
     fn channels(&self) -> usize {
@@ -72,12 +93,27 @@ impl Attention<'_> {
     ) {
         let channels = self.channels();
         assert!(self.queries <= self.tokens, "{} queries of {} tokens", self.queries, self.tokens);
-        for (of, tokens, columns) in
-            [(projections, self.tokens, 3 * channels), (outputs, self.queries, channels)]
-        {
-            for tiles in of {
-                let expected = (self.batch * tokens, columns);
-                assert_eq!((tiles.rows(), tiles.columns()), expected, "[B · N, 3 · C] and [B · Q, C]");
+        let [mut asked, mut all] = [self.batch * self.queries, self.batch * self.tokens];
+        let mut padding = 0;
+        if let Some(places) = &self.places {
+            let windows = places.of.len() / self.tokens.max(1);
+            assert!(windows > 0 && self.batch.is_multiple_of(windows), "{} of {windows} windows", self.batch);
+            assert!(self.queries == self.tokens && places.of.len() == windows * self.tokens, "whole windows");
+            let mut seen = vec![false; places.rows];
+            for place in places.of {
+                match seen.get_mut(*place as usize) {
+                    Some(seen) => assert!(!std::mem::replace(seen, true), "row {place} twice"),
+                    None => padding = 1,
+                }
+            }
+            all = self.batch / windows * places.rows;
+            asked = all;
+        }
+        for (of, rows, columns) in [(projections, all, 3 * channels), (outputs, asked, channels)] {
+            for (i, tiles) in of.iter().enumerate() {
+                // What is read has the padding's row at its end.
+                let rows = rows + if columns > channels && i == 0 { padding } else { 0 };
+                assert_eq!((tiles.rows(), tiles.columns()), (rows, columns), "[B · N, 3 · C] and [B · Q, C]");
             }
         }
         if let Some(extra) = extra {
@@ -96,14 +132,32 @@ impl Attention<'_> {
     }
 
     /// All tokens of a head of a sample, in the projections.
-    fn rows<'a, T>(&self, tiles: &'a Tiles<T>, [sample, head, part]: [usize; 3]) -> Rows<'a, T> {
-        let column = self.column(head, part);
-        Rows::new(tiles, sample * self.tokens, self.tokens, column, self.width)
+    fn rows<'a, T: Operand>(&'a self, tiles: &'a Tiles<T>, [sample, head, part]: [usize; 3]) -> Rows<'a, T> {
+        self.head_rows(tiles, sample, self.tokens, self.column(head, part))
     }
 
     /// All queries of a head of a sample, in the output.
-    fn outputs<'a, T>(&self, tiles: &'a Tiles<T>, [sample, head]: [usize; 2]) -> Rows<'a, T> {
-        Rows::new(tiles, sample * self.queries, self.queries, self.column(head, 0), self.width)
+    fn outputs<'a, T: Operand>(&'a self, tiles: &'a Tiles<T>, [sample, head]: [usize; 2]) -> Rows<'a, T> {
+        self.head_rows(tiles, sample, self.queries, self.column(head, 0))
+    }
+
+    fn head_rows<'a, T: Operand>(
+        &'a self,
+        tiles: &'a Tiles<T>,
+        sample: usize,
+        count: usize,
+        column: usize,
+    ) -> Rows<'a, T> {
+        let Some(places) = self.places else {
+            return Rows::new(tiles, sample * count, count, column, self.width);
+        };
+        let windows = places.of.len() / self.tokens;
+        let first = sample / windows * places.rows;
+        let at = sample % windows * self.tokens;
+        let samples = self.batch / windows * places.rows;
+        let padding = (tiles.rows() > samples).then_some(samples);
+        let rows = Rows::new(tiles, first, count, column, self.width);
+        rows.at_places(&places.of[at..at + count], places.rows, padding)
     }
 
     /// What is added to the scores of query `q`: up to two rows of a value for each token.
@@ -174,7 +228,9 @@ impl Extents {
 
 /// `softmax(q kᵀ / √d + bias + mask) v` for every head.
 ///
-/// `qkv` is `[B · N, 3 · C]`, packed `[q | k | v]`, each of `heads × d`; `out` is `[B · Q, C]`.
+/// `qkv` is `[B · N, 3 · C]`, packed `[q | k | v]`, each of `heads × d`; `out` is `[B · Q, C]`. Where windows find their
+/// tokens in larger samples, both have the samples' rows, and if there is padding `qkv` one more, the projection of
+/// padding.
 ///
 /// # Panics
 /// The lengths do not fit the sizes.
@@ -195,8 +251,9 @@ pub fn forward<T: Operand>(
     });
 }
 
-/// The gradient of `qkv`, given that of the output; both in their forward layouts, zero for what does not ask. That of the extra keys and
-/// values goes to `extra_grad`, `[B, 2, M, C]` (keys, then values), to be summed over the samples.
+/// The gradient of `qkv`, given that of the output; both in their forward layouts, zero for what does not ask and
+/// without a row for padding. That of the extra keys and values goes to `extra_grad`, `[B, 2, M, C]` (keys, then
+/// values), to be summed over the samples.
 ///
 /// # Panics
 /// The lengths do not fit the sizes.

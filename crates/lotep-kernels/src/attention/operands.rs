@@ -18,16 +18,31 @@ pub(super) struct Rows<'a, T> {
     column: usize,
     width: usize,
     more: Option<(&'a Tiles<T>, usize)>,
+    /// Where the rows are behind `first`, if not one after another, and what stands for padding.
+    places: Option<(&'a [u32], usize)>,
+    /// The row that stands for padding, if it is not zero.
+    padding: Option<usize>,
 }
 
 impl<'a, T> Rows<'a, T> {
     pub(super) fn new(tiles: &'a Tiles<T>, first: usize, count: usize, column: usize, width: usize) -> Self {
-        Self { tiles, first, count, column, width, more: None }
+        Self { tiles, first, count, column, width, more: None, places: None, padding: None }
+    }
+
+    /// The same, with each row's place behind the first; `rows` stands for padding, which has a row of its own or
+    /// is zero.
+    pub(super) fn at_places(self, places: &'a [u32], rows: usize, padding: Option<usize>) -> Self {
+        Self { places: Some((places, rows)), padding, ..self }
     }
 
     /// A range of the rows.
     pub(super) fn part(&self, first: usize, count: usize) -> Self {
-        Self { first: self.first + first, count, ..*self }
+        match self.places {
+            Some((places, rows)) => {
+                Self { places: Some((&places[first..first + count], rows)), count, ..*self }
+            }
+            None => Self { first: self.first + first, count, ..*self },
+        }
     }
 
     /// With all rows of another matrix behind them, the head beginning at `column`.
@@ -37,11 +52,16 @@ impl<'a, T> Rows<'a, T> {
 }
 
 impl<T: Operand> Rows<'_, T> {
-    /// Matrix, row and column of a row; `None` behind the last.
+    /// Matrix, row and column of a row; `None` behind the last, and for padding that is zero.
     #[inline(always)]
     fn at(&self, row: usize) -> Option<(&Tiles<T>, usize, usize)> {
         if row < self.count {
-            return Some((self.tiles, self.first + row, self.column));
+            let row = match self.places {
+                None => self.first + row,
+                Some((places, rows)) if (places[row] as usize) < rows => self.first + places[row] as usize,
+                Some(_) => self.padding?,
+            };
+            return Some((self.tiles, row, self.column));
         }
         let (tiles, column) = self.more?;
         let row = row - self.count;

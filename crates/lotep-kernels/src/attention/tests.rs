@@ -74,7 +74,8 @@ impl Sweep for Heads {
             (Vec::new(), Vec::new())
         };
         let queries = self.queries.min(tokens);
-        let sizes = Attention { batch, tokens, queries, heads, width, bias: &bias, mask: &mask };
+        let sizes =
+            Attention { batch, tokens, queries, heads, width, bias: &bias, mask: &mask, places: None };
         let (rows, channels) = (batch * tokens, heads * width);
         let double =
             |count, seed| -> Vec<T> { values(count, seed).iter().map(|v| T::from_f32(2.0 * v)).collect() };
@@ -115,4 +116,84 @@ fn heads_of_any_size_agree_with_f64() {
 fn many_tokens_agree_with_f64() {
     sweep(&Heads { sizes: [1, 197, 2, 64], windows: 0, extra: 5, queries: 197 });
     sweep(&Heads { sizes: [1, 300, 1, 16], windows: 1, extra: 0, queries: 290 });
+}
+
+/// Windows that find their tokens in larger samples give what they give one after another; padding is a token whose
+/// projection is given and whose gradient nobody asks for.
+struct Windowed {
+    size: [usize; 2],
+    window: [usize; 2],
+    shift: usize,
+}
+
+impl Sweep for Windowed {
+    fn check<T: Operand>(&self, isa: Isa, rounding: f64) {
+        let ([height, width], [wh, ww]) = (self.size, self.window);
+        let what = format!("{isa:?} {:?} in {:?}", self.size, self.window);
+        let (rows, tokens) = (height * width, wh * ww);
+        let mut places = Vec::new();
+        for top in (0..height).step_by(wh) {
+            for left in (0..width).step_by(ww) {
+                for (y, x) in (0..tokens).map(|i| (top + i / ww, left + i % ww)) {
+                    let inside = y < height && x < width;
+                    let at = (y + self.shift) % height * width + (x + self.shift) % width;
+                    places.push(if inside { at as u32 } else { rows as u32 });
+                }
+            }
+        }
+        let (images, heads, width) = (2, 2, 8);
+        let (windows, channels) = (places.len() / tokens, heads * width);
+        let bias = values(heads * tokens * tokens, 2);
+        let mask = values(windows * tokens * tokens, 3);
+        let padded = places.contains(&(rows as u32));
+        let all = images * rows + usize::from(padded);
+        let qkv = operands::<T>(all * 3 * channels, 1);
+        let grad = operands::<T>(images * rows * channels, 5);
+        // The same, window after window.
+        let place = |i: usize| {
+            let (image, place) = (i / places.len(), places[i % places.len()] as usize);
+            (place < rows).then_some(image * rows + place)
+        };
+        let count = images * places.len();
+        let gather = |x: &[T], width: usize, padding: Option<usize>| -> Vec<f64> {
+            let row = |i| match place(i).or(padding) {
+                Some(row) => wide(&x[row * width..(row + 1) * width]),
+                None => vec![0.0; width],
+            };
+            (0..count).flat_map(row).collect()
+        };
+        let plain = Attention {
+            bias: &bias,
+            mask: &mask,
+            ..Attention::plain(images * windows, tokens, heads, width)
+        };
+        let straight = gather(&qkv, 3 * channels, Some(images * rows));
+        let [out, back, _] = reference(&plain, &straight, [&[], &[]], &gather(&grad, channels, None));
+        let scatter = |x: &[f64], width: usize| {
+            let mut to = vec![0.0; images * rows * width];
+            for i in 0..count {
+                if let Some(row) = place(i) {
+                    to[row * width..(row + 1) * width].copy_from_slice(&x[i * width..(i + 1) * width]);
+                }
+            }
+            to
+        };
+        let sizes = Attention { places: Some(Places { of: &places, rows }), ..plain };
+        let (qkv, grad) = (Tiles::from_rows(&qkv, 3 * channels), Tiles::from_rows(&grad, channels));
+        let mut found = Tiles::new(images * rows, channels);
+        forward(isa, sizes, &qkv, None, &mut found);
+        assert_close(&found.to_rows(), &scatter(&out, channels), 2.0 * rounding, &what);
+        let mut found = Tiles::new(images * rows, 3 * channels);
+        backward(isa, sizes, &qkv, None, &grad, &mut found);
+        assert_close(&found.to_rows(), &scatter(&back, 3 * channels), 3.0 * rounding, &what);
+    }
+}
+
+#[test]
+fn windows_agree_with_f64() {
+    for (size, window, shift) in
+        [([4, 6], [2, 3], 0), ([7, 7], [7, 7], 3), ([5, 7], [4, 3], 1), ([1, 1], [2, 2], 0)]
+    {
+        sweep(&Windowed { size, window, shift });
+    }
 }

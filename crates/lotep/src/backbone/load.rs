@@ -7,10 +7,9 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
 
-use super::config::MAX_SIDE;
-use super::{Architecture, Backbone, Block, ModelConfig, ResNet, Vit, Weights, blocks};
+use super::checkpoint::{Checkpoint, in_directory};
+use super::{Architecture, Backbone, Block, ModelConfig, Weights, blocks};
 use crate::ops::{Compute, Precision};
-use crate::safetensors::TensorFile;
 use crate::{Error, Result, bail, input_error};
 
 /// What to load and how.
@@ -71,13 +70,13 @@ pub fn load(options: &LoadOptions) -> Result<Loaded> {
     let path = Path::new(&options.backbone);
     let (config, file) = if path.is_dir() {
         let config = ModelConfig::from_hub(&path.join("config.json"))?;
-        (Some(config), path.join("model.safetensors"))
+        (Some(config), in_directory(path))
     } else if path.is_file() {
         (None, path.to_path_buf())
     } else {
         bail!("{}", not_found(&options.backbone));
     };
-    let tensors = TensorFile::open(&file)?;
+    let tensors = Checkpoint::open(&file)?;
     let config = match (&options.arch, config) {
         (None, Some(config)) => config,
         (Some(arch), config) => {
@@ -93,7 +92,7 @@ pub fn load(options: &LoadOptions) -> Result<Loaded> {
         ),
     };
     let head = format!("{}.weight", config.architecture.classifier());
-    let config = match tensors.shape(&head).as_deref() {
+    let config = match tensors.shape(&head) {
         None => ModelConfig { classes: 0, ..config },
         Some([classes, _]) if options.arch.is_some() && *classes != config.classes => {
             // A bare file says by its classifier what it was trained on, and so what pixels it wants.
@@ -102,48 +101,31 @@ pub fn load(options: &LoadOptions) -> Result<Loaded> {
         Some([classes, _]) => ModelConfig { classes: *classes, ..config },
         Some(shape) => bail!("{}: `{head}` has shape {shape:?}, a matrix is expected", file.display()),
     };
-    build(config, Weights::from_file(tensors, &options.device), Some(&file), options)
+    let paths = tensors.paths().to_vec();
+    build(config, Weights::from_file(tensors, &options.device), Some((&file, &paths)), options)
 }
 
 fn build(
     mut config: ModelConfig,
     weights: Weights,
-    file: Option<&Path>,
+    file: Option<(&Path, &[PathBuf])>,
     options: &LoadOptions,
 ) -> Result<Loaded> {
     if let Some(image) = options.image {
-        match &config.architecture {
-            Architecture::ResNet(_) if image.iter().all(|s| (32..=MAX_SIDE).contains(s)) => {
-                config.preprocess.image = image;
-            }
-            Architecture::ResNet(_) => {
-                bail!("--image-size {}x{} is out of range: 32 to {MAX_SIDE}", image[0], image[1])
-            }
-            Architecture::Vit(c) if c.image != image => bail!(
-                "--image-size {}x{}: {} has position embeddings for {}x{} only",
-                image[0],
-                image[1],
-                config.name,
-                c.image[0],
-                c.image[1]
-            ),
-            Architecture::Vit(_) => {}
-        }
+        config.architecture = config.architecture.resized(image)?;
+        config.preprocess.image = image;
     }
     let precision = options.precision.unwrap_or(Precision::auto(&options.device)?);
     let compute = Compute { precision, portable: false, recompute: options.recompute };
-    let network: Arc<dyn Backbone> = match &config.architecture {
-        Architecture::ResNet(c) => Arc::new(ResNet::load(c, config.classes, &weights, compute)?),
-        Architecture::Vit(c) => Arc::new(Vit::load(c, config.classes, &weights, compute)?),
-    };
+    let network = config.architecture.load(config.classes, &weights, compute)?;
     weights.finish()?;
     let head_parameters = if config.classes > 0 { config.classes * (network.feature_width() + 1) } else { 0 };
     Ok(Loaded {
         blocks: blocks(network.as_ref(), config.preprocess.image, &options.device),
         body_parameters: weights.parameters() - head_parameters,
         head_parameters,
-        sha256: file.map(sha256).transpose()?,
-        file: file.map(Path::to_path_buf),
+        sha256: file.map(|(_, paths)| sha256(paths)).transpose()?,
+        file: file.map(|(path, _)| path.to_path_buf()),
         arch: options.arch.clone(),
         source: options.backbone.clone(),
         device: options.device.clone().without_autodiff(),
@@ -151,6 +133,24 @@ fn build(
         network,
         config,
     })
+}
+
+/// A network with made-up weights, whatever its shape.
+#[cfg(test)]
+pub(crate) fn made_up(architecture: Architecture, image: [usize; 2]) -> Loaded {
+    let mut preprocess = architecture.preprocess(5);
+    preprocess.image = image;
+    let config = ModelConfig { name: "made up".into(), architecture, classes: 5, preprocess };
+    let options = LoadOptions {
+        backbone: "made up".into(),
+        arch: None,
+        random_weights: true,
+        image: None,
+        device: Device::flex(),
+        precision: Some(Precision::F32),
+        recompute: false,
+    };
+    build(config, Weights::random(0, &options.device), None, &options).unwrap()
 }
 
 fn not_found(name: &str) -> String {
@@ -166,18 +166,20 @@ fn not_found(name: &str) -> String {
     }
 }
 
-/// SHA-256 of a file, in hexadecimal.
+/// SHA-256 of files one after another, in hexadecimal.
 ///
 /// # Errors
-/// The file can't be read.
-pub(crate) fn sha256(path: &Path) -> Result<String> {
-    let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+/// One can't be read.
+pub(crate) fn sha256(paths: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0_u8; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(Error::io("read", path))? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
+    for path in paths {
+        let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+        loop {
+            match file.read(&mut buffer).map_err(Error::io("read", path))? {
+                0 => break,
+                n => hash.update(&buffer[..n]),
+            }
         }
     }
     Ok(hex(&hash.finalize()))

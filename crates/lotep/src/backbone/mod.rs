@@ -2,11 +2,18 @@
 //!
 //! The backbone does not know which method is in it: it calls [`Hooks`] at fixed places and goes on.
 
+mod checkpoint;
+mod coatnet;
 mod config;
+mod convnext;
+mod family;
+mod layout;
 mod load;
 #[cfg(test)]
-mod parity;
+pub(crate) mod parity;
+mod positions;
 mod resnet;
+mod swin;
 mod vit;
 mod weights;
 
@@ -15,10 +22,17 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use config::{Architecture, CropMode, ModelConfig, Preprocess, architectures};
+pub use checkpoint::Checkpoint;
+pub use coatnet::{CoAtNet, CoAtNetConfig};
+pub use config::{CropMode, ModelConfig, Preprocess};
+pub use convnext::{ConvNext, ConvNextConfig};
+pub use family::{Architecture, PUBLISHED, Published, architectures};
+#[cfg(test)]
+pub(crate) use load::made_up;
 pub use load::{LoadOptions, Loaded, load};
 pub(crate) use load::{hex, sha256};
 pub use resnet::{ResNet, ResNetConfig};
+pub use swin::{Swin, SwinConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
 
@@ -99,6 +113,38 @@ pub trait Hooks {
     fn exit(&self, _block: usize, _x: &Activation) {}
 }
 
+/// A feature map `[B, C, H, W]` at the entrance of block `l`, as the hooks leave it.
+fn enter_map(hooks: &dyn Hooks, l: usize, x: Tensor<4>) -> Tensor<4> {
+    let Activation::Map(x) = hooks.entrance(l, Activation::Map(x)) else {
+        unreachable!("a hook keeps the layout")
+    };
+    x
+}
+
+/// Tokens `[B, N, C]` at the entrance of block `l`, as the hooks leave them.
+fn enter_tokens(hooks: &dyn Hooks, l: usize, x: Tensor<3>) -> Tensor<3> {
+    let Activation::Tokens(x) = hooks.entrance(l, Activation::Tokens(x)) else {
+        unreachable!("a hook keeps the layout")
+    };
+    x
+}
+
+fn leave_map(hooks: &dyn Hooks, l: usize, x: &Tensor<4>) {
+    hooks.exit(l, &Activation::Map(x.clone()));
+}
+
+/// Pixels as rows: `[B, C, H, W]` to `[B, H · W, C]`, a view where channels come last in memory.
+fn rows(x: Tensor<4>) -> Tensor<3> {
+    let [b, c, h, w] = x.dims();
+    x.permute([0, 2, 3, 1]).reshape([b, h * w, c])
+}
+
+/// The other way about, a view.
+fn map(x: Tensor<3>, [h, w]: [usize; 2]) -> Tensor<4> {
+    let [b, _, c] = x.dims();
+    x.reshape([b, h, w, c]).permute([0, 3, 1, 2])
+}
+
 /// No method: the network as it was trained.
 #[derive(Clone, Copy, Debug)]
 pub struct NoHooks;
@@ -136,7 +182,21 @@ pub trait Backbone: Send + Sync {
     fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded;
 
     /// The patch grid of an image `[H, W]` for networks of tokens; unused elsewhere.
-    fn grid(&self, image: [usize; 2]) -> [usize; 2];
+    fn grid(&self, _image: [usize; 2]) -> [usize; 2] {
+        [0, 0]
+    }
+}
+
+/// What [`Backbone::fold`] gives where an image becomes a map that the stem adds, which no checkpoint has a place for,
+/// and the first block's prompt meets a nonlinearity before any constant.
+fn fold_image<B: Backbone + Clone + 'static>(
+    network: &B,
+    image: Option<Tensor<4>>,
+    with_added: impl FnOnce(Tensor<4>) -> B,
+) -> Folded {
+    let changed = image.is_none().then(Vec::new);
+    let network = image.map_or_else(|| network.clone(), with_added);
+    Folded { network: Arc::new(network), first: false, changed }
 }
 
 /// Find every block's entrance geometry by running one blank image through.

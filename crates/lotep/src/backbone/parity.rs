@@ -7,21 +7,24 @@ use burn::tensor::{Device, Tensor};
 use super::*;
 use crate::fixtures::{self, Fixture};
 use crate::method::AdditivePrompts;
-use crate::ops::{Compute, Precision};
+use crate::ops::{Compute, Nonlinearity, Precision};
 use crate::safetensors::TensorFile;
 use crate::train::loss::cross_entropy_sum;
 
 const FORWARD: f64 = 1e-5;
 const GRADIENT: f64 = 5e-5;
 
-fn network(name: &str, weights: &Weights, compute: Compute) -> Box<dyn Backbone> {
+/// The reduced networks of the fixtures.
+pub(crate) fn architecture(name: &str) -> Architecture {
     let resnet = |bottleneck, layers, channels| {
-        let config = ResNetConfig { bottleneck, layers, stem: 12, channels };
-        Box::new(ResNet::load(&config, 7, weights, compute).unwrap()) as Box<dyn Backbone>
+        Architecture::ResNet(ResNetConfig { bottleneck, layers, stem: 12, channels })
     };
     let vit = |image, patch, width, depth, heads, qkv_bias| {
-        let config = VitConfig { image, patch, width, depth, heads, qkv_bias };
-        Box::new(Vit::load(&config, 7, weights, compute).unwrap()) as Box<dyn Backbone>
+        Architecture::Vit(VitConfig { qkv_bias, ..VitConfig::new(image, patch, width, depth, heads) })
+    };
+    let swin = |image, depths: &[usize], heads: &[usize], window| {
+        let (depths, heads) = (depths.to_vec(), heads.to_vec());
+        Architecture::Swin(SwinConfig { image, patch: 2, width: 6, depths, heads, window })
     };
     match name {
         "resnet18" => resnet(false, [2, 2, 2, 2], [12, 16, 20, 24]),
@@ -29,8 +32,31 @@ fn network(name: &str, weights: &Weights, compute: Compute) -> Box<dyn Backbone>
         "vit_b16" => vit([48, 64], 16, 32, 3, 4, true),
         "vit_b32" => vit([64, 96], 32, 16, 2, 2, true),
         "vit_b16_miil" => vit([48, 48], 16, 24, 3, 3, false),
+        "clip_visual_timm" => Architecture::Vit(VitConfig {
+            clip: true,
+            nonlinearity: Nonlinearity::QuickGelu,
+            ..VitConfig::new([32, 32], 8, 32, 3, 4)
+        }),
+        "convnext" => {
+            Architecture::ConvNext(ConvNextConfig { patch: 4, depths: [2, 2, 3, 2], dims: [12, 16, 24, 32] })
+        }
+        "swin" => swin([48, 48], &[2, 2, 4, 2], &[1, 2, 4, 8], 3),
+        "swin_rect" => swin([24, 56], &[2, 2, 2], &[1, 2, 4], 4),
+        "coatnet2" => Architecture::CoAtNet(CoAtNetConfig {
+            image: [64, 96],
+            stem: [6, 8],
+            dims: [8, 12, 16, 24],
+            depths: [2, 2, 3, 2],
+            head: 4,
+            layer_scale: false,
+        }),
         other => panic!("no network for fixture {other}"),
     }
+}
+
+fn network(name: &str, weights: &Weights, compute: Compute) -> Arc<dyn Backbone> {
+    let classes = if name.starts_with("clip") { 20 } else { 7 };
+    architecture(name).load(classes, weights, compute).unwrap()
 }
 
 /// Adds prompts and records what every block put out.
@@ -87,9 +113,12 @@ fn pass(
 fn check(name: &str) {
     let Some(f) = fixtures::open(&format!("{name}.safetensors")) else { return };
     let device = Device::flex().autodiff();
-    let weights = Weights::from_file(TensorFile::open(f.0.path()).unwrap(), &device).tracked();
+    let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device).tracked();
     let net = network(name, &weights, Compute::default());
     weights.finish().unwrap();
+    let head = net.head().unwrap().dims();
+    let body = weights.parameters() - head[1] * (head[0] + 1);
+    assert_eq!(architecture(name).size(), [net.block_names().len(), body], "{name}: blocks and parameters");
     let [_, _, h, w] = f.tensor::<4>("_fx.input", &device).dims();
     let blocks = blocks(net.as_ref(), [h, w], &device);
 
@@ -98,13 +127,7 @@ fn check(name: &str) {
     let p = pass(&f, net.as_ref(), zeros, true, &device);
     f.assert_close(&p.logits, "_fx.logits", FORWARD);
     f.assert_close(&p.loss, "_fx.loss", FORWARD);
-    for (l, exit) in p.exits.iter().enumerate() {
-        let name = format!("_fx.block_out.{l}");
-        match exit {
-            Activation::Map(x) => f.assert_close(x, &name, FORWARD),
-            Activation::Tokens(x) => f.assert_close(x, &name, FORWARD),
-        }
-    }
+    exits(&f, &p);
     let grads = p.loss.backward();
     f.assert_close(&p.input.grad(&grads).unwrap(), "_fx.grad_input", GRADIENT);
     for (l, prompt) in p.prompts.iter().enumerate() {
@@ -132,8 +155,25 @@ fn check(name: &str) {
     // that computes its blocks again.
     for (portable, recompute) in [(true, false), (false, false), (false, true)] {
         let compute = Compute { precision: Precision::F32, portable, recompute };
-        let net = network(name, &Weights::from_file(TensorFile::open(f.0.path()).unwrap(), &device), compute);
+        let net = network(name, &Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device), compute);
         prompted(&f, net.as_ref(), &blocks, &device);
+    }
+}
+
+/// Every block's output.
+fn exits(f: &Fixture, p: &Pass) {
+    for (l, exit) in p.exits.iter().enumerate() {
+        let name = format!("_fx.block_out.{l}");
+        match exit {
+            Activation::Map(x) => {
+                let [_, channels, height, width] = x.dims();
+                // timm's Swin has its channels last.
+                let last = f.0.shape(&name).unwrap()[1..] == [height, width, channels];
+                let x = if last { x.clone().permute([0, 2, 3, 1]) } else { x.clone() };
+                f.assert_close(&x, &name, FORWARD);
+            }
+            Activation::Tokens(x) => f.assert_close(x, &name, FORWARD),
+        }
     }
 }
 
@@ -142,13 +182,7 @@ fn prompted(f: &Fixture, net: &dyn Backbone, blocks: &[Block], device: &Device) 
     // First pass again: every block's output.
     let p = pass(f, net, Vec::new(), true, device);
     f.assert_close(&p.logits, "_fx.logits", FORWARD);
-    for (l, exit) in p.exits.iter().enumerate() {
-        let name = format!("_fx.block_out.{l}");
-        match exit {
-            Activation::Map(x) => f.assert_close(x, &name, FORWARD),
-            Activation::Tokens(x) => f.assert_close(x, &name, FORWARD),
-        }
-    }
+    exits(f, &p);
 
     // The class token's gradient, through a prompt that covers the whole sequence.
     if blocks[0].layout == Layout::Tokens {
@@ -201,6 +235,42 @@ fn vit_b16_miil() {
     check("vit_b16_miil");
 }
 
+#[test]
+fn convnext() {
+    check("convnext");
+}
+
+#[test]
+fn swin() {
+    check("swin");
+}
+
+/// Maps that windows don't divide, an odd side to merge, windows larger than the map.
+#[test]
+fn swin_rect() {
+    check("swin_rect");
+}
+
+#[test]
+fn coatnet2() {
+    check("coatnet2");
+}
+
+/// CLIP's image tower under timm's names: its head is the projection.
+#[test]
+fn clip_visual_timm() {
+    let Some(f) = fixtures::open("clip_visual_timm.safetensors") else { return };
+    let device = Device::flex();
+    for portable in [true, false] {
+        let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device);
+        let compute = Compute { portable, ..Compute::default() };
+        let net = network("clip_visual_timm", &weights, compute);
+        weights.finish().unwrap();
+        let features = net.features(f.tensor("_fx.input", &device), &NoHooks);
+        f.assert_close(&net.head().unwrap().forward(features), "_fx.logits", FORWARD);
+    }
+}
+
 /// Real weights at full size: features and logits of four images, as timm computed them.
 #[test]
 fn real_weights_agree_with_timm() {
@@ -234,6 +304,9 @@ fn blocks_at_full_size() {
         ("resnet18", "resnet18.tv_in1k"),
         ("resnet50", "resnet50.tv_in1k"),
         ("vit_base_patch32_224", "vit_base_patch32_224.augreg_in21k_ft_in1k"),
+        ("convnext_base", "convnext_base.fb_in22k"),
+        ("swin_base_patch4_window7_224", "swin_base_patch4_window7_224.ms_in22k"),
+        ("coatnet_2_rw_224", "coatnet_2_rw_224.sw_in12k"),
     ] {
         let options = LoadOptions {
             backbone: arch.into(),
@@ -267,12 +340,18 @@ fn rows(table: &serde_json::Value, key: &str) -> Vec<(String, usize, usize, usiz
 /// twice as many, and in a ReLU network a rounding that flips a gate changes them by more.
 #[test]
 fn bf16_stays_near_f32() {
-    for (name, bounds) in [("vit_b16", [2e-2, 5e-2]), ("resnet18", [2e-2, 3e-1]), ("resnet50", [3e-2, 3e-1])]
-    {
+    for (name, bounds) in [
+        ("vit_b16", [2e-2, 5e-2]),
+        ("resnet18", [2e-2, 3e-1]),
+        ("resnet50", [3e-2, 3e-1]),
+        ("convnext", [2e-2, 5e-2]),
+        ("swin", [4e-2, 1e-1]),
+        ("coatnet2", [2e-2, 5e-2]),
+    ] {
         let Some(f) = fixtures::open(&format!("{name}.safetensors")) else { return };
         let device = Device::flex().autodiff();
         let run = |precision, portable| {
-            let weights = Weights::from_file(TensorFile::open(f.0.path()).unwrap(), &device);
+            let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device);
             let net = network(name, &weights, Compute { precision, portable, recompute: false });
             let p = pass(&f, net.as_ref(), Vec::new(), false, &device);
             let grads = p.loss.backward();

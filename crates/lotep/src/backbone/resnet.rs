@@ -7,10 +7,14 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{Activation, Backbone, Folded, Hooks, Weights};
-use crate::Result;
-use crate::ops::{BatchNorm, Compute, ConvNorm, ImageStem, Linear, Precision, ResidualBlock};
+use super::config::{IMAGENET, MIIL_CLASSES, Preprocess, UNCHANGED};
+use super::family::{Family, set};
+use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map};
+use crate::data::Interpolation;
+use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock};
+use crate::{Result, bail};
 
 const BN_EPS: f64 = 1e-5;
 
@@ -36,6 +40,97 @@ impl ResNetConfig {
     fn expansion(&self) -> usize {
         if self.bottleneck { 4 } else { 1 }
     }
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "resnet18" => Self::new(false, [2, 2, 2, 2]),
+            "resnet34" => Self::new(false, [3, 4, 6, 3]),
+            "resnet50" => Self::new(true, [3, 4, 6, 3]),
+            "resnet101" => Self::new(true, [3, 4, 23, 3]),
+            _ => return None,
+        })
+    }
+}
+
+impl Family for ResNetConfig {
+    fn set(&mut self, key: &str, value: &Value) -> Option<()> {
+        match key {
+            "layers" => set(&mut self.layers, value),
+            "channels" => set(&mut self.channels, value),
+            "block" => {
+                self.bottleneck = match value.as_str()?.to_ascii_lowercase().as_str() {
+                    "bottleneck" => true,
+                    "basicblock" | "basic" => false,
+                    _ => return None,
+                };
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.layers.contains(&0) || self.channels.contains(&0) || self.stem == 0 {
+            bail!("config.json: layers {:?} and channels {:?} must be positive", self.layers, self.channels);
+        }
+        Ok(())
+    }
+
+    fn args(&self) -> Value {
+        json!({ "layers": self.layers, "channels": self.channels })
+    }
+
+    fn preprocess(&self, classes: usize) -> Preprocess {
+        let pixels = if classes == MIIL_CLASSES { UNCHANGED } else { IMAGENET };
+        Preprocess::centre(0.875, Interpolation::Bilinear, pixels)
+    }
+
+    fn image(&self) -> Option<[usize; 2]> {
+        None
+    }
+
+    fn resize(&mut self, _image: [usize; 2]) -> Result<()> {
+        Ok(())
+    }
+
+    fn classifier(&self) -> &'static str {
+        "fc"
+    }
+
+    fn first_conv(&self) -> &'static str {
+        "conv1"
+    }
+
+    fn feature_width(&self) -> usize {
+        self.channels[3] * self.expansion()
+    }
+
+    fn size(&self) -> [usize; 2] {
+        let norm = |channels: usize| 2 * channels;
+        let (mut count, mut input) = (3 * 49 * self.stem + norm(self.stem), self.stem);
+        for (stage, (&blocks, &inner)) in self.layers.iter().zip(&self.channels).enumerate() {
+            let output = inner * self.expansion();
+            for index in 0..blocks {
+                let strides = index == 0 && stage > 0;
+                count += if self.bottleneck {
+                    inner * (input + 9 * inner + output) + 2 * norm(inner) + norm(output)
+                } else {
+                    9 * inner * (input + output) + norm(inner) + norm(output)
+                };
+                count += if strides || input != output { output * input + norm(output) } else { 0 };
+                input = output;
+            }
+        }
+        [self.layers.iter().sum(), count]
+    }
+
+    fn depth_ratio(&self) -> f64 {
+        0.8
+    }
+
+    fn load(&self, classes: usize, weights: &Weights, compute: Compute) -> Result<Arc<dyn Backbone>> {
+        Ok(Arc::new(ResNet::load(self, classes, weights, compute)?))
+    }
 }
 
 /// A ResNet with its batch norms folded.
@@ -60,15 +155,7 @@ impl ResNet {
     ) -> Result<Self> {
         let compute = compute.into();
         let conv = |conv: &str, bn: &str, shape: [usize; 4], stride: usize| -> Result<ConvNorm> {
-            let channels = [shape[0]];
-            let take = |leaf: &str| weights.take(&format!("{bn}.{leaf}"), channels);
-            let norm = BatchNorm {
-                weight: take("weight")?,
-                bias: take("bias")?,
-                mean: take("running_mean")?,
-                var: take("running_var")?,
-                eps: BN_EPS,
-            };
+            let norm = weights.batch_norm(bn, shape[0], BN_EPS)?;
             let kernel = weights.take(&format!("{conv}.weight"), shape)?;
             Ok(ConvNorm { kernel, norm, stride })
         };
@@ -102,12 +189,7 @@ impl ResNet {
                 input = output;
             }
         }
-        let head = (classes > 0)
-            .then(|| -> Result<Linear> {
-                let weight = weights.take("fc.weight", [classes, input])?;
-                Ok(Linear::new(weight, Some(weights.take("fc.bias", [classes])?), Precision::F32))
-            })
-            .transpose()?;
+        let head = weights.head("fc", classes, input)?;
         Ok(Self { stem: ImageStem::new(stem, compute), blocks, head, width: input })
     }
 }
@@ -116,11 +198,8 @@ impl Backbone for ResNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let mut x = self.stem.forward(x);
         for (l, (_, block)) in self.blocks.iter().enumerate() {
-            let Activation::Map(entered) = hooks.entrance(l, Activation::Map(x)) else {
-                unreachable!("a hook keeps the layout")
-            };
-            x = block.forward(entered, hooks.prompt(l));
-            hooks.exit(l, &Activation::Map(x.clone()));
+            x = block.forward(enter_map(hooks, l, x), hooks.prompt(l));
+            leave_map(hooks, l, &x);
         }
         let [b, c, _, _] = x.dims();
         x.mean_dims(&[2, 3]).reshape([b, c])
@@ -139,14 +218,6 @@ impl Backbone for ResNet {
     }
 
     fn fold(&self, image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Folded {
-        let changed = image.is_none().then(Vec::new);
-        let stem = image.map_or_else(|| self.stem.clone(), |image| self.stem.with_added(image));
-        let network = Self { stem, ..self.clone() };
-        // The first block's prompt enters behind the stem's ReLU: it stays an addition there.
-        Folded { network: Arc::new(network), first: false, changed }
-    }
-
-    fn grid(&self, _image: [usize; 2]) -> [usize; 2] {
-        [0, 0]
+        fold_image(self, image, |image| Self { stem: self.stem.with_added(image), ..self.clone() })
     }
 }

@@ -2,20 +2,24 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{Activation, Backbone, Folded, Hooks, Weights};
-use crate::Result;
+use super::config::{CLIP, HALVES, MAX_SIDE, Preprocess, UNCHANGED};
+use super::family::{Family, set, set_sides};
+use super::positions::resample;
+use super::{Activation, Backbone, Folded, Hooks, Weights, enter_tokens};
+use crate::data::Interpolation;
 use crate::ops::{
-    Compute, LayerNorm, Linear, PatchEmbed, Precision, TransformerBlock, TransformerWeights, token_rows,
+    Compute, LayerNorm, Linear, Nonlinearity, PatchEmbed, Scope, TransformerBlock, TransformerWeights,
+    token_rows,
 };
 use crate::safetensors::NamedTensor;
-
-const LN_EPS: f64 = 1e-6;
+use crate::{Result, bail};
 
 /// The shape of a vision transformer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VitConfig {
     /// Image height and width.
     pub image: [usize; 2],
@@ -29,11 +33,185 @@ pub struct VitConfig {
     pub heads: usize,
     /// Whether the query-key-value projection has a bias (MIIL's has none).
     pub qkv_bias: bool,
+    /// CLIP's image tower: no bias at the patches, a norm before the first block.
+    #[serde(default)]
+    pub clip: bool,
+    /// What the perceptrons have inside.
+    #[serde(default)]
+    pub nonlinearity: Nonlinearity,
+    /// The image size that the stored position embeddings are for, if it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<[usize; 2]>,
 }
 
 impl VitConfig {
+    /// A plain vision transformer.
+    pub const fn new(image: [usize; 2], patch: usize, width: usize, depth: usize, heads: usize) -> Self {
+        let nonlinearity = Nonlinearity::Gelu;
+        Self { image, patch, width, depth, heads, qkv_bias: true, clip: false, nonlinearity, stored: None }
+    }
+
     fn tokens(&self) -> usize {
         1 + (self.image[0] / self.patch) * (self.image[1] / self.patch)
+    }
+
+    /// The position embeddings `[tokens, width]`: where the image has another size than when they were learnt, those
+    /// of the patches are resampled to its grid.
+    fn positions(&self, weights: &Weights) -> Result<Tensor<2>> {
+        let Some(stored) = self.stored.filter(|stored| *stored != self.image) else {
+            return Ok(weights.take("pos_embed", [1, self.tokens(), self.width])?.squeeze_dim(0));
+        };
+        let [from, to] = [stored, self.image].map(|image| image.map(|side| side / self.patch));
+        let all: Tensor<2> =
+            weights.take("pos_embed", [1, 1 + from[0] * from[1], self.width])?.squeeze_dim(0);
+        let device = all.device();
+        let values: Vec<f32> = all.without_autodiff().into_data().iter::<f32>().collect();
+        let (class_token, patches) = values.split_at(self.width);
+        let values = [class_token, &resample(patches, from, to)].concat();
+        Ok(Tensor::from_data(TensorData::new(values, [self.tokens(), self.width]), &device))
+    }
+
+    fn eps(&self) -> f64 {
+        if self.clip { 1e-5 } else { 1e-6 }
+    }
+
+    /// `vit_SIZE_patchP_IMAGE`, with `_miil` for the variant without a qkv bias; `vit_SIZE_patchP_clip_IMAGE` and
+    /// `vit_SIZE_patchP_clip_quickgelu_IMAGE` for CLIP's image tower.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let (name, qkv_bias) = match name.strip_suffix("_miil") {
+            Some(name) => (name, false),
+            None => (name, true),
+        };
+        let (size, rest) = name.strip_prefix("vit_")?.split_once("_patch")?;
+        let (patch, rest) = rest.split_once('_')?;
+        let (rest, clip) = match rest.strip_prefix("clip_") {
+            Some(rest) => (rest, true),
+            None => (rest, false),
+        };
+        let (image, nonlinearity) = match rest.strip_prefix("quickgelu_").filter(|_| clip) {
+            Some(image) => (image, Nonlinearity::QuickGelu),
+            None => (rest, Nonlinearity::Gelu),
+        };
+        let (patch, image): (usize, usize) = (patch.parse().ok()?, image.parse().ok()?);
+        let (width, depth, heads) = match size {
+            "tiny" => (192, 12, 3),
+            "small" => (384, 12, 6),
+            "base" => (768, 12, 12),
+            "large" => (1024, 24, 16),
+            _ => return None,
+        };
+        let shape = Self::new([image; 2], patch, width, depth, heads);
+        let config = Self { qkv_bias, clip, nonlinearity, ..shape };
+        (patch > 0 && image > 0 && image % patch == 0 && image <= MAX_SIDE).then_some(config)
+    }
+}
+
+impl Family for VitConfig {
+    fn set(&mut self, key: &str, value: &Value) -> Option<()> {
+        match key {
+            "img_size" => set_sides(&mut self.image, value),
+            "patch_size" => set(&mut self.patch, value),
+            "embed_dim" => set(&mut self.width, value),
+            "depth" => set(&mut self.depth, value),
+            "num_heads" => set(&mut self.heads, value),
+            "qkv_bias" => set(&mut self.qkv_bias, value),
+            "pre_norm" => set(&mut self.clip, value),
+            "act_layer" => {
+                self.nonlinearity = match value.as_str()? {
+                    "gelu" => Nonlinearity::Gelu,
+                    "quick_gelu" => Nonlinearity::QuickGelu,
+                    _ => return None,
+                };
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.patch == 0 || self.heads == 0 || !self.width.is_multiple_of(self.heads) || self.width == 0 {
+            bail!(
+                "config.json: embed_dim {} must be a multiple of num_heads {}, and patch_size {} positive",
+                self.width,
+                self.heads,
+                self.patch
+            );
+        }
+        if self.image.iter().any(|s| *s < self.patch || s % self.patch != 0 || *s > MAX_SIDE) {
+            bail!(
+                "config.json: img_size {:?} must be a multiple of patch_size {}, up to {MAX_SIDE}",
+                self.image,
+                self.patch
+            );
+        }
+        Ok(())
+    }
+
+    fn args(&self) -> Value {
+        let mut args = json!({
+            "img_size": self.image, "patch_size": self.patch, "embed_dim": self.width, "depth": self.depth,
+            "num_heads": self.heads, "qkv_bias": self.qkv_bias,
+        });
+        if self.clip {
+            args["pre_norm"] = true.into();
+        }
+        if self.nonlinearity == Nonlinearity::QuickGelu {
+            args["act_layer"] = "quick_gelu".into();
+        }
+        args
+    }
+
+    fn preprocess(&self, classes: usize) -> Preprocess {
+        let plain = match (self.clip, self.qkv_bias && classes != super::config::MIIL_CLASSES) {
+            (true, _) => Preprocess::centre(0.9, Interpolation::Bicubic, CLIP),
+            (false, true) => Preprocess::centre(0.9, Interpolation::Bicubic, HALVES),
+            (false, false) => Preprocess::centre(0.875, Interpolation::Bilinear, UNCHANGED),
+        };
+        Preprocess { image: self.image, ..plain }
+    }
+
+    fn image(&self) -> Option<[usize; 2]> {
+        Some(self.image)
+    }
+
+    fn resize(&mut self, image: [usize; 2]) -> Result<()> {
+        if image.iter().any(|s| s % self.patch != 0) {
+            let [h, w] = image;
+            bail!("--image-size {h}x{w}: multiples of the patches' side, {}, are expected", self.patch);
+        }
+        let stored = self.stored.unwrap_or(self.image);
+        self.stored = (stored != image).then_some(stored);
+        self.image = image;
+        Ok(())
+    }
+
+    fn classifier(&self) -> &'static str {
+        "head"
+    }
+
+    fn first_conv(&self) -> &'static str {
+        "patch_embed.proj"
+    }
+
+    fn feature_width(&self) -> usize {
+        self.width
+    }
+
+    fn size(&self) -> [usize; 2] {
+        let c = self.width;
+        let block = 12 * c * c + 10 * c + if self.qkv_bias { 3 * c } else { 0 };
+        let entrance = 3 * self.patch * self.patch * c + (1 + self.tokens()) * c;
+        // A bias at the patches, or CLIP's norm behind them.
+        let rest = if self.clip { 2 * c } else { c };
+        [self.depth, entrance + rest + self.depth * block + 2 * c]
+    }
+
+    fn depth_ratio(&self) -> f64 {
+        0.4
+    }
+
+    fn load(&self, classes: usize, weights: &Weights, compute: Compute) -> Result<Arc<dyn Backbone>> {
+        Ok(Arc::new(Vit::load(self, classes, weights, compute)?))
     }
 }
 
@@ -44,6 +222,8 @@ pub struct Vit {
     entrance: PatchEmbed,
     /// As in the checkpoint, `[tokens, C]`: what folded prompts are written into.
     positions: Tensor<2>,
+    /// CLIP's, behind the positions.
+    before: Option<LayerNorm>,
     blocks: Vec<TransformerBlock>,
     norm: LayerNorm,
     head: Option<Linear>,
@@ -62,56 +242,51 @@ impl Vit {
     ) -> Result<Self> {
         let compute = compute.into();
         let (width, patch) = (config.width, config.patch);
-        let matrix = |name: String, out: usize, inputs: usize| -> Result<(Tensor<2>, Tensor<1>)> {
-            let weight = weights.take(&format!("{name}.weight"), [out, inputs])?;
-            Ok((weight, weights.take(&format!("{name}.bias"), [out])?))
-        };
-        let norm = |name: String| -> Result<[Tensor<1>; 2]> {
-            let take = |leaf: &str| weights.take(&format!("{name}.{leaf}"), [width]);
-            Ok([take("weight")?, take("bias")?])
-        };
         let kernel = weights.take("patch_embed.proj.weight", [width, 3, patch, patch])?;
-        let kernel_bias = weights.take("patch_embed.proj.bias", [width])?;
+        let kernel_bias =
+            (!config.clip).then(|| weights.take("patch_embed.proj.bias", [width])).transpose()?;
         let class_token: Tensor<2> = weights.take("cls_token", [1, 1, width])?.squeeze_dim(0);
-        let positions: Tensor<2> = weights.take("pos_embed", [1, config.tokens(), width])?.squeeze_dim(0);
+        let positions = config.positions(weights)?;
         let entrance = PatchEmbed::new(kernel, kernel_bias, class_token, positions.clone(), compute);
+        let norm = |name: &str| -> Result<LayerNorm> {
+            let [scale, shift] = weights.norm(name, width)?;
+            Ok(LayerNorm::new(scale, shift, config.eps()))
+        };
+        let before = config.clip.then(|| norm("norm_pre")).transpose()?;
         let blocks = (0..config.depth)
             .map(|i| {
                 let qkv = format!("blocks.{i}.attn.qkv");
                 let bias = config.qkv_bias.then(|| weights.take(&format!("{qkv}.bias"), [3 * width]));
                 let block = TransformerWeights {
                     heads: config.heads,
-                    eps: LN_EPS,
-                    norm1: norm(format!("blocks.{i}.norm1"))?,
+                    eps: config.eps(),
+                    nonlinearity: config.nonlinearity,
+                    scope: Scope::default(),
+                    norm1: weights.norm(&format!("blocks.{i}.norm1"), width)?,
                     qkv: (weights.take(&format!("{qkv}.weight"), [3 * width, width])?, bias.transpose()?),
-                    proj: matrix(format!("blocks.{i}.attn.proj"), width, width)?,
-                    norm2: norm(format!("blocks.{i}.norm2"))?,
-                    fc1: matrix(format!("blocks.{i}.mlp.fc1"), 4 * width, width)?,
-                    fc2: matrix(format!("blocks.{i}.mlp.fc2"), width, 4 * width)?,
+                    proj: weights.linear(&format!("blocks.{i}.attn.proj"), width, width)?,
+                    norm2: weights.norm(&format!("blocks.{i}.norm2"), width)?,
+                    fc1: weights.linear(&format!("blocks.{i}.mlp.fc1"), 4 * width, width)?,
+                    fc2: weights.linear(&format!("blocks.{i}.mlp.fc2"), width, 4 * width)?,
+                    shrink: None,
                 };
                 Ok(TransformerBlock::new(block, compute))
             })
             .collect::<Result<_>>()?;
-        let [scale, shift] = norm("norm".into())?;
-        let head = (classes > 0).then(|| matrix("head".into(), classes, width)).transpose()?;
-        Ok(Self {
-            entrance,
-            positions,
-            blocks,
-            norm: LayerNorm::new(scale, shift, LN_EPS),
-            head: head.map(|(weight, bias)| Linear::new(weight, Some(bias), Precision::F32)),
-            config: config.clone(),
-        })
+        let norm = norm("norm")?;
+        let head = weights.head("head", classes, width)?;
+        Ok(Self { entrance, positions, before, blocks, norm, head, config: config.clone() })
     }
 }
 
 impl Backbone for Vit {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let mut x = self.entrance.forward(x);
+        if let Some(norm) = &self.before {
+            x = norm.forward(x);
+        }
         for (l, block) in self.blocks.iter().enumerate() {
-            let Activation::Tokens(entered) = hooks.entrance(l, Activation::Tokens(x)) else {
-                unreachable!("a hook keeps the layout")
-            };
+            let entered = enter_tokens(hooks, l, x);
             let tokens = entered.dims()[1];
             let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, tokens));
             if l + 1 == self.blocks.len() && !hooks.watches() {
@@ -143,6 +318,8 @@ impl Backbone for Vit {
         if let Some(image) = image {
             added = added + self.entrance.linear_part(image);
         }
+        // Behind CLIP's first norm a prompt stays an addition.
+        let first = first.filter(|_| self.before.is_none());
         let folded_first = first.is_some();
         if let Some(prompt) = first {
             added = added + token_rows(prompt, count);

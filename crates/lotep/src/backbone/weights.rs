@@ -8,12 +8,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::safetensors::TensorFile;
+use super::checkpoint::Checkpoint;
+use crate::ops::{BatchNorm, Linear, Precision};
 use crate::{Result, bail, input_error};
 
 /// Where values come from.
 enum Source {
-    File(TensorFile),
+    File(Checkpoint),
     /// Seeded values of the right scale, for benchmarks without a weight file.
     Random(Mutex<ChaCha8Rng>),
     /// Tensors at hand, such as the leaves of a training step.
@@ -30,12 +31,13 @@ pub struct Weights {
 
 /// Buffers that checkpoints carry and evaluation does not use.
 fn is_known_extra(name: &str) -> bool {
-    name.ends_with("num_batches_tracked") || name.starts_with("pre_logits.") || name.starts_with("_fx.")
+    let ends = ["num_batches_tracked", "relative_position_index", "attn_mask", "position_ids"];
+    ends.iter().any(|end| name.ends_with(end)) || name.starts_with("pre_logits.") || name.starts_with("_fx.")
 }
 
 impl Weights {
-    /// Read from an open safetensors file.
-    pub fn from_file(file: TensorFile, device: &Device) -> Self {
+    /// Read from stored weights.
+    pub fn from_file(file: Checkpoint, device: &Device) -> Self {
         Self::new(Source::File(file), device)
     }
 
@@ -103,7 +105,7 @@ impl Weights {
                             "{path}: weight `{name}` has shape {found:?}, this architecture needs {shape:?}"
                         )
                     }
-                    Some(_) => file.read(name)?.0,
+                    Some(_) => file.read(name)?,
                 }
             }
             Source::Random(rng) => random(name, &shape, &mut lock(rng)),
@@ -114,6 +116,50 @@ impl Weights {
         let leaf = flat.require_grad();
         lock(tracked).insert(name.to_owned(), leaf.clone());
         Ok(leaf.reshape(shape))
+    }
+
+    /// A normalisation's scale and shift, `[width]` each.
+    pub(super) fn norm(&self, name: &str, width: usize) -> Result<[Tensor<1>; 2]> {
+        let take = |leaf: &str| self.take(&format!("{name}.{leaf}"), [width]);
+        Ok([take("weight")?, take("bias")?])
+    }
+
+    /// A batch norm with its statistics.
+    pub(super) fn batch_norm(&self, name: &str, width: usize, eps: f64) -> Result<BatchNorm> {
+        let take = |leaf: &str| self.take(&format!("{name}.{leaf}"), [width]);
+        Ok(BatchNorm {
+            weight: take("weight")?,
+            bias: take("bias")?,
+            mean: take("running_mean")?,
+            var: take("running_var")?,
+            eps,
+        })
+    }
+
+    /// A fully connected layer's weight `[outputs, inputs]` and bias `[outputs]`.
+    pub(super) fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<(Tensor<2>, Tensor<1>)> {
+        let weight = self.take(&format!("{name}.weight"), [outputs, inputs])?;
+        Ok((weight, self.take(&format!("{name}.bias"), [outputs])?))
+    }
+
+    /// The same, stored as a convolution of 1×1 pixels.
+    pub(super) fn pointwise(
+        &self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<(Tensor<2>, Tensor<1>)> {
+        let weight: Tensor<4> = self.take(&format!("{name}.weight"), [outputs, inputs, 1, 1])?;
+        Ok((weight.reshape([outputs, inputs]), self.take(&format!("{name}.bias"), [outputs])?))
+    }
+
+    /// A classifier, in f32; none for no classes.
+    pub(super) fn head(&self, name: &str, classes: usize, width: usize) -> Result<Option<Linear>> {
+        if classes == 0 {
+            return Ok(None);
+        }
+        let (weight, bias) = self.linear(name, classes, width)?;
+        Ok(Some(Linear::new(weight, Some(bias), Precision::F32)))
     }
 
     /// Check that nothing in the file was left unused.

@@ -83,10 +83,27 @@ impl Conv2d {
 
 /// A kernel and the bias that `norm` behind it makes of it.
 pub(super) fn folded(kernel: Tensor<4>, norm: BatchNorm) -> (Tensor<4>, Tensor<1>) {
-    let scale = norm.weight / (norm.var + norm.eps).sqrt();
-    let bias = norm.bias - scale.clone() * norm.mean;
+    let [scale, bias] = affine(norm);
     let out = scale.dims()[0];
     (kernel * scale.reshape([out, 1, 1, 1]), bias)
+}
+
+/// A batch norm as factor and summand of each channel.
+pub(super) fn affine(norm: BatchNorm) -> [Tensor<1>; 2] {
+    let scale = norm.weight / (norm.var + norm.eps).sqrt();
+    let shift = norm.bias - scale.clone() * norm.mean;
+    [scale, shift]
+}
+
+/// A convolution with a kernel `[C, 1, side, side]` for each channel, padded to keep its size but for the stride.
+pub(super) fn depthwise_conv(
+    x: Tensor<4>,
+    kernel: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    stride: usize,
+) -> Tensor<4> {
+    let [channels, _, side, _] = kernel.dims();
+    conv2d(x, kernel, bias, ConvOptions::new([stride; 2], [side / 2; 2], [1, 1], channels))
 }
 
 /// The stem's pooling: 3×3, stride 2, padding 1 with −∞, size rounded down.

@@ -8,12 +8,18 @@
 
 mod attention;
 mod conv;
+mod convnext;
 mod fast;
 mod frozen_conv;
 mod linear;
+mod mbconv;
+mod nonlinearity;
 mod norm;
 mod patch_embed;
+mod patch_merge;
+mod patch_stem;
 mod residual;
+mod scope;
 mod stem;
 mod transformer;
 
@@ -23,12 +29,18 @@ use serde::{Deserialize, Serialize};
 use crate::{Result, input_error};
 
 pub use conv::{BatchNorm, Conv2d};
+pub use convnext::{ConvNextBlock, ConvNextWeights, NormDown};
 pub use linear::Linear;
+pub use mbconv::{ConvStem, MbConv, MbConvWeights};
+pub use nonlinearity::Nonlinearity;
 pub(crate) use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
+pub use patch_merge::PatchMerge;
+pub use patch_stem::PatchStem;
 pub use residual::{ConvNorm, ResidualBlock};
+pub use scope::{Scope, Windows, relative_bias};
 pub use stem::ImageStem;
-pub use transformer::{TransformerBlock, TransformerWeights};
+pub use transformer::{Shrink, TransformerBlock, TransformerWeights};
 
 pub(crate) use attention::attention;
 

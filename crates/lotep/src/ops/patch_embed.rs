@@ -41,16 +41,17 @@ impl Packed {
 }
 
 impl PatchEmbed {
-    /// Take a kernel `[C, 3, patch, patch]` with its bias `[C]`, the class token `[1, C]` and the positions
+    /// Take a kernel `[C, 3, patch, patch]` with its bias `[C]`, if it has one, the class token `[1, C]` and the positions
     /// `[1 + patches, C]`.
     pub fn new(
         kernel: Tensor<4>,
-        bias: Tensor<1>,
+        bias: Option<Tensor<1>>,
         class_token: Tensor<2>,
         positions: Tensor<2>,
         compute: Compute,
     ) -> Self {
-        let patch = kernel.dims()[2];
+        let [width, _, patch, _] = kernel.dims();
+        let bias = bias.unwrap_or_else(|| Tensor::zeros([width], &kernel.device().without_autodiff()));
         let rows = bias.unsqueeze_dim::<2>(0).repeat_dim(0, positions.dims()[0] - 1);
         let constants = Tensor::cat(vec![class_token, rows], 0);
         let form = if compute.is_fast(&kernel) {

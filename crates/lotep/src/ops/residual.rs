@@ -55,12 +55,7 @@ impl ResidualBlock {
     pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>) -> Tensor<4> {
         let (convs, shortcut) = match &self.0 {
             Form::Portable { convs, shortcut } => (convs, shortcut),
-            Form::Fast(op, recompute) => {
-                let x = x.permute([0, 2, 3, 1]);
-                let prompt = prompt.map(|p| p.permute([1, 2, 0]));
-                let y: Tensor<4> = fast::apply(op, *recompute, x, prompt);
-                return y.permute([0, 3, 1, 2]);
-            }
+            Form::Fast(op, recompute) => return fast::apply_map(op, *recompute, x, prompt),
         };
         let x = match prompt {
             Some(prompt) => x + prompt.unsqueeze(),

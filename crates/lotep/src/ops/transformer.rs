@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, activation::gelu};
+use burn::tensor::Tensor;
 use lotep_kernels::{Operand, bf16};
 
 use super::fast::{self, FrozenLinear, FrozenOp};
-use super::{Compute, LayerNorm, Linear, Precision, attention, host};
+use super::{Compute, LayerNorm, Linear, Nonlinearity, Precision, Scope, attention, host};
 
-/// The weights of a block: each norm's scale and shift `[C]`, each layer's weight `[out, in]` and bias `[out]`.
+/// The weights of a block: each norm's scale and shift, each layer's weight `[out, in]` and bias `[out]`.
 pub struct TransformerWeights {
     /// Attention heads.
     pub heads: usize,
     /// Added to the norms' variances.
     pub eps: f64,
+    /// In the perceptron.
+    pub nonlinearity: Nonlinearity,
+    /// Which tokens attend to each other.
+    pub scope: Scope,
     /// Norm before the attention.
     pub norm1: [Tensor<1>; 2],
-    /// Queries, keys and values.
+    /// Queries, keys and values, packed `[q | k | v]`, each `heads × d`.
     pub qkv: (Tensor<2>, Option<Tensor<1>>),
     /// Behind the attention.
     pub proj: (Tensor<2>, Tensor<1>),
@@ -26,9 +30,22 @@ pub struct TransformerWeights {
     pub fc1: (Tensor<2>, Tensor<1>),
     /// Its second.
     pub fc2: (Tensor<2>, Tensor<1>),
+    /// Halves the map on the way, where the block does.
+    pub shrink: Option<Shrink>,
 }
 
-/// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `y + fc2(GELU(fc1(LN(y))))`.
+/// How a block halves its map's sides (CoAtNet): attention and shortcut take the means of 2 × 2 tokens, the shortcut
+/// behind a layer that makes it as wide as the output.
+pub struct Shrink {
+    /// Height and width of the map that enters, even numbers.
+    pub size: [usize; 2],
+    /// The shortcut's layer.
+    pub expand: (Tensor<2>, Tensor<1>),
+}
+
+/// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `y + fc2(f(fc1(LN(y))))`.
+///
+/// A block that halves its map has `y = expand(mean(x')) + proj(attention(qkv(mean(LN(x')))))`.
 #[derive(Clone)]
 pub struct TransformerBlock(Form);
 
@@ -49,12 +66,15 @@ struct Fast {
 struct Portable {
     heads: usize,
     precision: Precision,
+    nonlinearity: Nonlinearity,
+    scope: Scope,
     norm1: LayerNorm,
     qkv: Linear,
     proj: Linear,
     norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
+    shrink: Option<([usize; 2], Linear)>,
 }
 
 impl TransformerBlock {
@@ -71,38 +91,67 @@ impl TransformerBlock {
         Self(Form::Portable(Box::new(Portable {
             heads: w.heads,
             precision: compute.precision,
+            nonlinearity: w.nonlinearity,
+            scope: w.scope,
             norm1: norm(w.norm1),
             qkv: linear(w.qkv.0, w.qkv.1),
             proj: linear(w.proj.0, Some(w.proj.1)),
             norm2: norm(w.norm2),
             fc1: linear(w.fc1.0, Some(w.fc1.1)),
             fc2: linear(w.fc2.0, Some(w.fc2.1)),
+            shrink: w.shrink.map(|s| (s.size, linear(s.expand.0, Some(s.expand.1)))),
         })))
     }
 
-    /// Tokens `[B, N, C]` to the same shape, `prompt` `[N, C]` added to each sample as it enters.
+    /// Tokens `[B, N, C]` to the same shape (or to `[B, N / 4, C']`), `prompt` `[N, C]` added to each sample as it
+    /// enters.
     pub fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
-        let block = match &self.0 {
-            Form::Fast(f) => return fast::apply(&f.block, f.recompute, x, prompt),
-            Form::Portable(block) => block,
-        };
-        let x = match prompt {
-            Some(prompt) => x + prompt.unsqueeze(),
-            None => x,
-        };
-        let qkv = block.qkv.forward(block.norm1.forward(x.clone()));
-        let y = x + block.proj.forward(attention(qkv, block.heads, block.precision));
-        let hidden = gelu(block.fc1.forward(block.norm2.forward(y.clone())));
-        y + block.fc2.forward(hidden)
+        match &self.0 {
+            Form::Fast(f) => fast::apply(&f.block, f.recompute, x, prompt),
+            Form::Portable(block) => block.forward(x, prompt),
+        }
     }
 
     /// The first token alone of what [`forward`](Self::forward) gives, `[B, 1, C]`.
     pub fn class_token(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
         match &self.0 {
             Form::Fast(f) => fast::apply(&f.class_token, f.recompute, x, prompt),
-            Form::Portable(_) => self.forward(x, prompt).narrow(1, 0, 1),
+            Form::Portable(block) => block.forward(x, prompt).narrow(1, 0, 1),
         }
     }
+}
+
+impl Portable {
+    fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
+        let x = match prompt {
+            Some(prompt) => x + prompt.unsqueeze(),
+            None => x,
+        };
+        let normed = self.norm1.forward(x.clone());
+        let (around, normed) = match &self.shrink {
+            Some((size, expand)) => (expand.forward(means(x, *size)), means(normed, *size)),
+            None => (x, normed),
+        };
+        let y = around + self.proj.forward(self.attend(normed));
+        let hidden = self.nonlinearity.apply(self.fc1.forward(self.norm2.forward(y.clone())));
+        y + self.fc2.forward(hidden)
+    }
+
+    fn attend(&self, normed: Tensor<3>) -> Tensor<3> {
+        let bias = self.scope.bias.as_ref();
+        let Some(windows) = &self.scope.windows else {
+            return attention(self.qkv.forward(normed), self.heads, bias, None, self.precision);
+        };
+        let qkv = self.qkv.forward(windows.gather(normed));
+        let mask = windows.mask_tensor(&qkv.device());
+        windows.scatter(attention(qkv, self.heads, bias, mask, self.precision))
+    }
+}
+
+/// The mean of each 2 × 2 tokens of a map: `[B, H · W, C]` to `[B, H/2 · W/2, C]`.
+fn means(x: Tensor<3>, [h, w]: [usize; 2]) -> Tensor<3> {
+    let [b, _, c] = x.dims();
+    x.reshape([b, h / 2, 2, w / 2, 2, c]).mean_dims(&[2, 4]).reshape([b, h / 2 * (w / 2), c])
 }
 
 fn packed<T: Operand>(w: TransformerWeights, recompute: bool) -> Fast {
@@ -115,13 +164,18 @@ fn packed<T: Operand>(w: TransformerWeights, recompute: bool) -> Fast {
         let outputs = weight.dims()[0];
         FrozenLinear::<T>::new(&host(weight), host(bias), outputs)
     };
+    let padding = w.qkv.1.clone().map_or_else(|| vec![0.0; w.qkv.0.dims()[0]], host);
     let block = Arc::new(fast::Transformer {
         heads: w.heads,
         eps: w.eps as f32,
+        activation: w.nonlinearity.fast(),
+        bias: w.scope.bias.map(host).unwrap_or_default(),
+        windows: w.scope.windows.map(|windows| fast::Windowed { windows, padding }),
         qkv: behind(w.norm1, w.qkv.0, w.qkv.1),
         proj: linear(w.proj),
         fc1: behind(w.norm2, w.fc1.0, Some(w.fc1.1)),
         fc2: linear(w.fc2),
+        shrink: w.shrink.map(|s| fast::Halved::new(s.size, linear(s.expand))),
     });
     Fast { class_token: Arc::new(fast::ClassToken(block.clone())), block, recompute }
 }

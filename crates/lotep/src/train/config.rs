@@ -216,8 +216,10 @@ impl TrainConfig {
 /// (`records/defaults` has the search on held-out images).
 fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> OptimizerKind {
     match (method, architecture) {
-        (MethodConfig::LinearProbe(_), _) | (_, Architecture::Vit(_)) => OptimizerKind::Sgd,
+        (MethodConfig::LinearProbe(_), _) => OptimizerKind::Sgd,
         (_, Architecture::ResNet(_)) => OptimizerKind::AdamW,
+        // Searched on a ViT; the other families are unsearched and take what is less likely to hurt.
+        (_, _) => OptimizerKind::Sgd,
     }
 }
 
@@ -226,7 +228,7 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
     let lotep = matches!(method, MethodConfig::LotepCp(_) | MethodConfig::LotepTk(_));
     match (optimizer, architecture) {
         (OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
-        (OptimizerKind::Sgd, Architecture::Vit(_)) => [0.005, 0.02],
         (OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
+        (OptimizerKind::Sgd, _) => [0.005, 0.02],
     }
 }

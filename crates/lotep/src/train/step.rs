@@ -127,12 +127,11 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::backbone::{Backbone, ResNet, ResNetConfig, Vit, VitConfig, Weights, blocks};
+    use crate::backbone::{Backbone, Checkpoint, ResNet, ResNetConfig, Vit, VitConfig, Weights, blocks};
     use crate::fixtures::{self, assert_close};
     use crate::method::{Lotep, MethodConfig};
     use crate::ops::Precision;
     use crate::params::Group;
-    use crate::safetensors::TensorFile;
     use crate::train::Schedule;
     use crate::train::optim::OptimizerKind;
 
@@ -151,14 +150,13 @@ mod tests {
         };
         let Some(base) = fixtures::open(&format!("{backbone}.safetensors")) else { return };
         let device = Device::flex();
-        let weights = Weights::from_file(TensorFile::open(base.0.path()).unwrap(), &device);
+        let weights = Weights::from_file(Checkpoint::open(base.0.path()).unwrap(), &device);
         let (network, head): (Arc<dyn Backbone>, _) = if backbone == "resnet18" {
             let config =
                 ResNetConfig { bottleneck: false, layers: [2; 4], stem: 12, channels: [12, 16, 20, 24] };
             (Arc::new(ResNet::load(&config, 0, &weights, Precision::F32).unwrap()), "fc")
         } else {
-            let config =
-                VitConfig { image: [48, 64], patch: 16, width: 32, depth: 3, heads: 4, qkv_bias: true };
+            let config = VitConfig::new([48, 64], 16, 32, 3, 4);
             (Arc::new(Vit::load(&config, 0, &weights, Precision::F32).unwrap()), "head")
         };
         let input = base.tensor::<4>("_fx.input", &device);

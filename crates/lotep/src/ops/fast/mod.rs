@@ -5,7 +5,10 @@
 //! What it keeps for its backward pass is its own affair, and documented there. The prompt that is added where the
 //! stream enters is part of the operation, because adding it separately would cost a pass over memory.
 
+mod convnext;
 mod linear;
+mod mbconv;
+mod patch_merge;
 mod patches;
 mod residual;
 mod stem;
@@ -24,11 +27,14 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Tensor, TensorData};
 use lotep_kernels::{Isa, norm};
 
+pub(super) use convnext::{ConvNext, NormDown};
 pub(super) use linear::FrozenLinear;
-pub(super) use patches::PatchEmbedding;
+pub(super) use mbconv::{ConvStem, MbConv};
+pub(super) use patch_merge::PatchMerge;
+pub(super) use patches::{PatchEmbedding, PatchStem};
 pub(super) use residual::{FrozenConv, ResidualBlock};
 pub(super) use stem::Stem;
-pub(super) use transformer::{ClassToken, Transformer};
+pub(super) use transformer::{ClassToken, Halved, Transformer, Windowed, means};
 
 /// What an operation keeps for its backward pass.
 pub(super) type Kept = Box<dyn Any + Send>;
@@ -211,4 +217,17 @@ pub(super) fn apply<const D: usize, const E: usize, const P: usize>(
         None => Tensor::<1>::zeros([1], &x.device().without_autodiff()).into_dispatch(),
     };
     Tensor::from_dispatch(<Dispatch as Frozen>::frozen_forward(x.into_dispatch(), second, call))
+}
+
+/// The same for maps `[B, C, H, W]` and a prompt `[C, H, W]`, which the operation sees with their channels last. What it
+/// gives is a view of that: from operation to operation nothing is rearranged.
+pub(super) fn apply_map(
+    op: &Arc<dyn FrozenOp>,
+    recompute: bool,
+    x: Tensor<4>,
+    prompt: Option<Tensor<3>>,
+) -> Tensor<4> {
+    let prompt = prompt.map(|p| p.permute([1, 2, 0]));
+    let y: Tensor<4> = apply(op, recompute, x.permute([0, 2, 3, 1]), prompt);
+    y.permute([0, 3, 1, 2])
 }

@@ -25,7 +25,7 @@ impl<T: Operand> FrozenConv<T> {
         self.backward.get_or_init(|| self.forward.transposed())
     }
 
-    fn outputs(&self) -> usize {
+    pub(crate) fn outputs(&self) -> usize {
         self.forward.shape().outputs
     }
 }

@@ -6,22 +6,61 @@ use std::sync::Arc;
 use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
 use lotep_kernels::{
     Buffer, Operand, Tiles,
-    attention::{self, Attention},
+    attention::{self, Attention, Places},
+    depthwise::{Depthwise, Rows, Shape},
     norm,
 };
 
 use super::{FrozenLinear, FrozenOp, Kept, isa};
+use crate::ops::Windows;
 
-/// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `out = y + fc2(GELU(fc1(LN(y))))`, the norms' scales and
+/// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `out = y + fc2(f(fc1(LN(y))))`, the norms' scales and
 /// shifts inside `qkv` and `fc1`.
+///
+/// One that halves its map has `y = expand(mean(x')) + proj(attention(qkv(mean(LN(x')))))`, with means of 2 × 2.
 #[derive(Debug)]
 pub(crate) struct Transformer<T> {
     pub(crate) heads: usize,
     pub(crate) eps: f32,
+    pub(crate) activation: Activation,
+    /// Added to the scores, `[heads, N, N]`; may be empty.
+    pub(crate) bias: Vec<f32>,
+    pub(crate) windows: Option<Windowed>,
     pub(crate) qkv: FrozenLinear<T>,
     pub(crate) proj: FrozenLinear<T>,
     pub(crate) fc1: FrozenLinear<T>,
     pub(crate) fc2: FrozenLinear<T>,
+    pub(crate) shrink: Option<Halved<T>>,
+}
+
+/// Attention within windows.
+#[derive(Debug)]
+pub(crate) struct Windowed {
+    pub(crate) windows: Arc<Windows>,
+    /// The projection of padding, which a norm does not see: `qkv`'s own bias.
+    pub(crate) padding: Vec<f32>,
+}
+
+/// A block that halves its map.
+#[derive(Debug)]
+pub(crate) struct Halved<T> {
+    /// Height and width of the map that enters.
+    size: [usize; 2],
+    means: Depthwise,
+    expand: FrozenLinear<T>,
+}
+
+impl<T: Operand> Halved<T> {
+    /// For maps of `size` with as many channels as `expand` takes.
+    pub(crate) fn new(size: [usize; 2], expand: FrozenLinear<T>) -> Self {
+        Self { size, means: means(expand.matrix().depth()), expand }
+    }
+}
+
+/// The means of 2 × 2 pixels.
+pub(crate) fn means(channels: usize) -> Depthwise {
+    let shape = Shape { channels, side: 2, stride: 2, padding: 0 };
+    Depthwise::new(shape, &vec![0.25; 4 * channels])
 }
 
 /// Kept for each token of width C: both normalised rows (2 C), the projections (3 C), the perceptron before its
@@ -36,10 +75,20 @@ struct Saved<T> {
 }
 
 impl<T: Operand> Transformer<T> {
-    fn attention(&self, shape: &[usize], asking: usize) -> Attention<'static> {
+    /// The attention over samples of `tokens`, of which `asking` ask.
+    fn attention(&self, samples: usize, tokens: usize, asking: usize) -> Attention<'_> {
+        let width = self.qkv.outputs() / 3 / self.heads;
+        let plain = Attention { bias: &self.bias, ..Attention::plain(samples, tokens, self.heads, width) };
+        let Some(Windowed { windows, .. }) = &self.windows else {
+            return Attention { queries: asking, ..plain };
+        };
         Attention {
-            queries: asking,
-            ..Attention::plain(shape[0], shape[1], self.heads, shape[2] / self.heads)
+            batch: samples * windows.count(),
+            tokens: windows.size,
+            queries: windows.size,
+            mask: &windows.mask,
+            places: Some(Places { of: &windows.places, rows: windows.tokens }),
+            ..plain
         }
     }
 
@@ -48,6 +97,20 @@ impl<T: Operand> Transformer<T> {
         let (mut out, mut inverse) = (Tiles::new(rows, width), vec![0.0; rows]);
         norm::forward(isa(), x, prompt, self.eps, &mut out, &mut inverse);
         (out, inverse)
+    }
+
+    /// Queries, keys and values, and behind them those of padding where there is some.
+    fn project(&self, normed: &Tiles<T>) -> Tiles<T> {
+        let mut qkv = Tiles::new(normed.rows(), self.qkv.outputs());
+        self.qkv.forward(normed, &Store::tiles(&mut qkv).bias(self.qkv.bias()));
+        match &self.windows {
+            Some(w) if w.windows.is_padded() => {
+                let mut rows = qkv.to_rows();
+                rows.extend(w.padding.iter().map(|v| T::from_f32(*v)));
+                Tiles::from_rows(&rows, self.qkv.outputs())
+            }
+            _ => qkv,
+        }
     }
 
     /// The first `asking` tokens of each sample, behind the block.
@@ -59,58 +122,98 @@ impl<T: Operand> Transformer<T> {
         keep: bool,
         asking: usize,
     ) -> (Vec<f32>, Option<Kept>) {
-        let (width, hidden) = (shape[2], self.fc1.outputs());
+        let (samples, width) = (shape[0], shape[2]);
+        let (columns, hidden) = (self.proj.outputs(), self.fc1.outputs());
         let (normed1, inverse1) = self.normalise(x, prompt, width);
-        let mut qkv = Tiles::new(shape[0] * shape[1], 3 * width);
-        self.qkv.forward(&normed1, &Store::tiles(&mut qkv).bias(self.qkv.bias()));
-        let rows = shape[0] * asking;
-        let mut attended = Tiles::new(rows, width);
-        attention::forward(isa(), self.attention(shape, asking), &qkv, None, &mut attended);
-        let x = first_rows(x, shape, asking);
-        let prompt = prompt.get(..asking * width).unwrap_or_default();
-        let mut y = Buffer::new(rows * width);
-        self.proj.forward(&attended, &Residual::new(&x, prompt, self.proj.bias(), &mut y, width));
+        let (tokens, asking, qkv) = match &self.shrink {
+            Some(h) => {
+                let tokens = shape[1] / 4;
+                let mut halved = Tiles::new(samples * tokens, width);
+                h.means.run(isa(), &normed1, samples, h.size, &Store::tiles(&mut halved));
+                (tokens, tokens, self.project(&halved))
+            }
+            None => (shape[1], asking, self.project(&normed1)),
+        };
+        let rows = samples * asking;
+        let mut attended = Tiles::new(rows, self.qkv.outputs() / 3);
+        attention::forward(isa(), self.attention(samples, tokens, asking), &qkv, None, &mut attended);
+        let mut y = Buffer::new(rows * columns);
+        if let Some(h) = &self.shrink {
+            let around = self.around(h, x, shape, prompt);
+            self.proj.forward(&attended, &Residual::new(&around, &[], self.proj.bias(), &mut y, columns));
+        } else {
+            let x = first_rows(x, shape, asking);
+            let prompt = prompt.get(..asking * width).unwrap_or_default();
+            self.proj.forward(&attended, &Residual::new(&x, prompt, self.proj.bias(), &mut y, columns));
+        }
         drop(attended);
-        let (normed2, inverse2) = self.normalise(&y, &[], width);
+        let (normed2, inverse2) = self.normalise(&y, &[], columns);
         let mut before = keep.then(|| Tiles::new(rows, hidden));
         let mut inner = Tiles::new(rows, hidden);
-        let mut activate = Activate::new(Activation::Gelu, self.fc1.bias(), &mut inner);
+        let mut activate = Activate::new(self.activation, self.fc1.bias(), &mut inner);
         if let Some(before) = &mut before {
             activate = activate.keep(before);
         }
         self.fc1.forward(&normed2, &activate);
-        let mut out = vec![0.0; rows * width];
-        self.fc2.forward(&inner, &Residual::new(&y, &[], self.fc2.bias(), &mut out, width));
+        let mut out = vec![0.0; rows * columns];
+        self.fc2.forward(&inner, &Residual::new(&y, &[], self.fc2.bias(), &mut out, columns));
         let kept = before
             .map(|before| Box::new(Saved { normed1, inverse1, qkv, normed2, inverse2, before }) as Kept);
         (out, kept)
     }
 
+    /// `expand(mean(x + P))`.
+    fn around(&self, h: &Halved<T>, x: &[f32], shape: &[usize], prompt: &[f32]) -> Buffer {
+        let rows = shape[0] * shape[1] / 4;
+        let mut halved = Tiles::new(rows, shape[2]);
+        let pixels = Rows::new(x, shape[2]).prompt(prompt);
+        h.means.run(isa(), &pixels, shape[0], h.size, &Store::tiles(&mut halved));
+        let mut around = Buffer::new(rows * h.expand.outputs());
+        let store = Store::new(&mut around, h.expand.outputs()).bias(h.expand.bias());
+        h.expand.forward(&halved, &store);
+        around
+    }
+
     fn backward_some(&self, kept: Kept, shape: &[usize], grad: &[f32], asking: usize) -> Vec<f32> {
         let Saved { normed1, inverse1, qkv, normed2, inverse2, before } =
             *kept.downcast::<Saved<T>>().expect("its own");
-        let (rows, width, hidden) = (shape[0] * asking, shape[2], self.fc1.outputs());
+        let (samples, width) = (shape[0], shape[2]);
+        let (columns, hidden) = (self.proj.outputs(), self.fc1.outputs());
+        let [tokens, asking] = if self.shrink.is_some() { [shape[1] / 4; 2] } else { [shape[1], asking] };
+        let rows = samples * asking;
         let mut inner = Tiles::new(rows, hidden);
-        let multiply = Multiply::new(Activation::Gelu, &before, &mut inner);
-        self.fc2.backward(&Rounded::new(grad, width), &multiply);
+        let multiply = Multiply::new(self.activation, &before, &mut inner);
+        self.fc2.backward(&Rounded::new(grad, columns), &multiply);
         drop(before);
-        let mut branch = Buffer::new(rows * width);
-        self.fc1.backward(&inner, &Store::new(&mut branch, width));
+        let mut branch = Buffer::new(rows * columns);
+        self.fc1.backward(&inner, &Store::new(&mut branch, columns));
         drop(inner);
-        let mut middle = Buffer::new(rows * width);
+        let mut middle = Buffer::new(rows * columns);
         norm::backward(isa(), &normed2, &inverse2, &branch, grad, &mut middle);
         drop(normed2);
-        let mut attended = Tiles::new(rows, width);
-        self.proj.backward(&Rounded::new(&middle, width), &Store::tiles(&mut attended));
-        let mut projections = Tiles::new(shape[0] * shape[1], 3 * width);
-        let sizes = self.attention(shape, asking);
+        let mut attended = Tiles::new(rows, self.qkv.outputs() / 3);
+        self.proj.backward(&Rounded::new(&middle, columns), &Store::tiles(&mut attended));
+        let mut projections = Tiles::new(samples * tokens, self.qkv.outputs());
+        let sizes = self.attention(samples, tokens, asking);
         attention::backward(isa(), sizes, &qkv, None, &attended, &mut projections);
         drop(qkv);
-        let mut branch = Buffer::new(shape[0] * shape[1] * width);
+        let mut branch = Buffer::new(samples * tokens * width);
         self.qkv.backward(&projections, &Store::new(&mut branch, width));
-        let middle = spread_rows(&middle, shape, asking);
-        let mut out = vec![0.0; shape[0] * shape[1] * width];
-        norm::backward(isa(), &normed1, &inverse1, &branch, &middle, &mut out);
+        let mut out = vec![0.0; samples * shape[1] * width];
+        if let Some(h) = &self.shrink {
+            let mut around = Buffer::new(branch.len());
+            h.expand.backward(&Rounded::new(&middle, columns), &Store::new(&mut around, width));
+            let spread = |from: &[f32]| {
+                let mut to = Buffer::new(samples * shape[1] * width);
+                let pixels = Rows::new(from, width);
+                h.means.backward(isa(), &pixels, samples, h.size, &Store::new(&mut to, width));
+                to
+            };
+            norm::backward(isa(), &normed1, &inverse1, &spread(&branch), &spread(&around), &mut out);
+        } else {
+            let middle = spread_rows(&middle, shape, asking);
+            norm::backward(isa(), &normed1, &inverse1, &branch, &middle, &mut out);
+        }
         out
     }
 }
@@ -139,7 +242,8 @@ fn spread_rows<'a>(x: &'a [f32], shape: &[usize], asking: usize) -> Cow<'a, [f32
 
 impl<T: Operand> FrozenOp for Transformer<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {
-        input.to_vec()
+        let tokens = if self.shrink.is_some() { input[1] / 4 } else { input[1] };
+        vec![input[0], tokens, self.proj.outputs()]
     }
 
     fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {

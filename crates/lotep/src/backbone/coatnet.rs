@@ -1,0 +1,333 @@
+//! CoAtNet as timm stores it: two stages of inverted bottlenecks, two of transformer blocks over the whole map.
+//!
+//! A stage's first block halves the map inside itself, so it still sees the stage before.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::config::{HALVES, MAX_SIDE, Preprocess};
+use super::family::{Family, set, set_sides};
+use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
+use crate::data::Interpolation;
+use crate::ops::{
+    Compute, ConvNorm, ConvStem, LayerNorm, Linear, MbConv, MbConvWeights, Nonlinearity, Scope, Shrink,
+    TransformerBlock, TransformerWeights, relative_bias, token_rows,
+};
+use crate::{Result, bail};
+
+const BN_EPS: f64 = 1e-5;
+const LN_EPS: f64 = 1e-6;
+/// Stages of inverted bottlenecks; the others are transformers.
+const CONVOLUTIONAL: usize = 2;
+
+/// The shape of a CoAtNet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoAtNetConfig {
+    /// Image height and width.
+    pub image: [usize; 2],
+    /// Channels behind the stem's two convolutions.
+    pub stem: [usize; 2],
+    /// Channels of each stage.
+    pub dims: [usize; 4],
+    /// Blocks of each stage.
+    pub depths: [usize; 4],
+    /// Width of an attention head.
+    pub head: usize,
+    /// Whether transformer blocks scale their branches.
+    pub layer_scale: bool,
+}
+
+impl CoAtNetConfig {
+    /// `coatnet_N_rw_IMAGE`.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let (size, image) = name.strip_prefix("coatnet_")?.split_once("_rw_")?;
+        let image: usize = image.parse().ok()?;
+        let (width, stem, layer_scale) = match size {
+            "2" => (128, 64, false),
+            "3" => (192, 96, true),
+            _ => return None,
+        };
+        let config = Self {
+            image: [image; 2],
+            stem: [stem, 2 * stem],
+            dims: [width, 2 * width, 4 * width, 8 * width],
+            depths: [2, 6, 14, 2],
+            head: 32,
+            layer_scale,
+        };
+        config.check().ok().map(|()| config)
+    }
+
+    /// Height and width of the map behind a stage.
+    fn size_behind(&self, stage: usize) -> [usize; 2] {
+        self.image.map(|side| side >> (stage + 2))
+    }
+}
+
+impl Family for CoAtNetConfig {
+    fn set(&mut self, key: &str, value: &Value) -> Option<()> {
+        match key {
+            "img_size" => set_sides(&mut self.image, value),
+            "embed_dim" => set(&mut self.dims, value),
+            "depths" => set(&mut self.depths, value),
+            "stem_width" => set(&mut self.stem, value),
+            _ => None,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.depths.contains(&0) || self.stem.contains(&0) || self.dims.contains(&0) {
+            bail!(
+                "config.json: depths {:?}, embed_dim {:?} and stem_width {:?} must be positive",
+                self.depths,
+                self.dims,
+                self.stem
+            );
+        }
+        let attending = &self.dims[CONVOLUTIONAL - 1..];
+        if self.head == 0 || attending.iter().any(|c| !c.is_multiple_of(self.head)) {
+            bail!("config.json: embed_dim {:?} must be multiples of a head's {}", self.dims, self.head);
+        }
+        if self.image.iter().any(|s| *s == 0 || s % 32 != 0 || *s > MAX_SIDE) {
+            bail!("config.json: img_size {:?} must be a multiple of 32, up to {MAX_SIDE}", self.image);
+        }
+        Ok(())
+    }
+
+    fn args(&self) -> Value {
+        json!({
+            "img_size": self.image, "embed_dim": self.dims, "depths": self.depths, "stem_width": self.stem,
+        })
+    }
+
+    fn preprocess(&self, _classes: usize) -> Preprocess {
+        Preprocess { image: self.image, ..Preprocess::centre(0.95, Interpolation::Bicubic, HALVES) }
+    }
+
+    fn image(&self) -> Option<[usize; 2]> {
+        Some(self.image)
+    }
+
+    fn resize(&mut self, image: [usize; 2]) -> Result<()> {
+        let [h, w] = image;
+        if image != self.image {
+            let [ch, cw] = self.image;
+            bail!("--image-size {h}x{w}: the checkpoint has position biases for {ch}x{cw} only");
+        }
+        Ok(())
+    }
+
+    fn classifier(&self) -> &'static str {
+        "head.fc"
+    }
+
+    fn first_conv(&self) -> &'static str {
+        "stem.conv1"
+    }
+
+    fn feature_width(&self) -> usize {
+        self.dims[3]
+    }
+
+    fn size(&self) -> [usize; 2] {
+        let [first, second] = self.stem;
+        let mut count = 27 * first + 2 * first + 9 * first * second + 2 * self.dims[3];
+        let mut c = second;
+        for (stage, (&depth, &out)) in self.depths.iter().zip(&self.dims).enumerate() {
+            let [h, w] = self.size_behind(stage);
+            for index in 0..depth {
+                let wide = 4 * c;
+                count += if stage < CONVOLUTIONAL {
+                    let shortcut = if c == out { 0 } else { c * out };
+                    let squeeze = 2 * wide * (wide / 4) + wide / 4 + wide;
+                    2 * c + c * wide + 2 * wide + 9 * wide + 2 * wide + squeeze + wide * out + shortcut
+                } else {
+                    let biases = (2 * h - 1) * (2 * w - 1) * (c / self.head);
+                    let shortcut = if index == 0 { c * out + out } else { 0 };
+                    let scales = if self.layer_scale { 2 * out } else { 0 };
+                    let attention = 2 * c + 3 * c * c + 3 * c + biases + c * out + out;
+                    attention + 2 * out + 8 * out * out + 5 * out + shortcut + scales
+                };
+                c = out;
+            }
+        }
+        [self.depths.iter().sum(), count]
+    }
+
+    fn depth_ratio(&self) -> f64 {
+        0.2
+    }
+
+    fn load(&self, classes: usize, weights: &Weights, compute: Compute) -> Result<Arc<dyn Backbone>> {
+        Ok(Arc::new(CoAtNet::load(self, classes, weights, compute)?))
+    }
+}
+
+/// A CoAtNet.
+#[derive(Clone)]
+pub struct CoAtNet {
+    stem: ConvStem,
+    blocks: Vec<(String, Block)>,
+    norm: LayerNorm,
+    head: Option<Linear>,
+    width: usize,
+}
+
+#[derive(Clone)]
+enum Block {
+    Conv(MbConv),
+    /// With the size of the map that comes out.
+    Transformer(TransformerBlock, [usize; 2]),
+}
+
+impl CoAtNet {
+    /// Load from weights named as in timm; `classes` is what the classifier has, 0 for none.
+    ///
+    /// # Errors
+    /// A weight is missing or of another shape.
+    pub fn load(
+        config: &CoAtNetConfig,
+        classes: usize,
+        weights: &Weights,
+        compute: impl Into<Compute>,
+    ) -> Result<Self> {
+        let compute = compute.into();
+        let [first, second] = config.stem;
+        let conv = ConvNorm {
+            kernel: weights.take("stem.conv1.weight", [first, 3, 3, 3])?,
+            norm: weights.batch_norm("stem.norm1", first, BN_EPS)?,
+            stride: 2,
+        };
+        let stem = ConvStem::new(conv, weights.take("stem.conv2.weight", [second, first, 3, 3])?, compute);
+        let mut blocks = Vec::new();
+        let mut inputs = second;
+        for (stage, &outputs) in config.dims.iter().enumerate() {
+            for index in 0..config.depths[stage] {
+                let name = format!("stages.{stage}.blocks.{index}");
+                let block = if stage < CONVOLUTIONAL {
+                    Block::Conv(MbConv::new(mbconv(weights, &name, [inputs, outputs], index == 0)?, compute))
+                } else {
+                    let w = transformer(config, weights, &name, [inputs, outputs], stage, index == 0)?;
+                    Block::Transformer(TransformerBlock::new(w, compute), config.size_behind(stage))
+                };
+                blocks.push((name, block));
+                inputs = outputs;
+            }
+        }
+        let [scale, shift] = weights.norm("norm", inputs)?;
+        let norm = LayerNorm::new(scale, shift, LN_EPS);
+        let head = weights.head("head.fc", classes, inputs)?;
+        Ok(Self { stem, blocks, norm, head, width: inputs })
+    }
+}
+
+fn mbconv(
+    weights: &Weights,
+    name: &str,
+    [inputs, outputs]: [usize; 2],
+    halves: bool,
+) -> Result<MbConvWeights> {
+    let wide = 4 * inputs;
+    let norm = |leaf: &str, width: usize| weights.batch_norm(&format!("{name}.{leaf}"), width, BN_EPS);
+    let kernel = |leaf: &str, shape: [usize; 4]| weights.take::<4>(&format!("{name}.{leaf}.weight"), shape);
+    let matrix = |leaf: &str, rows: usize, columns: usize| -> Result<Tensor<2>> {
+        Ok(kernel(leaf, [rows, columns, 1, 1])?.reshape([rows, columns]))
+    };
+    Ok(MbConvWeights {
+        pre_norm: norm("pre_norm", inputs)?,
+        expand: (kernel("conv1_1x1", [wide, inputs, 1, 1])?, norm("norm1", wide)?),
+        depthwise: (kernel("conv2_kxk", [wide, 1, 3, 3])?, norm("norm2", wide)?),
+        stride: if halves { 2 } else { 1 },
+        squeeze: weights.pointwise(&format!("{name}.se.fc1"), wide / 4, wide)?,
+        excite: weights.pointwise(&format!("{name}.se.fc2"), wide, wide / 4)?,
+        reduce: matrix("conv3_1x1", outputs, wide)?,
+        shortcut: (inputs != outputs).then(|| matrix("shortcut.expand", outputs, inputs)).transpose()?,
+    })
+}
+
+fn transformer(
+    config: &CoAtNetConfig,
+    weights: &Weights,
+    name: &str,
+    [inputs, outputs]: [usize; 2],
+    stage: usize,
+    halves: bool,
+) -> Result<TransformerWeights> {
+    let (window, head) = (config.size_behind(stage), config.head);
+    let heads = inputs / head;
+    let entries = (2 * window[0] - 1) * (2 * window[1] - 1);
+    let linear =
+        |leaf: &str, rows: usize, columns: usize| weights.pointwise(&format!("{name}.{leaf}"), rows, columns);
+    // timm packs each head's queries, keys and values together; ours come first all queries, then keys, then values.
+    let (weight, bias) = linear("attn.qkv", 3 * inputs, inputs)?;
+    let weight = weight.reshape([heads, 3, head, inputs]).swap_dims(0, 1).reshape([3 * inputs, inputs]);
+    let bias = bias.reshape([heads, 3, head]).swap_dims(0, 1).reshape([3 * inputs]);
+    let table = format!("{name}.attn.rel_pos.relative_position_bias_table");
+    let scaled = |layer: (Tensor<2>, Tensor<1>), leaf: &str| -> Result<(Tensor<2>, Tensor<1>)> {
+        if !config.layer_scale {
+            return Ok(layer);
+        }
+        let gamma: Tensor<1> = weights.take(&format!("{name}.{leaf}.gamma"), [outputs])?;
+        Ok((layer.0 * gamma.clone().unsqueeze_dim(1), layer.1 * gamma))
+    };
+    Ok(TransformerWeights {
+        heads,
+        eps: LN_EPS,
+        nonlinearity: Nonlinearity::Gelu,
+        scope: Scope {
+            bias: Some(relative_bias(weights.take(&table, [entries, heads])?, window)),
+            windows: None,
+        },
+        norm1: weights.norm(&format!("{name}.norm1{}", if halves { ".norm" } else { "" }), inputs)?,
+        qkv: (weight, Some(bias)),
+        proj: scaled(linear("attn.proj", outputs, inputs)?, "ls1")?,
+        norm2: weights.norm(&format!("{name}.norm2"), outputs)?,
+        fc1: linear("mlp.fc1", 4 * outputs, outputs)?,
+        fc2: scaled(linear("mlp.fc2", outputs, 4 * outputs)?, "ls2")?,
+        shrink: halves
+            .then(|| -> Result<Shrink> {
+                let expand = linear("shortcut.expand", outputs, inputs)?;
+                Ok(Shrink { size: config.size_behind(stage - 1), expand })
+            })
+            .transpose()?,
+    })
+}
+
+impl Backbone for CoAtNet {
+    fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
+        let mut x = self.stem.forward(x);
+        for (l, (_, block)) in self.blocks.iter().enumerate() {
+            let entered = enter_map(hooks, l, x);
+            let prompt = hooks.prompt(l);
+            x = match block {
+                Block::Conv(block) => block.forward(entered, prompt),
+                Block::Transformer(block, size) => {
+                    let [_, _, h, w] = entered.dims();
+                    let prompt = prompt.map(|prompt| token_rows(prompt, h * w));
+                    map(block.forward(rows(entered), prompt), *size)
+                }
+            };
+            leave_map(hooks, l, &x);
+        }
+        self.norm.forward(rows(x)).mean_dim(1).squeeze_dim(1)
+    }
+
+    fn block_names(&self) -> Vec<String> {
+        self.blocks.iter().map(|b| b.0.clone()).collect()
+    }
+
+    fn feature_width(&self) -> usize {
+        self.width
+    }
+
+    fn head(&self) -> Option<&Linear> {
+        self.head.as_ref()
+    }
+
+    fn fold(&self, image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Folded {
+        fold_image(self, image, |image| Self { stem: self.stem.with_added(image), ..self.clone() })
+    }
+}

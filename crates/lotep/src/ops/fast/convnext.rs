@@ -1,0 +1,116 @@
+//! ConvNeXt's block, and what halves maps between its stages.
+
+use lotep_kernels::depthwise::{Depthwise, Rows};
+use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
+use lotep_kernels::{Buffer, Operand, Tiles, norm};
+
+use super::{FrozenConv, FrozenLinear, FrozenOp, Kept, isa};
+
+/// `x' = x + P`, `x' + fc2(GELU(fc1(LN(depthwise(x') + bias))))` on maps `[B, H, W, C]`, the norm's scale and shift
+/// inside `fc1`, the layer scale inside `fc2`.
+#[derive(Debug)]
+pub(crate) struct ConvNext<T> {
+    pub(crate) depthwise: Depthwise,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) eps: f32,
+    pub(crate) fc1: FrozenLinear<T>,
+    pub(crate) fc2: FrozenLinear<T>,
+}
+
+/// Kept for each pixel of C channels: the normalised row (C) and the perceptron before its activation (4 C) in the
+/// operands' precision, and an f32.
+struct Saved<T> {
+    normed: Tiles<T>,
+    inverse: Vec<f32>,
+    before: Tiles<T>,
+}
+
+impl<T: Operand> FrozenOp for ConvNext<T> {
+    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
+        input.to_vec()
+    }
+
+    fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
+        let (images, size, width) = (shape[0], [shape[1], shape[2]], shape[3]);
+        let rows = images * size[0] * size[1];
+        let mut y = Buffer::new(rows * width);
+        let pixels = Rows::new(x, width).prompt(prompt);
+        self.depthwise.run(isa(), &pixels, images, size, &Store::new(&mut y, width).bias(&self.bias));
+        let (mut normed, mut inverse) = (Tiles::new(rows, width), vec![0.0; rows]);
+        norm::forward(isa(), &y, &[], self.eps, &mut normed, &mut inverse);
+        drop(y);
+        let hidden = self.fc1.outputs();
+        let mut before = keep.then(|| Tiles::new(rows, hidden));
+        let mut inner = Tiles::new(rows, hidden);
+        let mut activate = Activate::new(Activation::Gelu, self.fc1.bias(), &mut inner);
+        if let Some(before) = &mut before {
+            activate = activate.keep(before);
+        }
+        self.fc1.forward(&normed, &activate);
+        let mut out = vec![0.0; rows * width];
+        self.fc2.forward(&inner, &Residual::new(x, prompt, self.fc2.bias(), &mut out, width));
+        (out, before.map(|before| Box::new(Saved { normed, inverse, before }) as Kept))
+    }
+
+    fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
+        let Saved { normed, inverse, before } = *kept.downcast::<Saved<T>>().expect("its own");
+        let (images, size, width) = (shape[0], [shape[1], shape[2]], shape[3]);
+        let mut inner = Tiles::new(before.rows(), before.columns());
+        let multiply = Multiply::new(Activation::Gelu, &before, &mut inner);
+        self.fc2.backward(&Rounded::new(grad, width), &multiply);
+        drop(before);
+        let mut branch = Buffer::new(grad.len());
+        self.fc1.backward(&inner, &Store::new(&mut branch, width));
+        drop(inner);
+        let mut y = Buffer::new(grad.len());
+        norm::backward(isa(), &normed, &inverse, &branch, &[], &mut y);
+        let mut out = vec![0.0; grad.len()];
+        let around = Residual::new(grad, &[], &[], &mut out, width);
+        self.depthwise.backward(isa(), &Rows::new(&y, width), images, size, &around);
+        out
+    }
+}
+
+/// `conv(LN(x)) + bias` on maps `[B, H, W, C]`, the norm's scale and shift inside the convolution, which is not padded.
+///
+/// Kept: the normalised rows in the operands' precision, and an f32 each.
+#[derive(Debug)]
+pub(crate) struct NormDown<T> {
+    pub(crate) conv: FrozenConv<T>,
+    pub(crate) eps: f32,
+}
+
+struct Normed<T> {
+    rows: Tiles<T>,
+    inverse: Vec<f32>,
+}
+
+impl<T: Operand> FrozenOp for NormDown<T> {
+    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
+        let shape = self.conv.forward.shape();
+        let [height, width] = shape.output([input[1], input[2]]);
+        vec![input[0], height, width, shape.outputs]
+    }
+
+    fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
+        let width = shape[3];
+        let count = x.len() / width;
+        let (mut rows, mut inverse) = (Tiles::<T>::new(count, width), vec![0.0; count]);
+        norm::forward(isa(), x, prompt, self.eps, &mut rows, &mut inverse);
+        let mut out = vec![0.0; self.output_shape(shape).iter().product()];
+        let store = Store::new(&mut out, self.conv.outputs()).bias(&self.conv.bias);
+        self.conv.forward.run(isa(), &rows, shape[0], [shape[1], shape[2]], &store);
+        (out, keep.then(|| Box::new(Normed { rows, inverse }) as Kept))
+    }
+
+    fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
+        let Normed { rows, inverse } = *kept.downcast::<Normed<T>>().expect("its own");
+        let (width, size) = (shape[3], [shape[1], shape[2]]);
+        let upper = Tiles::<T>::rounded(isa(), grad, &[], &[], self.conv.outputs());
+        let mut branch = Buffer::new(rows.rows() * width);
+        self.conv.backward().run(isa(), &upper, shape[0], size, false, &Store::new(&mut branch, width));
+        let mut out = vec![0.0; branch.len()];
+        norm::backward(isa(), &rows, &inverse, &branch, &[], &mut out);
+        out
+    }
+}
