@@ -114,11 +114,16 @@ fn an_image_size_beyond_reason_is_refused() {
     refuses(&[(&["--image-size", "1000000000"], &["--image-size 1000000000"])]);
 }
 
+/// A ViT's position embeddings are resampled to the patches of another size; it must have whole ones.
 #[test]
-fn a_vit_keeps_its_image_size() {
+fn a_vit_takes_another_image_size_and_its_adapter_remembers() {
     let case = Case::new();
-    run(case.training(Net::Vit, "run", &["--image-size", "64"])).refused(&["--image-size 64", "32x32"]);
-    run(case.training(Net::Vit, "run", &["--image-size", "32", "--method", "linear-probe"])).done();
+    run(case.training(Net::Vit, "run", &["--image-size", "40"])).refused(&["--image-size 40x40", "16"]);
+    run(case.training(Net::Vit, "run", &["--image-size", "64"])).done();
+    let eval = lotep!("eval", "--adapter", case.path("run/adapter"), "--data", case.images()).done();
+    assert!(eval.stdout.contains("16 images"), "{eval}");
+    let (tensors, _) = read_tensors(&case.path("run/adapter/adapter_model.safetensors"));
+    assert_eq!(tensors.iter().find(|t| t.name == "image.row").unwrap().shape, [6, 64]);
 }
 
 #[test]

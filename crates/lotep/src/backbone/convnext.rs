@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::config::{IMAGENET, Preprocess};
 use super::family::{Family, set};
+use super::preprocess::{IMAGENET, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map};
 use crate::data::Interpolation;
 use crate::ops::{Compute, ConvNextBlock, ConvNextWeights, LayerNorm, Linear, NormDown, PatchStem};

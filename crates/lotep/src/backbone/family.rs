@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::config::{MAX_SIDE, MIIL_CLASSES, Preprocess};
+use super::preprocess::{MAX_SIDE, MIIL_CLASSES, Preprocess};
 use super::{Backbone, CoAtNetConfig, ConvNextConfig, ResNetConfig, SwinConfig, VitConfig, Weights};
 use crate::ops::Compute;
 use crate::{Result, bail, input_error};

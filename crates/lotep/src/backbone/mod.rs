@@ -12,6 +12,7 @@ mod load;
 #[cfg(test)]
 pub(crate) mod parity;
 mod positions;
+mod preprocess;
 mod resnet;
 mod swin;
 mod vit;
@@ -24,13 +25,14 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::Checkpoint;
 pub use coatnet::{CoAtNet, CoAtNetConfig};
-pub use config::{CropMode, ModelConfig, Preprocess};
+pub use config::ModelConfig;
 pub use convnext::{ConvNext, ConvNextConfig};
 pub use family::{Architecture, PUBLISHED, Published, architectures};
 #[cfg(test)]
 pub(crate) use load::made_up;
 pub use load::{LoadOptions, Loaded, load};
 pub(crate) use load::{hex, sha256};
+pub use preprocess::{CropMode, Preprocess};
 pub use resnet::{ResNet, ResNetConfig};
 pub use swin::{Swin, SwinConfig};
 pub use vit::{Vit, VitConfig};

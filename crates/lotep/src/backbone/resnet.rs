@@ -9,8 +9,8 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::config::{IMAGENET, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::family::{Family, set};
+use super::preprocess::{IMAGENET, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map};
 use crate::data::Interpolation;
 use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock};

@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::config::{IMAGENET, MAX_SIDE, Preprocess};
 use super::family::{Family, set, set_sides};
+use super::preprocess::{IMAGENET, MAX_SIDE, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{

@@ -6,9 +6,9 @@ use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::config::{CLIP, HALVES, MAX_SIDE, Preprocess, UNCHANGED};
 use super::family::{Family, set, set_sides};
 use super::positions::resample;
+use super::preprocess::{CLIP, HALVES, MAX_SIDE, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::{Activation, Backbone, Folded, Hooks, Weights, enter_tokens};
 use crate::data::Interpolation;
 use crate::ops::{
@@ -162,7 +162,7 @@ impl Family for VitConfig {
     }
 
     fn preprocess(&self, classes: usize) -> Preprocess {
-        let plain = match (self.clip, self.qkv_bias && classes != super::config::MIIL_CLASSES) {
+        let plain = match (self.clip, self.qkv_bias && classes != MIIL_CLASSES) {
             (true, _) => Preprocess::centre(0.9, Interpolation::Bicubic, CLIP),
             (false, true) => Preprocess::centre(0.9, Interpolation::Bicubic, HALVES),
             (false, false) => Preprocess::centre(0.875, Interpolation::Bilinear, UNCHANGED),
