@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
-use super::preprocess::{HALVES, MAX_SIDE, Preprocess};
+use super::preprocess::{HALVES, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
@@ -79,9 +79,10 @@ impl Family for CoAtNetConfig {
     }
 
     fn check(&self) -> Result<()> {
-        if self.depths.contains(&0) || self.stem.contains(&0) || self.dims.contains(&0) {
+        let fits = |c: &usize| (1..=MAX_WIDTH).contains(c);
+        if self.depths.contains(&0) || !self.stem.iter().chain(&self.dims).all(fits) {
             bail!(
-                "config.json: depths {:?}, embed_dim {:?} and stem_width {:?} must be positive",
+                "config.json: depths {:?}, embed_dim {:?} and stem_width {:?} must be positive and within reason",
                 self.depths,
                 self.dims,
                 self.stem

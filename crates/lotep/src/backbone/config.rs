@@ -178,6 +178,32 @@ mod tests {
     }
 
     #[test]
+    fn shapes_beyond_reason_are_refused() {
+        let huge = u64::MAX;
+        for (name, bad) in [
+            ("resnet18", serde_json::json!({"channels": [huge, 8, 8, 8]})),
+            ("vit_tiny_patch16_224", serde_json::json!({"embed_dim": huge, "num_heads": 1})),
+            ("convnext_tiny", serde_json::json!({"dims": [8, 8, 8, huge]})),
+            ("convnext_tiny", serde_json::json!({"patch_size": huge})),
+            ("swin_tiny_patch4_window7_224", serde_json::json!({"embed_dim": huge})),
+            (
+                "swin_tiny_patch4_window7_224",
+                serde_json::json!({"img_size": 4096, "patch_size": 1, "window_size": 64}),
+            ),
+            ("swin_tiny_patch4_window7_224", serde_json::json!({"depths": [2, 2], "num_heads": [3]})),
+            ("swin_tiny_patch4_window7_224", serde_json::json!({"num_heads": [3, 0, 3, 3]})),
+            ("coatnet_2_rw_224", serde_json::json!({"embed_dim": [128, 256, 512, huge]})),
+            ("coatnet_2_rw_224", serde_json::json!({"img_size": 200})),
+        ] {
+            let args = bad.as_object().cloned().unwrap();
+            let error = Architecture::named(name).unwrap().with_args(&args).unwrap_err().to_string();
+            let key = args.keys().find(|key| error.contains(key.as_str()));
+            assert!(key.is_some(), "{name} {bad}: {error}");
+        }
+        assert!(Architecture::named("convnext_tiny").unwrap().takes([31, 224]).is_err());
+    }
+
+    #[test]
     fn hub_config_round_trips() {
         let mut config = ModelConfig::named("resnet50.a1_in1k", 7).unwrap();
         config.preprocess.image = [64, 96];

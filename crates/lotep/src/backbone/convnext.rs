@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set};
-use super::preprocess::{IMAGENET, Preprocess};
+use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map};
 use crate::data::Interpolation;
 use crate::ops::{Compute, ConvNextBlock, ConvNextWeights, LayerNorm, Linear, NormDown, PatchStem};
@@ -55,9 +55,10 @@ impl Family for ConvNextConfig {
     }
 
     fn check(&self) -> Result<()> {
-        if self.depths.contains(&0) || self.dims.contains(&0) || self.patch == 0 {
+        let fits = |c: &usize| (1..=MAX_WIDTH).contains(c);
+        if self.depths.contains(&0) || !self.dims.iter().all(fits) || !(1..=MAX_SIDE).contains(&self.patch) {
             bail!(
-                "config.json: depths {:?}, dims {:?} and patch_size {} must be positive",
+                "config.json: depths {:?}, dims {:?} and patch_size {} must be positive and within reason",
                 self.depths,
                 self.dims,
                 self.patch
@@ -81,7 +82,7 @@ impl Family for ConvNextConfig {
     fn resize(&mut self, image: [usize; 2]) -> Result<()> {
         let least = 8 * self.patch;
         if image.iter().any(|s| *s < least) {
-            bail!("--image-size {}x{}: at least {least} is expected", image[0], image[1]);
+            bail!("images of {}x{}: sides of at least {least} are expected", image[0], image[1]);
         }
         Ok(())
     }

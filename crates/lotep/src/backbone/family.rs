@@ -147,6 +147,11 @@ impl Architecture {
         Ok(self)
     }
 
+    /// Check that the network can take images of this size.
+    pub(super) fn takes(&self, image: [usize; 2]) -> Result<()> {
+        self.clone().family_mut().resize(image)
+    }
+
     /// The classifier's name in the checkpoint.
     pub fn classifier(&self) -> &'static str {
         self.family().classifier()

@@ -115,6 +115,7 @@ fn build(
         config.architecture = config.architecture.resized(image)?;
         config.preprocess.image = image;
     }
+    config.architecture.takes(config.preprocess.image)?;
     let precision = options.precision.unwrap_or(Precision::auto(&options.device)?);
     let compute = Compute { precision, portable: false, recompute: options.recompute };
     let network = config.architecture.load(config.classes, &weights, compute)?;

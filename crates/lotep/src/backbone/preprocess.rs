@@ -13,6 +13,8 @@ pub(super) const CLIP: [[f32; 3]; 2] =
     [[0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]];
 /// Longest side of an input. Far above what any network here takes, far below what fills the memory.
 pub(super) const MAX_SIDE: usize = 4096;
+/// Most channels, for the same reason.
+pub(super) const MAX_WIDTH: usize = 1 << 16;
 /// Classes of the MIIL ImageNet-21K-P checkpoints, which take unnormalised pixels.
 pub(super) const MIIL_CLASSES: usize = 11221;
 

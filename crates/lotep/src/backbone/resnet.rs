@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set};
-use super::preprocess::{IMAGENET, MIIL_CLASSES, Preprocess, UNCHANGED};
+use super::preprocess::{IMAGENET, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map};
 use crate::data::Interpolation;
 use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock};
@@ -70,8 +70,13 @@ impl Family for ResNetConfig {
     }
 
     fn check(&self) -> Result<()> {
-        if self.layers.contains(&0) || self.channels.contains(&0) || self.stem == 0 {
-            bail!("config.json: layers {:?} and channels {:?} must be positive", self.layers, self.channels);
+        let fits = |c: &usize| (1..=MAX_WIDTH).contains(c);
+        if self.layers.contains(&0) || !self.channels.iter().all(fits) || self.stem == 0 {
+            bail!(
+                "config.json: layers {:?} and channels {:?} must be positive and within reason",
+                self.layers,
+                self.channels
+            );
         }
         Ok(())
     }

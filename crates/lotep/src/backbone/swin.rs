@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
-use super::preprocess::{IMAGENET, MAX_SIDE, Preprocess};
+use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
@@ -99,7 +99,7 @@ impl Family for SwinConfig {
             );
         }
         let fits = |(i, heads): (usize, &usize)| *heads > 0 && (self.width << i).is_multiple_of(*heads);
-        if self.width == 0 || !self.heads.iter().enumerate().all(fits) {
+        if !(1..=MAX_WIDTH).contains(&self.width) || !self.heads.iter().enumerate().all(fits) {
             bail!("config.json: embed_dim {} doesn't divide among num_heads {:?}", self.width, self.heads);
         }
         if self.patch == 0
@@ -111,8 +111,10 @@ impl Family for SwinConfig {
                 self.patch
             );
         }
-        if self.window == 0 || self.window > 64 {
-            bail!("config.json: window_size {} is out of range: 1 to 64", self.window);
+        // What the masks of shifted windows take, up to a gigabyte.
+        let tokens = self.image[0] / self.patch * (self.image[1] / self.patch);
+        if !(1..=64).contains(&self.window) || tokens * self.window * self.window > 1 << 28 {
+            bail!("config.json: window_size {} is out of range for this image: 1 to 64", self.window);
         }
         Ok(())
     }
@@ -140,7 +142,7 @@ impl Family for SwinConfig {
             bail!("--image-size {h}x{w}: multiples of the patches' side, {}, are expected", self.patch);
         }
         self.image = image;
-        Ok(())
+        self.check()
     }
 
     fn classifier(&self) -> &'static str {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
 use super::positions::resample;
-use super::preprocess::{CLIP, HALVES, MAX_SIDE, MIIL_CLASSES, Preprocess, UNCHANGED};
+use super::preprocess::{CLIP, HALVES, MAX_SIDE, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::{Activation, Backbone, Folded, Hooks, Weights, enter_tokens};
 use crate::data::Interpolation;
 use crate::ops::{
@@ -129,7 +129,11 @@ impl Family for VitConfig {
     }
 
     fn check(&self) -> Result<()> {
-        if self.patch == 0 || self.heads == 0 || !self.width.is_multiple_of(self.heads) || self.width == 0 {
+        if self.patch == 0
+            || self.heads == 0
+            || !self.width.is_multiple_of(self.heads)
+            || !(1..=MAX_WIDTH).contains(&self.width)
+        {
             bail!(
                 "config.json: embed_dim {} must be a multiple of num_heads {}, and patch_size {} positive",
                 self.width,
