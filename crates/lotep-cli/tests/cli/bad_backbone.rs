@@ -163,7 +163,7 @@ fn pixel_statistics_that_make_no_sense() {
     ]);
 }
 
-/// Sizes beyond reason are found out by the weights, before anything is computed with them.
+/// Sizes beyond reason are found out at once, others by the weights, before anything is computed with them.
 #[test]
 fn a_config_of_another_size_than_the_weights() {
     refuses(&[
@@ -172,7 +172,13 @@ fn a_config_of_another_size_than_the_weights() {
             Net::Vit,
             "/model_args/embed_dim",
             json!(1_u64 << 63),
-            &["model.safetensors", "patch_embed.proj.weight"],
+            &["config.json", "embed_dim 9223372036854775808"],
+        ),
+        (
+            Net::Vit,
+            "/model_args/embed_dim",
+            json!(32),
+            &["model.safetensors", "patch_embed.proj.weight", "[16, 3, 16, 16]", "[32, 3, 16, 16]"],
         ),
         (Net::Vit, "/model_args/depth", json!(0), &["model.safetensors", "24 weights", "blocks.0"]),
         (Net::Vit, "/model_args/depth", json!(3), &["model.safetensors", "blocks.2"]),
