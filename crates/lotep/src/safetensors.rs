@@ -105,7 +105,8 @@ impl TensorFile {
     }
 }
 
-fn decode<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+/// Numbers of `N` bytes each, as f32.
+pub(crate) fn decode<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes.as_chunks::<N>().0.iter().map(|&b| value(b)).collect()
 }
 

@@ -56,7 +56,7 @@ impl VitConfig {
     }
 
     /// The position embeddings `[tokens, width]`: where the image has another size than when they were learnt, those
-    /// of the patches are resampled to its grid.
+    /// of the patches are resampled to its grid, which no gradient goes through.
     fn positions(&self, weights: &Weights) -> Result<Tensor<2>> {
         let Some(stored) = self.stored.filter(|stored| *stored != self.image) else {
             return Ok(weights.take("pos_embed", [1, self.tokens(), self.width])?.squeeze_dim(0));

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 
 use half::{bf16, f16};
 
+use crate::safetensors::decode;
 use crate::{Error, Result, bail, input_error};
 use pickle::{Pickle, Value};
 
@@ -99,11 +100,6 @@ impl TorchFile {
         Ok(Self { path, file: Mutex::new(file), tensors })
     }
 
-    /// The file's path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Names and shapes of all tensors, sorted by name.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         self.tensors.iter().map(|(name, t)| (name.clone(), t.shape.clone())).collect()
@@ -116,39 +112,35 @@ impl TorchFile {
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
         let path = self.path.display();
         let Some(t) = self.tensors.get(name) else { bail!("{path} has no tensor `{name}`") };
-        let size = t.kind.size() as usize;
+        if let Kind::Other(_) = t.kind {
+            bail!("{path}: tensor `{name}` is stored as small integers; floats are expected");
+        }
         // One read of everything between the first element and the last; elements may lie in another order there.
-        let span = extent(&t.shape, &t.strides).unwrap_or(0) as usize;
-        let mut bytes = vec![0; span * size];
+        let span = extent(&t.shape, &t.strides).unwrap_or(0);
+        let mut bytes = vec![0; (span * t.kind.size()) as usize];
         {
             let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             file.seek(SeekFrom::Start(t.start))
                 .and_then(|_| file.read_exact(&mut bytes))
                 .map_err(Error::io("read", &self.path))?;
         }
-        let value = |at: usize| -> f32 {
-            let b = &bytes[at * size..(at + 1) * size];
-            let word = |i: usize| b.get(i).copied().unwrap_or(0);
-            let four = [word(0), word(1), word(2), word(3)];
-            let eight = [four, [word(4), word(5), word(6), word(7)]].concat().try_into().unwrap_or([0; 8]);
-            match t.kind {
-                Kind::F64 => f64::from_le_bytes(eight) as f32,
-                Kind::F32 => f32::from_le_bytes(four),
-                Kind::F16 => f16::from_le_bytes([word(0), word(1)]).to_f32(),
-                Kind::Bf16 => bf16::from_le_bytes([word(0), word(1)]).to_f32(),
-                Kind::I64 => i64::from_le_bytes(eight) as f32,
-                Kind::I32 => i32::from_le_bytes(four) as f32,
-                Kind::Other(_) => 0.0,
-            }
+        let stored = match t.kind {
+            Kind::F64 => decode::<8>(&bytes, |b| f64::from_le_bytes(b) as f32),
+            Kind::F32 => decode::<4>(&bytes, f32::from_le_bytes),
+            Kind::F16 => decode::<2>(&bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Kind::Bf16 => decode::<2>(&bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Kind::I64 => decode::<8>(&bytes, |b| i64::from_le_bytes(b) as f32),
+            Kind::I32 => decode::<4>(&bytes, |b| i32::from_le_bytes(b) as f32),
+            Kind::Other(_) => Vec::new(),
         };
-        if let Kind::Other(_) = t.kind {
-            bail!("{path}: tensor `{name}` is stored as small integers; floats are expected");
+        if is_row_major(&t.shape, &t.strides) {
+            return Ok((stored, t.shape.clone()));
         }
         let count: usize = t.shape.iter().product();
         let mut values = Vec::with_capacity(count);
         let mut at = vec![0_usize; t.shape.len()];
         for _ in 0..count {
-            values.push(value(at.iter().zip(&t.strides).map(|(i, stride)| i * stride).sum()));
+            values.push(stored[at.iter().zip(&t.strides).map(|(i, stride)| i * stride).sum::<usize>()]);
             for axis in (0..at.len()).rev() {
                 at[axis] += 1;
                 if at[axis] < t.shape[axis] {
@@ -159,6 +151,18 @@ impl TorchFile {
         }
         Ok((values, t.shape.clone()))
     }
+}
+
+/// Whether a view's elements follow each other in order.
+fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
+    let mut step = 1;
+    for (size, stride) in shape.iter().zip(strides).rev() {
+        if *size != 1 && *stride != step {
+            return false;
+        }
+        step = step.saturating_mul(*size);
+    }
+    true
 }
 
 /// Elements from the first to the last of a view; `None` if that can't be counted.
