@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+use lotep::hub::Watch;
 use lotep::train::{Event, Observer};
 use lotep::{Error, Result};
 use serde::Serialize;
@@ -18,11 +19,19 @@ pub(crate) struct Ui {
     quiet: bool,
     terminal: bool,
     bar: RefCell<Option<ProgressBar>>,
+    /// The file whose download was announced.
+    downloading: RefCell<Option<String>>,
 }
 
 impl Ui {
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet, terminal: std::io::stderr().is_terminal(), bar: RefCell::default() }
+        Self {
+            json,
+            quiet,
+            terminal: std::io::stderr().is_terminal(),
+            bar: RefCell::default(),
+            downloading: RefCell::default(),
+        }
     }
 
     /// Whether results are wanted as JSON lines.
@@ -79,14 +88,23 @@ impl Ui {
         if self.quiet || !self.terminal {
             return;
         }
-        let bar = ProgressBar::new(images as u64);
-        let style = "{prefix:>12} {bar:30} {pos}/{len} images  {per_sec}  {msg}  {eta} left";
+        self.show(
+            what,
+            images as u64,
+            "{prefix:>12} {bar:30} {pos}/{len} images  {per_sec}  {msg}  {eta} left",
+        );
+        if let Some(bar) = &*self.bar.borrow() {
+            bar.set_position(done as u64);
+            bar.reset_eta();
+        }
+    }
+
+    fn show(&self, what: &str, length: u64, style: &str) {
+        let bar = ProgressBar::new(length);
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }
         bar.set_prefix(what.to_owned());
-        bar.set_position(done as u64);
-        bar.reset_eta();
         *self.bar.borrow_mut() = Some(bar);
     }
 
@@ -99,6 +117,27 @@ impl Ui {
             }
         }
         !STOP.load(Ordering::SeqCst)
+    }
+
+    /// Show how far a download is; in a pipe say only that it began.
+    pub(crate) fn download(&self, file: &str, done: u64, size: u64) {
+        let begun = self.downloading.borrow().as_deref() == Some(file);
+        if !begun {
+            self.clear();
+            *self.downloading.borrow_mut() = Some(file.to_owned());
+            let begun =
+                if done > 0 { format!(", of which {} are here", DecimalBytes(done)) } else { String::new() };
+            self.note(&format!("downloading {file} ({}{begun})", DecimalBytes(size)));
+            if !self.quiet && self.terminal {
+                let style = "{prefix:>12} {bar:30} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+                self.show("download", size, style);
+            }
+        }
+        self.advance(done as usize, None);
+        if done == size {
+            self.clear();
+            *self.downloading.borrow_mut() = None;
+        }
     }
 
     /// Remove the bar.
@@ -117,6 +156,7 @@ impl Observer for Watcher<'_> {
         let ui = self.0;
         match event {
             Event::Plan(line) => ui.note(line),
+            Event::Download { file, done, size } => ui.download(file, done, size),
             Event::Begin { what, images, done } => ui.begin(what, images, done),
             Event::Advance { done, running } => {
                 ui.advance(done, running.map(|(loss, top1)| format!("loss {loss:.3}  top1 {top1:.1}%")));
@@ -143,5 +183,19 @@ impl Observer for Watcher<'_> {
 
     fn stop(&self) -> bool {
         STOP.load(Ordering::SeqCst)
+    }
+}
+
+impl Watch for Watcher<'_> {
+    fn download(&mut self, file: &str, done: u64, size: u64) {
+        self.0.download(file, done, size);
+    }
+
+    fn warn(&mut self, line: &str) {
+        self.event(Event::Warning(line));
+    }
+
+    fn stop(&self) -> bool {
+        Observer::stop(self)
     }
 }

@@ -63,7 +63,7 @@ impl std::fmt::Display for Row {
 
 fn compare(path: &str, arch: &str) -> Result<Row> {
     let device = Device::flex().autodiff();
-    let loaded = load(&LoadOptions {
+    let options = LoadOptions {
         backbone: path.into(),
         arch: Some(arch.into()),
         random_weights: false,
@@ -71,7 +71,8 @@ fn compare(path: &str, arch: &str) -> Result<Row> {
         device: device.clone(),
         precision: Some(Precision::F32),
         recompute: false,
-    })?;
+    };
+    let loaded = load(&options, &mut ())?;
     let file = TensorFile::open(path)?;
     let Some(head) = loaded.network.head() else { bail!("{path} has no classifier: nothing to compare") };
     let (values, shape) = file.read("_fx.input")?;

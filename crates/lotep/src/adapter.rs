@@ -9,13 +9,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::backbone::{Loaded, hex, sha256};
+use crate::backbone::Loaded;
 use crate::data::Transform;
 use crate::method::MethodConfig;
 use crate::params::Params;
 use crate::safetensors::{TensorFile, serialize};
 use crate::train::setup::init_params;
-use crate::{Error, Result, bail, input_error, write_atomic};
+use crate::{Error, Result, bail, hash, input_error, write_atomic};
 
 /// Version of the format; a reader refuses a newer one.
 const FORMAT: u32 = 1;
@@ -32,7 +32,7 @@ pub struct BackboneIdentity {
     pub arch: Option<String>,
     /// SHA-256 of its weight file; absent for random weights.
     pub sha256: Option<String>,
-    /// Where it was, as the user gave it.
+    /// Where it was: the path or name that the user gave; of a repository of the hub, with the commit.
     pub source: String,
 }
 
@@ -106,7 +106,7 @@ impl Adapter {
     /// The directory can't be written.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
         let tensors = serialize(&self.params.to_named(), Some(("format", "pt".into())))?;
-        self.config.tensors_sha256 = hex(&Sha256::digest(&tensors));
+        self.config.tensors_sha256 = hash::hex(&Sha256::digest(&tensors));
         write_atomic(&dir.join(MODEL), &tensors)?;
         let json = serde_json::to_vec_pretty(&self.config)
             .map_err(|e| input_error!("cannot describe the adapter: {e}"))?;
@@ -171,7 +171,7 @@ impl Adapter {
         }
         let path = dir.join(MODEL);
         let file = TensorFile::open(&path)?;
-        if sha256(std::slice::from_ref(&path))? != config.tensors_sha256 {
+        if hash::files(Sha256::new(), &[&path])? != config.tensors_sha256 {
             bail!("{} is not the file that {CONFIG} describes (`tensors_sha256` differs)", path.display());
         }
         // Laid out as for training; every value is then replaced.

@@ -16,7 +16,9 @@ pub mod eval;
 pub mod export;
 #[cfg(test)]
 mod fixtures;
+mod hash;
 pub mod head;
+pub mod hub;
 pub mod method;
 pub mod model;
 pub mod ops;

@@ -156,7 +156,7 @@ mod tests {
     use rand::SeedableRng;
 
     fn random_backbone(name: &str, image: Option<[usize; 2]>) -> Loaded {
-        load(&LoadOptions {
+        let options = LoadOptions {
             backbone: name.into(),
             arch: None,
             random_weights: true,
@@ -164,8 +164,8 @@ mod tests {
             device: Device::flex(),
             precision: Some(Precision::F32),
             recompute: false,
-        })
-        .unwrap()
+        };
+        load(&options, &mut ()).unwrap()
     }
 
     /// Folding prompts into constants changes nothing but rounding, and says what it could not fold.

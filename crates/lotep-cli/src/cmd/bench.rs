@@ -10,7 +10,7 @@ use lotep::{Result, device, input_error};
 use serde_json::json;
 
 use super::model::{precision, workers};
-use crate::ui::Ui;
+use crate::ui::{Ui, Watcher};
 
 /// Measure the time of a step and the memory it takes, or how fast images are read.
 #[derive(clap::Args)]
@@ -122,7 +122,7 @@ fn steps(args: &StepArgs, training: bool, ui: &Ui) -> Result<()> {
         steps: args.steps as usize,
         warmup: args.warmup as usize,
     };
-    let loaded = load(&LoadOptions {
+    let network = LoadOptions {
         backbone: args.backbone.clone(),
         arch: args.arch.clone(),
         random_weights: args.random_weights,
@@ -130,7 +130,8 @@ fn steps(args: &StepArgs, training: bool, ui: &Ui) -> Result<()> {
         device: device::open(&args.device)?,
         precision: precision(&args.precision),
         recompute: args.recompute,
-    })?;
+    };
+    let loaded = load(&network, &mut Watcher(ui))?;
     Ui::catch_signals();
     ui.begin("bench", (options.steps + options.warmup) * options.methods.len(), 0);
     let progress = |done| ui.advance(done, None);

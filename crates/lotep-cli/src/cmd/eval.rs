@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         splits.hold_out_test(args.test_fraction);
     }
     let data = splits.get(split)?;
-    let model = args.model.load()?;
+    let model = args.model.load(ui)?;
     ui.note(&format!("backbone  {}", model.loaded.describe()));
     let data = align(data, model.classes(), model.loaded.config.classes)?;
     let transform = model.transform();

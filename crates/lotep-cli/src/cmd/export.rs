@@ -28,7 +28,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     debug_assert!(args.merge, "clap requires it");
     // What is written are f32 weights, folded as exactly as they can be, whatever --precision says.
-    let model = args.model.load_in(Some(Precision::F32))?;
+    let model = args.model.load_in(Some(Precision::F32), ui)?;
     let Some(adapter) = &model.adapter else { bail!("export needs --adapter DIR") };
     if args.output.join("model.safetensors").exists() {
         bail!("{} already holds a model: choose another --output", args.output.display());

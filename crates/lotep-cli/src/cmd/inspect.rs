@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::model::workers;
-use crate::ui::Ui;
+use crate::ui::{Ui, Watcher};
 
 /// Say what a backbone, an adapter or a directory of images holds, and what is broken in it.
 #[derive(clap::Args)]
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
 }
 
 fn backbone(path: &str, args: &Args, ui: &Ui) -> Result<()> {
-    let loaded = load(&LoadOptions {
+    let options = LoadOptions {
         backbone: path.to_owned(),
         arch: args.arch.clone(),
         random_weights: false,
@@ -65,7 +65,8 @@ fn backbone(path: &str, args: &Args, ui: &Ui) -> Result<()> {
         device: device::open("cpu")?,
         precision: Some(Precision::F32),
         recompute: false,
-    })?;
+    };
+    let loaded = load(&options, &mut Watcher(ui))?;
     let config = &loaded.config;
     if ui.json() {
         return ui.out_json(&json!({

@@ -9,12 +9,15 @@ use lotep::model::Predictor;
 use lotep::ops::Precision;
 use lotep::{Result, bail, device};
 
+use crate::ui::{Ui, Watcher};
+
 /// Which model, and where it computes.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// The frozen network: a directory with config.json and model.safetensors, or a .safetensors file. With
-    /// --adapter it defaults to the one the adapter was trained on.
-    #[arg(long, value_name = "PATH")]
+    /// The frozen network: a directory with config.json and model.safetensors, a weight file, timm's name
+    /// (resnet18.tv_in1k, downloaded once) or hf-hub:OWNER/NAME, either with @REVISION. With --adapter it defaults to
+    /// the one the adapter was trained on.
+    #[arg(long, value_name = "PATH|NAME")]
     pub(crate) backbone: Option<String>,
     /// Architecture of a bare weight file, by timm's name.
     #[arg(long, value_name = "NAME")]
@@ -38,12 +41,12 @@ pub(crate) struct Model {
 
 impl ModelArgs {
     /// Load the backbone, and the adapter if there is one.
-    pub(crate) fn load(&self) -> Result<Model> {
-        self.load_in(precision(&self.precision))
+    pub(crate) fn load(&self, ui: &Ui) -> Result<Model> {
+        self.load_in(precision(&self.precision), ui)
     }
 
     /// The same in a precision of the caller's choice.
-    pub(crate) fn load_in(&self, precision: Option<Precision>) -> Result<Model> {
+    pub(crate) fn load_in(&self, precision: Option<Precision>, ui: &Ui) -> Result<Model> {
         let config = self.adapter.as_deref().map(Adapter::read_config).transpose()?;
         let Some(backbone) = self.backbone.clone().or(config.as_ref().map(|c| c.backbone.source.clone()))
         else {
@@ -59,7 +62,7 @@ impl ModelArgs {
             precision,
             recompute: false,
         };
-        let loaded = load(&options)?;
+        let loaded = load(&options, &mut Watcher(ui))?;
         let adapter = self.adapter.as_deref().map(|dir| Adapter::load(dir, &loaded)).transpose()?;
         Ok(Model { loaded, adapter })
     }

@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let files = list_images(&args.paths)?;
-    let model = args.model.load()?;
+    let model = args.model.load(ui)?;
     let predictor = model.predictor()?;
     let transform = model.transform();
     // A data set of one nameless class: the loader decodes ahead on several threads.

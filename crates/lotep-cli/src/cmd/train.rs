@@ -36,8 +36,9 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
 
-    /// Frozen network: a directory with config.json and model.safetensors, or a .safetensors file with --arch.
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    /// Frozen network: a directory with config.json and model.safetensors, a weight file with --arch, timm's name
+    /// (resnet18.tv_in1k, downloaded once) or hf-hub:OWNER/NAME, either with @REVISION.
+    #[arg(long, value_name = "PATH|NAME", help_heading = "Model")]
     backbone: Option<String>,
     /// Architecture of a bare weight file, by timm's name.
     #[arg(long, value_name = "NAME", help_heading = "Model")]

@@ -1,7 +1,6 @@
 //! Reading and writing files as another program would.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,11 +55,12 @@ pub(crate) fn read_json(path: &Path) -> Value {
 
 /// SHA-256 of a file, in hexadecimal.
 pub(crate) fn sha256(path: &Path) -> String {
-    let mut hex = String::new();
-    for byte in Sha256::digest(fs::read(path).unwrap()) {
-        write!(hex, "{byte:02x}").unwrap();
-    }
-    hex
+    hex(&Sha256::digest(fs::read(path).unwrap()))
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// All files under `dir`, sorted.

@@ -6,6 +6,7 @@
 
 mod common;
 mod files;
+mod hub_server;
 mod net;
 
 mod bad_adapter;
@@ -18,6 +19,7 @@ mod config_file;
 mod demo;
 mod divergence;
 mod export;
+mod hub;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;

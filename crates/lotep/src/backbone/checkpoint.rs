@@ -63,15 +63,12 @@ impl Checkpoint {
     /// A file can't be read, is damaged, or lacks what the index says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let (paths, index) = if path.to_string_lossy().ends_with(".index.json") {
-            let index = read_index(&path)?;
-            let mut names: Vec<_> = index.weight_map.values().collect();
-            names.sort();
-            names.dedup();
+        let index = is_index(&path).then(|| read_index(&path)).transpose()?;
+        let paths = if index.is_some() {
             let dir = path.parent().unwrap_or(Path::new(""));
-            (names.into_iter().map(|name| dir.join(name)).collect(), Some(index))
+            parts(&path)?.into_iter().map(|name| dir.join(name)).collect()
         } else {
-            (vec![path.clone()], None)
+            vec![path.clone()]
         };
         let files = paths.iter().map(|path| Stored::open(path)).collect::<Result<Vec<_>>>()?;
         let (mut home, mut stored) = (BTreeMap::new(), BTreeMap::new());
@@ -153,18 +150,34 @@ fn read_index(path: &Path) -> Result<Index> {
     Ok(index)
 }
 
-/// The weights in a directory: one file if it has one of the usual names, else an index.
-pub(super) fn in_directory(dir: &Path) -> PathBuf {
-    let usual = [
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "open_clip_model.safetensors",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        "open_clip_pytorch_model.bin",
-    ];
-    let found = usual.iter().map(|name| dir.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| dir.join(usual[0]))
+/// What weights are called in a directory, the best first.
+pub(super) const USUAL_NAMES: [&str; 6] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+];
+
+/// The weights in a directory: a file of one of the usual names, which may be an index.
+pub(super) fn in_directory(dir: &Path) -> Option<PathBuf> {
+    USUAL_NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file())
+}
+
+/// The names of the files that an index at `path` speaks of, sorted; none if it is no index.
+pub(super) fn parts(path: &Path) -> Result<Vec<String>> {
+    if !is_index(path) {
+        return Ok(Vec::new());
+    }
+    let mut names: Vec<_> = read_index(path)?.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+fn is_index(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(".index.json")
 }
 
 #[cfg(test)]
@@ -249,7 +262,7 @@ mod tests {
             std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
         };
         write(&map);
-        assert_eq!(in_directory(dir.path()), index);
+        assert_eq!(in_directory(dir.path()).as_ref(), Some(&index));
         check(&f, "vit_b32", &index, "_fx.logits");
         for (name, file) in [("extra", "model-0.safetensors"), ("head.bias", "../model-0.safetensors")] {
             let mut wrong = map.clone();

@@ -46,14 +46,18 @@ impl ModelConfig {
         Ok(Self { name: bare.into(), architecture, classes, preprocess })
     }
 
-    /// Read timm's hub `config.json`.
+    /// Read timm's hub `config.json`; `None` if it is another library's and names no `architecture`.
     ///
     /// # Errors
     /// The file can't be read, is not JSON, or holds a value that makes no sense.
-    pub fn from_hub(path: &Path) -> Result<Self> {
+    pub fn from_hub(path: &Path) -> Result<Option<Self>> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let hub: HubConfig = serde_json::from_str(&text)
-            .map_err(|e| input_error!("{} is not a timm config.json: {e}", path.display()))?;
+        let wrong = |e: serde_json::Error| input_error!("{} is not a timm config.json: {e}", path.display());
+        let json: Map<String, Value> = serde_json::from_str(&text).map_err(wrong)?;
+        if !json.contains_key("architecture") {
+            return Ok(None);
+        }
+        let hub: HubConfig = serde_json::from_str(&text).map_err(wrong)?;
         let in_file = |e: Error| input_error!("{}: {e}", path.display());
         let architecture = Architecture::named(&hub.architecture)
             .and_then(|a| a.with_args(&hub.model_args))
@@ -99,7 +103,7 @@ impl ModelConfig {
         if let Some(image) = architecture.image() {
             preprocess.image = image;
         }
-        Ok(Self { name: hub.architecture, architecture, classes, preprocess })
+        Ok(Some(Self { name: hub.architecture, architecture, classes, preprocess }))
     }
 
     /// The `config.json` that timm's hub layout wants for this model.
@@ -210,6 +214,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, config.to_hub().to_string()).unwrap();
-        assert_eq!(ModelConfig::from_hub(&path).unwrap(), config);
+        assert_eq!(ModelConfig::from_hub(&path).unwrap(), Some(config));
     }
 }

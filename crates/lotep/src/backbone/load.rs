@@ -1,21 +1,23 @@
 //! Find, check and load a backbone: a hub directory, a weight file with `--arch`, or random weights.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{Checkpoint, in_directory};
-use super::{Architecture, Backbone, Block, ModelConfig, Weights, blocks};
+use super::checkpoint::Checkpoint;
+use super::source::{self, Place};
+use super::{Backbone, Block, ModelConfig, Weights, blocks};
+use crate::hub::Watch;
 use crate::ops::{Compute, Precision};
-use crate::{Error, Result, bail, input_error};
+use crate::{Result, bail, hash, input_error};
 
 /// What to load and how.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// A directory in timm's hub layout, a `.safetensors` file, or (with `random_weights`) an architecture.
+    /// A directory in timm's hub layout, a weight file, timm's name for published weights (`resnet18.tv_in1k`),
+    /// `hf-hub:owner/name`, or (with `random_weights`) an architecture. A name may end in `@revision`.
     pub backbone: String,
     /// The architecture of a bare weight file.
     pub arch: Option<String>,
@@ -50,7 +52,7 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// The architecture the user gave for it.
     pub arch: Option<String>,
-    /// What the user called it.
+    /// Where it was found: what the user called it, or of a repository of the hub, its name with the commit.
     pub source: String,
     /// Where it lives.
     pub device: Device,
@@ -58,36 +60,29 @@ pub struct Loaded {
     pub precision: Precision,
 }
 
-/// Load a backbone.
+/// Load a backbone; `watch` sees what has to be downloaded.
 ///
 /// # Errors
 /// Nothing is found under that name, or what is found is damaged or does not fit its architecture.
-pub fn load(options: &LoadOptions) -> Result<Loaded> {
+pub fn load(options: &LoadOptions, watch: &mut dyn Watch) -> Result<Loaded> {
     if options.random_weights {
         let config = ModelConfig::named(options.arch.as_deref().unwrap_or(&options.backbone), 1000)?;
         return build(config, Weights::random(0, &options.device), None, options);
     }
-    let path = Path::new(&options.backbone);
-    let (config, file) = if path.is_dir() {
-        let config = ModelConfig::from_hub(&path.join("config.json"))?;
-        (Some(config), in_directory(path))
-    } else if path.is_file() {
-        (None, path.to_path_buf())
-    } else {
-        bail!("{}", not_found(&options.backbone));
-    };
-    let tensors = Checkpoint::open(&file)?;
-    let config = match (&options.arch, config) {
+    let place = source::find(&options.backbone, watch)?;
+    let file = &place.weights;
+    // Without a `config.json` the user's word is enough.
+    let config = place.config.as_deref().filter(|path| options.arch.is_none() || path.is_file());
+    let config = config.map(ModelConfig::from_hub).transpose()?;
+    let tensors = Checkpoint::open(file)?;
+    let config = match (&options.arch, config.flatten()) {
         (None, Some(config)) => config,
         (Some(arch), config) => {
-            let mut named = ModelConfig::named(arch, 1000)?;
-            if let Some(config) = config.filter(|c| c.name == named.name) {
-                named = config;
-            }
-            named
+            let named = ModelConfig::named(arch, 1000)?;
+            config.filter(|c| c.name == named.name).unwrap_or(named)
         }
         (None, None) => bail!(
-            "{} is a bare weight file: say which architecture it is, as in --arch resnet18",
+            "{} does not say what network it is (as timm's config.json would): say it, as in --arch resnet18",
             file.display()
         ),
     };
@@ -102,13 +97,13 @@ pub fn load(options: &LoadOptions) -> Result<Loaded> {
         Some(shape) => bail!("{}: `{head}` has shape {shape:?}, a matrix is expected", file.display()),
     };
     let paths = tensors.paths().to_vec();
-    build(config, Weights::from_file(tensors, &options.device), Some((&file, &paths)), options)
+    build(config, Weights::from_file(tensors, &options.device), Some((&place, &paths)), options)
 }
 
 fn build(
     mut config: ModelConfig,
     weights: Weights,
-    file: Option<(&Path, &[PathBuf])>,
+    file: Option<(&Place, &[PathBuf])>,
     options: &LoadOptions,
 ) -> Result<Loaded> {
     if let Some(image) = options.image {
@@ -125,10 +120,10 @@ fn build(
         blocks: blocks(network.as_ref(), config.preprocess.image, &options.device),
         body_parameters: weights.parameters() - head_parameters,
         head_parameters,
-        sha256: file.map(|(_, paths)| sha256(paths)).transpose()?,
-        file: file.map(|(path, _)| path.to_path_buf()),
+        sha256: file.map(|(_, paths)| hash::files(Sha256::new(), paths)).transpose()?,
+        source: file.map_or(&options.backbone, |(place, _)| &place.source).clone(),
+        file: file.map(|(place, _)| place.weights.clone()),
         arch: options.arch.clone(),
-        source: options.backbone.clone(),
         device: options.device.clone().without_autodiff(),
         precision,
         network,
@@ -138,7 +133,7 @@ fn build(
 
 /// A network with made-up weights, whatever its shape.
 #[cfg(test)]
-pub(crate) fn made_up(architecture: Architecture, image: [usize; 2]) -> Loaded {
+pub(crate) fn made_up(architecture: super::Architecture, image: [usize; 2]) -> Loaded {
     let mut preprocess = architecture.preprocess(5);
     preprocess.image = image;
     let config = ModelConfig { name: "made up".into(), architecture, classes: 5, preprocess };
@@ -152,43 +147,6 @@ pub(crate) fn made_up(architecture: Architecture, image: [usize; 2]) -> Loaded {
         recompute: false,
     };
     build(config, Weights::random(0, &options.device), None, &options).unwrap()
-}
-
-fn not_found(name: &str) -> String {
-    if Architecture::named(name.split('.').next().unwrap_or(name)).is_ok() {
-        format!(
-            "`{name}` is an architecture lotep knows, but there is no file or directory of that name: give a \
-             directory with config.json and model.safetensors, or a .safetensors file with --arch"
-        )
-    } else {
-        format!(
-            "no backbone at `{name}`: a directory with config.json and model.safetensors is expected, or a .safetensors file with --arch"
-        )
-    }
-}
-
-/// SHA-256 of files one after another, in hexadecimal.
-///
-/// # Errors
-/// One can't be read.
-pub(crate) fn sha256(paths: &[PathBuf]) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0_u8; 1 << 20];
-    for path in paths {
-        let mut file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-        loop {
-            match file.read(&mut buffer).map_err(Error::io("read", path))? {
-                0 => break,
-                n => hash.update(&buffer[..n]),
-            }
-        }
-    }
-    Ok(hex(&hash.finalize()))
-}
-
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 impl Loaded {

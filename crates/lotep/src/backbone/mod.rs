@@ -14,6 +14,7 @@ pub(crate) mod parity;
 mod positions;
 mod preprocess;
 mod resnet;
+mod source;
 mod swin;
 mod vit;
 mod weights;
@@ -31,7 +32,6 @@ pub use family::{Architecture, PUBLISHED, Published, architectures};
 #[cfg(test)]
 pub(crate) use load::made_up;
 pub use load::{LoadOptions, Loaded, load};
-pub(crate) use load::{hex, sha256};
 pub use preprocess::{CropMode, Preprocess};
 pub use resnet::{ResNet, ResNetConfig};
 pub use swin::{Swin, SwinConfig};

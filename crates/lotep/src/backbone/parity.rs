@@ -288,7 +288,7 @@ fn real_weights_agree_with_timm() {
             precision: Some(Precision::F32),
             recompute: false,
         };
-        let loaded = load(&options).unwrap();
+        let loaded = load(&options, &mut ()).unwrap();
         let features = loaded.network.features(f.tensor("input", &device), &NoHooks);
         f.assert_close(&features, "features", FORWARD);
         f.assert_close(&loaded.network.head().unwrap().forward(features), "logits", FORWARD);
@@ -317,7 +317,7 @@ fn blocks_at_full_size() {
             precision: Some(Precision::F32),
             recompute: false,
         };
-        let loaded = load(&options).unwrap();
+        let loaded = load(&options, &mut ()).unwrap();
         let found: Vec<_> =
             loaded.blocks.iter().map(|b| (b.name.clone(), b.channels, b.height, b.width)).collect();
         let expected: Vec<(String, usize, usize, usize)> = rows(&table, key);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::eval::Accuracy;
+use crate::hub::Watch;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +37,15 @@ pub struct EpochRecord {
 pub enum Event<'a> {
     /// Something to know before it starts: model, data, method, in order.
     Plan(&'a str),
+    /// A part of a file of the backbone's has been downloaded.
+    Download {
+        /// Its name.
+        file: &'a str,
+        /// Bytes that are there.
+        done: u64,
+        /// Bytes in all.
+        size: u64,
+    },
     /// Work over a number of images begins: an epoch, a pass of evaluation.
     Begin {
         /// What it is called.
@@ -66,6 +76,23 @@ pub trait Observer {
     /// Whether to stop at the next safe point.
     fn stop(&self) -> bool {
         false
+    }
+}
+
+/// Downloads, as a run's observer hears of them.
+pub(super) struct Downloads<'a>(pub(super) &'a mut dyn Observer);
+
+impl Watch for Downloads<'_> {
+    fn download(&mut self, file: &str, done: u64, size: u64) {
+        self.0.event(Event::Download { file, done, size });
+    }
+
+    fn warn(&mut self, line: &str) {
+        self.0.event(Event::Warning(line));
+    }
+
+    fn stop(&self) -> bool {
+        self.0.stop()
     }
 }
 

@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::{Select, TrainConfig};
-use super::observe::{Event, Observer};
+use super::observe::{Downloads, Event, Observer};
 use crate::backbone::{LoadOptions, Loaded, load};
 use crate::data::{Dataset, Loader, LoaderConfig, Transform, open, stratified_split, subset};
 use crate::head::linear;
@@ -72,7 +72,7 @@ impl Setup {
         config.validate()?;
         let mut config = config.clone();
         let device = device::open(&config.device)?;
-        let loaded = load(&config.load_options(&device))?;
+        let loaded = load(&config.load_options(&device), &mut Downloads(observer))?;
         config.resolve(&loaded);
         observer.event(Event::Plan(&format!("backbone  {}", loaded.describe())));
         let images = Images::new(&config, &loaded)?;

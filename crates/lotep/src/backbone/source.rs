@@ -1,0 +1,117 @@
+//! Where a backbone's files are: a directory, a weight file, or a repository of the hub.
+
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{USUAL_NAMES, in_directory, parts};
+use super::{Architecture, PUBLISHED};
+use crate::hub::{Hub, Repo, Watch};
+use crate::{Result, bail};
+
+/// How a repository of any owner is written, as timm does.
+const HUB: &str = "hf-hub:";
+
+/// A backbone's files.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// `config.json`, unless it is a bare weight file.
+    pub(super) config: Option<PathBuf>,
+    /// The weights, or their index.
+    pub(super) weights: PathBuf,
+    /// The name by which they can be found again: of a repository, with its commit.
+    pub(super) source: String,
+}
+
+/// Find what the user calls `name`; files of the hub are downloaded where the cache has not got them.
+///
+/// # Errors
+/// There is nothing of that name, or it can't be downloaded.
+pub(super) fn find(name: &str, watch: &mut dyn Watch) -> Result<Place> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        let weights = in_directory(path).unwrap_or_else(|| path.join(USUAL_NAMES[0]));
+        return Ok(Place { config: Some(path.join("config.json")), weights, source: name.into() });
+    }
+    if path.is_file() {
+        return Ok(Place { config: None, weights: path.into(), source: name.into() });
+    }
+    download(&repository(name)?, watch)
+}
+
+/// The repository that `name` means.
+fn repository(name: &str) -> Result<Repo> {
+    if let Some(repo) = name.strip_prefix(HUB) {
+        return Repo::parse(repo);
+    }
+    let (model, revision) = name.split_once('@').map_or((name, String::new()), |(m, r)| (m, format!("@{r}")));
+    let bare = model.split('.').next().unwrap_or(model);
+    if Architecture::named(bare).is_err() {
+        bail!(
+            "no backbone at `{name}`: there is no such file or directory, and it is no network that lotep knows \
+             (`lotep backbones` lists them; a repository of the hub is written {HUB}owner/name)"
+        );
+    }
+    if bare != model {
+        return Repo::parse(&format!("timm/{model}{revision}"));
+    }
+    match PUBLISHED.iter().find(|p| p.name == bare) {
+        Some(p) => Repo::parse(&format!("timm/{bare}.{}{revision}", p.tag)),
+        None => bail!(
+            "`{name}` is an architecture lotep knows, but not one weights: give a tag, as in {bare}.TAG, or a \
+             directory or weight file"
+        ),
+    }
+}
+
+fn download(repo: &Repo, watch: &mut dyn Watch) -> Result<Place> {
+    let hub = Hub::from_env()?;
+    let Some(config) = hub.get(repo, "config.json", watch)? else {
+        bail!("{repo} has no config.json: is it a model of timm's?");
+    };
+    // All files are of the commit that the first one is from, whatever happens to the branch meanwhile.
+    let pinned = Repo { revision: config.commit, ..repo.clone() };
+    let dir = config.path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let mut weights = in_directory(&dir);
+    for name in USUAL_NAMES {
+        if weights.is_none() {
+            weights = hub.get(&pinned, name, watch)?.map(|found| found.path);
+        }
+    }
+    let Some(weights) = weights else {
+        bail!("{pinned} has no weights that lotep reads: {} are looked for", USUAL_NAMES.join(", "));
+    };
+    for part in parts(&weights)? {
+        if hub.get(&pinned, &part, watch)?.is_none() {
+            bail!("{pinned} has no `{part}`, which its {} names", weights.display());
+        }
+    }
+    Ok(Place { config: Some(config.path), weights, source: format!("{HUB}{pinned}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_mean_repositories() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        for (name, repo) in [
+            ("resnet18.a1_in1k", "timm/resnet18.a1_in1k@main"),
+            ("resnet18", "timm/resnet18.tv_in1k@main"),
+            ("swin_tiny_patch4_window7_224@v1", "timm/swin_tiny_patch4_window7_224.ms_in22k@v1"),
+            ("hf-hub:openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16@main"),
+            (&format!("hf-hub:a/b@{commit}"), &format!("a/b@{commit}")),
+        ] {
+            assert_eq!(repository(name).unwrap().to_string(), repo);
+        }
+        for (name, why) in [
+            ("models/resnet18", "hf-hub:owner/name"),
+            ("resnet19", "lotep backbones"),
+            ("vit_large_patch32_224", "give a tag"),
+            ("hf-hub:resnet18", "owner/name is expected"),
+            ("resnet18@", "is not a revision"),
+        ] {
+            let error = repository(name).unwrap_err().to_string();
+            assert!(error.contains(why), "{name}: {error}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What the environment says about the hub.
+
+use std::path::PathBuf;
+
+use crate::{Error, Result, bail, input_error};
+
+/// Where the hub and its cache are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The hub's address, without a slash at its end.
+    pub endpoint: String,
+    /// The cache's directory.
+    pub cache: PathBuf,
+    /// Who asks; sent to the hub only, not where it redirects to.
+    pub token: Option<String>,
+    /// Ask nobody: only the cache serves.
+    pub offline: bool,
+}
+
+impl Settings {
+    /// Read the environment's variables.
+    ///
+    /// # Errors
+    /// One has a value that makes no sense, or none says where the cache is.
+    pub fn from_env() -> Result<Self> {
+        Self::new(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let path = |name: &str| variable(name).map(PathBuf::from);
+        let endpoint = variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into());
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+            bail!("HF_ENDPOINT is `{endpoint}`: an address is expected, as https://huggingface.co");
+        }
+        let home = path("HF_HOME").or_else(|| {
+            let cache = path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+            Some(cache?.join("huggingface"))
+        });
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let cache = cache.or_else(|| Some(home.as_ref()?.join("hub"))).ok_or_else(|| {
+            input_error!("there is no home directory for downloads: say with HF_HOME where to keep them")
+        })?;
+        let yes = |name: &str| {
+            variable(name)
+                .is_some_and(|v| matches!(v.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+        };
+        let file = path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token")));
+        let token = match variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")) {
+            Some(token) => Some(token),
+            None if yes("HF_HUB_DISABLE_IMPLICIT_TOKEN") => None,
+            None => match file.filter(|f| f.is_file()) {
+                Some(file) => Some(std::fs::read_to_string(&file).map_err(Error::io("read", &file))?),
+                None => None,
+            },
+        };
+        let token = token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+        if token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
+            bail!("the hub's token (HF_TOKEN or its file) has characters that no token has");
+        }
+        Ok(Self { endpoint, cache, token, offline: yes("HF_HUB_OFFLINE") || yes("TRANSFORMERS_OFFLINE") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(variables: &[(&str, &str)]) -> Result<Settings> {
+        let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        Settings::new(find)
+    }
+
+    #[test]
+    fn variables_mean_what_they_mean_to_python() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        let s = settings(&[("HF_HOME", home)]).unwrap();
+        assert_eq!((s.endpoint.as_str(), s.offline, s.token), ("https://huggingface.co", false, None));
+        assert_eq!(s.cache, dir.path().join("hub"));
+        std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
+        assert_eq!(settings(&[("HF_HOME", home)]).unwrap().token.as_deref(), Some("hf_file"));
+        let quiet = [("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")];
+        assert_eq!(settings(&quiet).unwrap().token, None);
+        let all = [
+            ("HF_HOME", home),
+            ("HF_TOKEN", " hf_given "),
+            ("HF_HUB_CACHE", "/c"),
+            ("HF_HUB_OFFLINE", "true"),
+            ("HF_ENDPOINT", "http://mirror/"),
+        ];
+        let s = settings(&all).unwrap();
+        assert_eq!(
+            (s.endpoint.as_str(), s.offline, s.token.as_deref()),
+            ("http://mirror", true, Some("hf_given"))
+        );
+        assert_eq!(s.cache, PathBuf::from("/c"));
+        for (name, value) in [("HF_ENDPOINT", "huggingface.co"), ("HF_TOKEN", "a\nb")] {
+            let error = settings(&[("HF_HOME", home), (name, value)]).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}
