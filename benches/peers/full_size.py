@@ -23,7 +23,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ["torch", "timm", "safetensors", "numpy", "pillow"]
-# timm's names, and classes.
+# timm's names, and classes; height and width of the image where they are not those of the weights.
 ARCHITECTURES = [
     ("resnet18", 1000),
     ("resnet34", 1000),
@@ -40,9 +40,14 @@ ARCHITECTURES = [
     ("convnext_base", 21841),
     ("swin_base_patch4_window7_224", 21841),
     ("coatnet_2_rw_224", 11821),
+    ("resnet50", 1000, 192, 320),
+    ("convnext_tiny", 21841, 192, 320),
+    ("vit_tiny_patch16_224", 1000, 160, 320),
+    ("swin_tiny_patch4_window7_224", 1000, 160, 320),
+    ("coatnet_2_rw_224", 1000, 160, 320),
 ]
 SEED, BATCH = 1, 2
-HEADER = ["architecture", "classes", "logits", "loss", "input gradient", "worst prompt gradient", "agrees"]
+HEADER = ["architecture", "classes", "image", "logits", "loss", "input gradient", "worst prompt gradient", "agrees"]
 
 
 def main():
@@ -51,37 +56,40 @@ def main():
     parser.add_argument("--venv", type=Path, default=REPOSITORY / "target" / "peers-venv",
                         help="virtual environment, made if absent (default: target/peers-venv)")
     parser.add_argument("--only", metavar="NAMES", help="some of the architectures, with commas between")
-    parser.add_argument("--write", nargs=3, metavar=("NAME", "CLASSES", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=5, metavar=("NAME", "CLASSES", "HEIGHT", "WIDTH", "FILE"),
+                        help=argparse.SUPPRESS)
     args = parser.parse_args()
     script = args.shared.resolve() / "tools" / "make_fixtures.py"
     if not script.is_file():
         sys.exit(f"error: {script} is absent: --shared names the directory that holds tools/make_fixtures.py")
     if args.write:
-        name, classes, file = args.write
-        return write(script, name, int(classes), file)
+        name, classes, height, width, file = args.write
+        return write(script, name, int(classes), (int(height), int(width)), file)
     chosen = ARCHITECTURES
     if args.only:
         names = args.only.split(",")
-        unknown = set(names) - {name for name, _ in ARCHITECTURES}
+        known = dict.fromkeys(row[0] for row in ARCHITECTURES)
+        unknown = set(names) - set(known)
         if unknown:
-            sys.exit(f"error: --only {', '.join(sorted(unknown))} is unknown; known are "
-                     + ", ".join(dict(ARCHITECTURES)))
+            sys.exit(f"error: --only {', '.join(sorted(unknown))} is unknown; known are {', '.join(known)}")
         chosen = [row for row in ARCHITECTURES if row[0] in names]
 
     python = environment(args.venv)
     program = example()
     rows, failed = [], []
-    for name, classes in chosen:
+    for name, classes, *size in chosen:
+        size = size or (224, 224)
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="lotep-full-size-") as directory:
             file = Path(directory) / f"{name}.safetensors"
-            written = subprocess.run([python, __file__, "--shared", args.shared, "--write", name, str(classes), file])
+            written = subprocess.run([python, __file__, "--shared", args.shared, "--write", name, str(classes),
+                                      *map(str, size), file])
             if written.returncode != 0:
                 sys.exit(f"error: timm could not write {name}")
             done = subprocess.run([program, file, "--arch", name], text=True, stdout=subprocess.PIPE)
         if done.returncode != 0:
-            failed.append(f"{name} ({classes} classes)")
-        rows.append(done.stdout.strip() or f"| {name} | {classes} | | | | | FAIL |")
+            failed.append(f"{name} ({classes} classes, {size[0]}x{size[1]})")
+        rows.append(done.stdout.strip() or f"| {name} | {classes} | {size[0]}x{size[1]} | | | | | FAIL |")
         print(f"{rows[-1]}  {time.monotonic() - started:.0f} s", flush=True)
 
     print(f"\nf32 against timm's float64: max|difference| / max|reference|, batch {BATCH}, random weights\n")
@@ -116,18 +124,55 @@ def environment(directory):
     return python
 
 
-def write(script, name, classes, file):
+def write(script, name, classes, size, file):
     """Inside the virtual environment: timm's weights, input and float64 answers of one architecture."""
     spec = importlib.util.spec_from_file_location("make_fixtures", script)
     fixtures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fixtures)
     # The script's table has short names of a few of these; under timm's own names it can have them all.
     fixtures.FULL[name] = (name, classes)
-    init = fixtures.seeded_init
-    image = fixtures.seeded_input(SEED, BATCH, 224, 224)
-    fixtures.seeded_init = lambda model, seed: clear_of_kinks(init(model, seed), image)
+    init, stored = fixtures.seeded_init, {}
+    image = fixtures.seeded_input(SEED, BATCH, *size)
+    fixtures.seeded_input = lambda *_: image
+
+    def initialised(model, seed):
+        model = init(model, seed)
+        stored.update((key, value.clone()) for key, value in model.state_dict().items())
+        return clear_of_kinks(at_size(model, name, classes, size), image)
+
+    fixtures.seeded_init = initialised
     sys.stdout = sys.stderr
     fixtures.full(name, SEED, file, batch=BATCH, grads=True, f64=True)
+    restore(file, stored)
+
+
+def at_size(model, name, classes, size):
+    """The model made for images of another size, its tables resampled by timm."""
+    import importlib
+
+    import timm
+
+    if size == (224, 224) or not any(hasattr(model, part) for part in ("pos_embed", "patch_embed", "stages")):
+        return model
+    try:
+        other = timm.create_model(name, pretrained=False, num_classes=classes, img_size=size, drop_path_rate=0.).eval()
+    except TypeError:
+        # A convolutional network takes any.
+        return model
+    adapt = importlib.import_module(type(model).__module__).checkpoint_filter_fn
+    other.load_state_dict(adapt(model.state_dict(), other))
+    return other
+
+
+def restore(file, stored):
+    """Put tables back as they were before they were resampled: doing that is the reader's task."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    changed = [key for key, value in stored.items() if key in tensors and tensors[key].shape != value.shape]
+    if changed:
+        tensors.update((key, stored[key].contiguous()) for key in changed)
+        save_file(tensors, file)
 
 
 def clear_of_kinks(model, image, margin=3e-5):

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
 struct Row {
     name: String,
     classes: usize,
+    image: [usize; 2],
     logits: f64,
     loss: f64,
     input: f64,
@@ -54,26 +55,29 @@ impl Row {
 
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { name, classes, logits, loss, input, prompt: (prompt, block) } = self;
+        let Self { name, classes, image: [h, w], logits, loss, input, prompt: (prompt, block) } = self;
         let verdict = if self.agrees() { "ok" } else { "FAIL" };
-        write!(f, "| {name} | {classes} | {logits:.1e} | {loss:.1e} | {input:.1e} ")?;
+        write!(f, "| {name} | {classes} | {h}x{w} | {logits:.1e} | {loss:.1e} | {input:.1e} ")?;
         write!(f, "| {prompt:.1e} ({block}) | {verdict} |")
     }
 }
 
 fn compare(path: &str, arch: &str) -> Result<Row> {
     let device = Device::flex().autodiff();
+    let file = TensorFile::open(path)?;
+    let Some(&[_, _, height, width]) = file.shape("_fx.input").as_deref() else {
+        bail!("{path} has no image _fx.input")
+    };
     let options = LoadOptions {
         backbone: path.into(),
         arch: Some(arch.into()),
         random_weights: false,
-        image: None,
+        image: Some([height, width]),
         device: device.clone(),
         precision: Some(Precision::F32),
         recompute: false,
     };
     let loaded = load(&options, &mut ())?;
-    let file = TensorFile::open(path)?;
     let Some(head) = loaded.network.head() else { bail!("{path} has no classifier: nothing to compare") };
     let (values, shape) = file.read("_fx.input")?;
     let input = Tensor::<4>::from_data(TensorData::new(values, shape), &device).require_grad();
@@ -99,6 +103,7 @@ fn compare(path: &str, arch: &str) -> Result<Row> {
     Ok(Row {
         name: loaded.config.name.clone(),
         classes: loaded.config.classes,
+        image: [height, width],
         logits: deviation(&file, "_fx.logits", Some(logits))?,
         loss: deviation(&file, "_fx.loss", Some(loss))?,
         input,

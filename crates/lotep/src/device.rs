@@ -50,12 +50,20 @@ fn wgpu(_index: usize) -> Result<Device> {
     )
 }
 
-/// Drivers answer an absent device with a panic deep inside: try a small sum first and turn that into an error.
+/// Drivers answer an absent device with a panic deep inside, often in a thread of their own: try a small sum first and
+/// turn that into an error.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn probe(name: &str, make: impl FnOnce() -> Device + std::panic::UnwindSafe) -> Result<Device> {
+    use std::sync::{Arc, OnceLock};
+
     use burn::tensor::Tensor;
+    // The first panic names the cause; those that follow from it, in other threads, say nothing more.
+    let cause = Arc::new(OnceLock::new());
+    let heard = cause.clone();
     let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::set_hook(Box::new(move |panic| {
+        _ = heard.set(panic.payload_as_str().unwrap_or("no reason given").to_owned());
+    }));
     let found = std::panic::catch_unwind(|| {
         let device = make();
         let sum = Tensor::<1>::ones([4], &device).sum().try_into_scalar::<f32>();
@@ -65,9 +73,8 @@ fn probe(name: &str, make: impl FnOnce() -> Device + std::panic::UnwindSafe) -> 
     match found {
         Ok(Some(device)) => Ok(device),
         Ok(None) => bail!("--device {name}: the device does not compute correctly"),
-        Err(cause) => {
-            let text = cause.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        Err(_) => {
+            let text = cause.get().map_or("no reason given", String::as_str);
             bail!("--device {name} is not available: {}", text.lines().next().unwrap_or(text))
         }
     }

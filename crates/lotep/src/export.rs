@@ -31,7 +31,7 @@ pub fn merge(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
     }
     let head = loaded.config.architecture.classifier();
     let mut changed: BTreeMap<String, NamedTensor> =
-        merged.changed.into_iter().map(|t| (t.name.clone(), t)).collect();
+        loaded.resampled.iter().cloned().chain(merged.changed).map(|t| (t.name.clone(), t)).collect();
     for tensor in adapter.params.to_named() {
         let leaf = match tensor.name.as_str() {
             linear::WEIGHT => "weight",

@@ -45,6 +45,9 @@ fn merges(net: Net, method: &str, more: &[&str]) {
         if name.starts_with("fc.") || name.starts_with("head.") {
             shape[0] = CLASSES;
         }
+        if name == "pos_embed" && more.contains(&"--image-size") {
+            shape[1] = 1 + 3 * 3;
+        }
         assert_eq!((&*name, &*shape), (&tensor.name, &tensor.shape));
     }
     assert_eq!(shapes.len(), tensors.len());
@@ -77,6 +80,12 @@ fn an_image_prompt_on_a_vit() {
 fn the_first_blocks_prompt_on_a_vit() {
     // One of two blocks, and the image.
     merges(Net::Vit, "lotep-tk", &["--depth-ratio", "0.5"]);
+}
+
+/// Its position embeddings are resampled, and exported like that.
+#[test]
+fn a_vit_for_larger_images() {
+    merges(Net::Vit, "linear-probe", &["--image-size", "48"]);
 }
 
 #[test]

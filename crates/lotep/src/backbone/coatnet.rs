@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
+use super::positions::resample_biases;
 use super::preprocess::{HALVES, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
@@ -38,6 +39,9 @@ pub struct CoAtNetConfig {
     pub head: usize,
     /// Whether transformer blocks scale their branches.
     pub layer_scale: bool,
+    /// The image size that the stored position biases are for, if it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<[usize; 2]>,
 }
 
 impl CoAtNetConfig {
@@ -57,6 +61,7 @@ impl CoAtNetConfig {
             depths: [2, 6, 14, 2],
             head: 32,
             layer_scale,
+            stored: None,
         };
         config.check().ok().map(|()| config)
     }
@@ -114,11 +119,13 @@ impl Family for CoAtNetConfig {
 
     fn resize(&mut self, image: [usize; 2]) -> Result<()> {
         let [h, w] = image;
-        if image != self.image {
-            let [ch, cw] = self.image;
-            bail!("--image-size {h}x{w}: the checkpoint has position biases for {ch}x{cw} only");
+        if image.iter().any(|s| s % 32 != 0) {
+            bail!("--image-size {h}x{w}: multiples of 32 are expected");
         }
-        Ok(())
+        let stored = self.stored.unwrap_or(self.image);
+        self.stored = (stored != image).then_some(stored);
+        self.image = image;
+        self.check()
     }
 
     fn classifier(&self) -> &'static str {
@@ -259,7 +266,9 @@ fn transformer(
 ) -> Result<TransformerWeights> {
     let (window, head) = (config.size_behind(stage), config.head);
     let heads = inputs / head;
-    let entries = (2 * window[0] - 1) * (2 * window[1] - 1);
+    let learnt = config.stored.unwrap_or(config.image);
+    let learnt = CoAtNetConfig { image: learnt, ..config.clone() }.size_behind(stage);
+    let entries = (2 * learnt[0] - 1) * (2 * learnt[1] - 1);
     let linear =
         |leaf: &str, rows: usize, columns: usize| weights.pointwise(&format!("{name}.{leaf}"), rows, columns);
     // timm packs each head's queries, keys and values together; ours come first all queries, then keys, then values.
@@ -267,6 +276,8 @@ fn transformer(
     let weight = weight.reshape([heads, 3, head, inputs]).swap_dims(0, 1).reshape([3 * inputs, inputs]);
     let bias = bias.reshape([heads, 3, head]).swap_dims(0, 1).reshape([3 * inputs]);
     let table = format!("{name}.attn.rel_pos.relative_position_bias_table");
+    let fit = (learnt != window).then_some(|table| resample_biases(table, learnt, window));
+    let table = weights.take_resampled(&table, [entries, heads], fit)?;
     let scaled = |layer: (Tensor<2>, Tensor<1>), leaf: &str| -> Result<(Tensor<2>, Tensor<1>)> {
         if !config.layer_scale {
             return Ok(layer);
@@ -278,10 +289,7 @@ fn transformer(
         heads,
         eps: LN_EPS,
         nonlinearity: Nonlinearity::Gelu,
-        scope: Scope {
-            bias: Some(relative_bias(weights.take(&table, [entries, heads])?, window)),
-            windows: None,
-        },
+        scope: Scope { bias: Some(relative_bias(table, window)), windows: None },
         norm1: weights.norm(&format!("{name}.norm1{}", if halves { ".norm" } else { "" }), inputs)?,
         qkv: (weight, Some(bias)),
         proj: scaled(linear("attn.proj", outputs, inputs)?, "ls1")?,
@@ -294,6 +302,7 @@ fn transformer(
                 Ok(Shrink { size: config.size_behind(stage - 1), expand })
             })
             .transpose()?,
+        drop_path: None,
     })
 }
 

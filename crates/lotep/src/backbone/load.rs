@@ -11,6 +11,7 @@ use super::source::{self, Place};
 use super::{Backbone, Block, ModelConfig, Weights, blocks};
 use crate::hub::Watch;
 use crate::ops::{Compute, Precision};
+use crate::safetensors::NamedTensor;
 use crate::{Result, bail, hash, input_error};
 
 /// What to load and how.
@@ -46,6 +47,8 @@ pub struct Loaded {
     pub body_parameters: usize,
     /// Parameters of its classifier.
     pub head_parameters: usize,
+    /// Weights that were resampled to an image size they were not learnt for, under timm's names.
+    pub resampled: Vec<NamedTensor>,
     /// SHA-256 of the weight file; `None` for random weights.
     pub sha256: Option<String>,
     /// The weight file.
@@ -120,6 +123,7 @@ fn build(
         blocks: blocks(network.as_ref(), config.preprocess.image, &options.device),
         body_parameters: weights.parameters() - head_parameters,
         head_parameters,
+        resampled: weights.resampled(),
         sha256: file.map(|(_, paths)| hash::files(Sha256::new(), paths)).transpose()?,
         source: file.map_or(&options.backbone, |(place, _)| &place.source).clone(),
         file: file.map(|(place, _)| place.weights.clone()),

@@ -7,12 +7,14 @@ use burn::tensor::{Device, Tensor};
 use super::*;
 use crate::fixtures::{self, Fixture};
 use crate::method::AdditivePrompts;
-use crate::ops::{Compute, Nonlinearity, Precision};
+use crate::ops::{Compute, Nonlinearity, Precision, Training};
 use crate::safetensors::TensorFile;
 use crate::train::loss::cross_entropy_sum;
 
 const FORWARD: f64 = 1e-5;
 const GRADIENT: f64 = 5e-5;
+/// Batch statistics of two small images amplify rounding; timm's own f32 is off by 8e-5.
+const TRAINING: f64 = 1e-3;
 
 /// The reduced networks of the fixtures.
 pub(crate) fn architecture(name: &str) -> Architecture {
@@ -24,7 +26,7 @@ pub(crate) fn architecture(name: &str) -> Architecture {
     };
     let swin = |image, depths: &[usize], heads: &[usize], window| {
         let (depths, heads) = (depths.to_vec(), heads.to_vec());
-        Architecture::Swin(SwinConfig { image, patch: 2, width: 6, depths, heads, window })
+        Architecture::Swin(SwinConfig { image, patch: 2, width: 6, depths, heads, window, stored: None })
     };
     match name {
         "resnet18" => resnet(false, [2, 2, 2, 2], [12, 16, 20, 24]),
@@ -49,6 +51,7 @@ pub(crate) fn architecture(name: &str) -> Architecture {
             depths: [2, 2, 3, 2],
             head: 4,
             layer_scale: false,
+            stored: None,
         }),
         other => panic!("no network for fixture {other}"),
     }
@@ -151,12 +154,35 @@ fn check(name: &str) {
     }
     assert!(compared > 20, "{name}: only {compared} weights' gradients are in the fixture");
 
+    training(&f, name, &device);
+
     // The other passes take fresh, untracked networks: in the portable form, in the fast one, and in the fast one
     // that computes its blocks again.
     for (portable, recompute) in [(true, false), (false, false), (false, true)] {
         let compute = Compute { precision: Precision::F32, portable, recompute };
         let net = network(name, &Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device), compute);
         prompted(&f, net.as_ref(), &blocks, &device);
+    }
+}
+
+/// The pass in training mode: batch statistics, and where they move the running ones.
+fn training(f: &Fixture, name: &str, device: &Device) {
+    if f.0.shape("_fx.train.logits").is_none() {
+        return;
+    }
+    let mode = Training::new(0);
+    let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), device).tracked();
+    let weights = weights.training(mode.clone());
+    let net = network(name, &weights, Compute::default());
+    let p = pass(f, net.as_ref(), Vec::new(), false, device);
+    f.assert_close(&p.logits, "_fx.train.logits", TRAINING);
+    f.assert_close(&p.loss, "_fx.train.loss", TRAINING);
+    let grads = p.loss.backward();
+    f.assert_close(&p.input.grad(&grads).unwrap(), "_fx.train.grad_input", TRAINING);
+    let statistics = mode.statistics();
+    assert!(statistics.len() > 10, "{name}");
+    for (leaf, values) in statistics {
+        f.assert_close(&values, &format!("_fx.train.buf.{leaf}"), TRAINING);
     }
 }
 
@@ -254,6 +280,30 @@ fn swin_rect() {
 #[test]
 fn coatnet2() {
     check("coatnet2");
+}
+
+/// In training mode a Swin leaves paths out; the first block's never, and in evaluation mode none.
+#[test]
+fn swin_drops_paths_in_training_only() {
+    let Some(f) = fixtures::open("swin.safetensors") else { return };
+    let device = Device::flex().autodiff();
+    let exits = |seed: Option<u64>| {
+        let mut weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device).tracked();
+        if let Some(seed) = seed {
+            weights = weights.training(Training::new(seed));
+        }
+        let p = pass(&f, network("swin", &weights, Compute::default()).as_ref(), Vec::new(), true, &device);
+        let values = |exit: Activation| match exit {
+            Activation::Map(x) => x.into_data().iter::<f32>().collect::<Vec<_>>(),
+            Activation::Tokens(x) => x.into_data().iter::<f32>().collect(),
+        };
+        p.exits.into_iter().map(values).collect::<Vec<_>>()
+    };
+    let evaluated = exits(None);
+    let trained: Vec<_> = (0..8).map(|seed| exits(Some(seed))).collect();
+    assert!(trained.iter().all(|t| t[0] == evaluated[0]));
+    assert!(trained.iter().any(|t| t.last() != trained[0].last()));
+    assert_eq!(exits(Some(5)), trained[5]);
 }
 
 /// CLIP's image tower under timm's names: its head is the projection.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
+use super::positions::resample_biases;
 use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
@@ -19,6 +20,8 @@ use crate::ops::{
 use crate::{Result, bail};
 
 const LN_EPS: f64 = 1e-5;
+/// Share of the samples whose last block is left out in training; it grows linearly from none at the first.
+const DROP_PATH: f64 = 0.1;
 
 /// The shape of a Swin transformer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +38,9 @@ pub struct SwinConfig {
     pub heads: Vec<usize>,
     /// Side of a window.
     pub window: usize,
+    /// The image size that the stored position biases are for, if it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<[usize; 2]>,
 }
 
 impl SwinConfig {
@@ -57,6 +63,7 @@ impl SwinConfig {
             depths: vec![2, 2, third, 2],
             heads: vec![heads, 2 * heads, 4 * heads, 8 * heads],
             window,
+            stored: None,
         };
         config.check().ok().map(|()| config)
     }
@@ -141,6 +148,8 @@ impl Family for SwinConfig {
         if image.iter().any(|s| s % self.patch != 0) {
             bail!("--image-size {h}x{w}: multiples of the patches' side, {}, are expected", self.patch);
         }
+        let stored = self.stored.unwrap_or(self.image);
+        self.stored = (stored != image).then_some(stored);
         self.image = image;
         self.check()
     }
@@ -226,20 +235,26 @@ impl Swin {
                 .transpose()?;
             let [window, shift] = config.windows(i);
             let windows = [[0; 2], shift].map(|shift| Arc::new(Windows::new(size, window, shift)));
-            let entries = (2 * window[0] - 1) * (2 * window[1] - 1);
+            let learnt = config.stored.unwrap_or(config.image);
+            let [learnt, _] = SwinConfig { image: learnt, ..config.clone() }.windows(i);
+            let entries = (2 * learnt[0] - 1) * (2 * learnt[1] - 1);
+            let before: usize = config.depths[..i].iter().sum();
+            let last = (config.depths.iter().sum::<usize>() - 1).max(1);
             let block = |j: usize| -> Result<(String, TransformerBlock)> {
                 let name = format!("layers.{i}.blocks.{j}");
                 let linear = |leaf: &str, outputs: usize, inputs: usize| {
                     weights.linear(&format!("{name}.{leaf}"), outputs, inputs)
                 };
                 let table = format!("{name}.attn.relative_position_bias_table");
+                let fit = (learnt != window).then_some(|table| resample_biases(table, learnt, window));
+                let table = weights.take_resampled(&table, [entries, heads], fit)?;
                 let qkv = linear("attn.qkv", 3 * width, width)?;
                 let block = TransformerWeights {
                     heads,
                     eps: LN_EPS,
                     nonlinearity: Nonlinearity::Gelu,
                     scope: Scope {
-                        bias: Some(relative_bias(weights.take(&table, [entries, heads])?, window)),
+                        bias: Some(relative_bias(table, window)),
                         windows: Some(windows[j % 2].clone()),
                     },
                     norm1: weights.norm(&format!("{name}.norm1"), width)?,
@@ -249,6 +264,7 @@ impl Swin {
                     fc1: linear("mlp.fc1", 4 * width, width)?,
                     fc2: linear("mlp.fc2", width, 4 * width)?,
                     shrink: None,
+                    drop_path: weights.drop_path(DROP_PATH * (before + j) as f64 / last as f64),
                 };
                 Ok((name, TransformerBlock::new(block, compute)))
             };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -56,19 +56,16 @@ impl VitConfig {
     }
 
     /// The position embeddings `[tokens, width]`: where the image has another size than when they were learnt, those
-    /// of the patches are resampled to its grid, which no gradient goes through.
+    /// of the patches are resampled to its grid.
     fn positions(&self, weights: &Weights) -> Result<Tensor<2>> {
-        let Some(stored) = self.stored.filter(|stored| *stored != self.image) else {
-            return Ok(weights.take("pos_embed", [1, self.tokens(), self.width])?.squeeze_dim(0));
-        };
-        let [from, to] = [stored, self.image].map(|image| image.map(|side| side / self.patch));
-        let all: Tensor<2> =
-            weights.take("pos_embed", [1, 1 + from[0] * from[1], self.width])?.squeeze_dim(0);
-        let device = all.device();
-        let values: Vec<f32> = all.without_autodiff().into_data().iter::<f32>().collect();
-        let (class_token, patches) = values.split_at(self.width);
-        let values = [class_token, &resample(patches, from, to)].concat();
-        Ok(Tensor::from_data(TensorData::new(values, [self.tokens(), self.width]), &device))
+        let grids = [self.stored.unwrap_or(self.image), self.image];
+        let [from, to] = grids.map(|image| image.map(|side| side / self.patch));
+        let stored = [1, 1 + from[0] * from[1], self.width];
+        let fit = (from != to).then_some(|all: Tensor<3>| {
+            let (class_token, patches) = (all.clone().narrow(1, 0, 1), all.narrow(1, 1, from[0] * from[1]));
+            Tensor::cat(vec![class_token, resample(patches.squeeze_dim(0), from, to).unsqueeze()], 1)
+        });
+        Ok(weights.take_resampled("pos_embed", stored, fit)?.squeeze_dim(0))
     }
 
     fn eps(&self) -> f64 {
@@ -273,6 +270,7 @@ impl Vit {
                     fc1: weights.linear(&format!("blocks.{i}.mlp.fc1"), 4 * width, width)?,
                     fc2: weights.linear(&format!("blocks.{i}.mlp.fc2"), width, 4 * width)?,
                     shrink: None,
+                    drop_path: None,
                 };
                 Ok(TransformerBlock::new(block, compute))
             })

@@ -9,7 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::checkpoint::Checkpoint;
-use crate::ops::{BatchNorm, Linear, Precision};
+use crate::ops::{BatchNorm, BatchStatistics, DropPath, Linear, Precision, Training};
+use crate::safetensors::NamedTensor;
 use crate::{Result, bail, input_error};
 
 /// Where values come from.
@@ -26,7 +27,9 @@ pub struct Weights {
     source: Source,
     device: Device,
     tracked: Option<Mutex<BTreeMap<String, Tensor<1>>>>,
+    training: Option<Training>,
     taken: Mutex<BTreeMap<String, Vec<usize>>>,
+    resampled: Mutex<Vec<NamedTensor>>,
 }
 
 /// Buffers that checkpoints carry and evaluation does not use.
@@ -53,7 +56,14 @@ impl Weights {
 
     fn new(source: Source, device: &Device) -> Self {
         let device = device.clone().without_autodiff();
-        Self { source, device, tracked: None, taken: Mutex::default() }
+        Self {
+            source,
+            device,
+            tracked: None,
+            training: None,
+            taken: Mutex::default(),
+            resampled: Mutex::default(),
+        }
     }
 
     /// Track the gradient of every weight: [`Weights::leaves`] gives them.
@@ -62,6 +72,20 @@ impl Weights {
         self.device = self.device.autodiff();
         self.tracked = Some(Mutex::default());
         self
+    }
+
+    /// Build networks in training mode: batch norms use the batch's statistics, Swin drops paths. Only the portable
+    /// form of a network, which tracked weights have, knows it.
+    #[must_use]
+    pub fn training(mut self, training: Training) -> Self {
+        self.training = Some(training);
+        self
+    }
+
+    /// What drops a share `rate` of the samples' paths; nothing in evaluation mode.
+    pub(super) fn drop_path(&self, rate: f64) -> Option<DropPath> {
+        let training = self.training.clone().filter(|_| rate > 0.0)?;
+        Some(DropPath { rate, training })
     }
 
     /// The tracked weights by name, flattened.
@@ -118,6 +142,26 @@ impl Weights {
         Ok(leaf.reshape(shape))
     }
 
+    /// Take the tensor `name`, stored for another grid than it is used with if there is something to `fit` it.
+    pub(super) fn take_resampled<const D: usize>(
+        &self,
+        name: &str,
+        stored: [usize; D],
+        fit: Option<impl FnOnce(Tensor<D>) -> Tensor<D>>,
+    ) -> Result<Tensor<D>> {
+        let x = self.take(name, stored)?;
+        let Some(fit) = fit else { return Ok(x) };
+        let x = fit(x);
+        let values = x.clone().without_autodiff().into_data().iter::<f32>().collect();
+        lock(&self.resampled).push(NamedTensor { name: name.into(), shape: x.dims().into(), values });
+        Ok(x)
+    }
+
+    /// Weights that were resampled to another grid than the stored ones are for.
+    pub fn resampled(&self) -> Vec<NamedTensor> {
+        lock(&self.resampled).clone()
+    }
+
     /// A normalisation's scale and shift, `[width]` each.
     pub(super) fn norm(&self, name: &str, width: usize) -> Result<[Tensor<1>; 2]> {
         let take = |leaf: &str| self.take(&format!("{name}.{leaf}"), [width]);
@@ -133,6 +177,7 @@ impl Weights {
             mean: take("running_mean")?,
             var: take("running_var")?,
             eps,
+            batch: self.training.clone().map(|training| BatchStatistics { name: name.into(), training }),
         })
     }
 

@@ -66,10 +66,10 @@ fn receive(
     let mut failures = 0;
     loop {
         let start = length(&out)?;
-        watch.download(file, start, size);
         if start == size {
             return out.sync_all().map_err(Error::io("write", partial));
         }
+        watch.download(file, start, size);
         let why = match http.receive(repo, file, start) {
             Err(Failure::Refused(why)) => bail!("{why}"),
             Err(Failure::Busy(why) | Failure::Unreachable(why)) => why,

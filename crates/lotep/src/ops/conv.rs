@@ -6,8 +6,9 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 
 use super::Precision;
 use super::frozen_conv::frozen_conv;
+use super::training::BatchStatistics;
 
-/// A batch norm in evaluation mode, as stored: scale, shift, running mean and variance, each `[channels]`.
+/// A batch norm as stored: scale, shift, running mean and variance, each `[channels]`.
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     /// Scale.
@@ -20,6 +21,57 @@ pub struct BatchNorm {
     pub var: Tensor<1>,
     /// Added to the variance.
     pub eps: f64,
+    /// In training mode it normalises by the batch's own statistics, and the running ones follow; in evaluation mode
+    /// by the running ones.
+    pub batch: Option<BatchStatistics>,
+}
+
+impl BatchNorm {
+    /// Normalise the channels of `[B, C, H, W]`.
+    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let (x, [scale, shift]) = match &self.batch {
+            Some(batch) => {
+                let x = batch.normalise(x, [&self.mean, &self.var], self.eps);
+                (x, [self.weight.clone(), self.bias.clone()])
+            }
+            None => (x, affine(self.clone())),
+        };
+        let [scale, shift] = [scale, shift].map(per_channel);
+        x * scale + shift
+    }
+}
+
+/// What comes behind a convolution.
+#[derive(Clone, Debug)]
+pub(super) enum Behind {
+    Nothing,
+    Bias(Tensor<1>),
+    /// A norm in training mode, which can't be folded.
+    Norm(BatchNorm),
+}
+
+impl Behind {
+    /// Fold `norm` into the kernel, unless it is in training mode.
+    pub(super) fn absorbed(kernel: Tensor<4>, norm: BatchNorm) -> (Tensor<4>, Self) {
+        if norm.batch.is_some() {
+            return (kernel, Self::Norm(norm));
+        }
+        let (kernel, bias) = folded(kernel, norm);
+        (kernel, Self::Bias(bias))
+    }
+
+    pub(super) fn forward(&self, y: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Nothing => y,
+            Self::Bias(bias) => y + per_channel(bias.clone()),
+            Self::Norm(norm) => norm.forward(y),
+        }
+    }
+}
+
+fn per_channel(x: Tensor<1>) -> Tensor<4> {
+    let channels = x.dims()[0];
+    x.reshape([1, channels, 1, 1])
 }
 
 /// A 2-D convolution, NCHW, square stride and symmetric padding.
@@ -29,7 +81,7 @@ pub struct Conv2d {
     /// The kernel rotated by half a turn, input and output channels exchanged: what the input gradient convolves
     /// with. Only where the kernel is frozen.
     flipped: Option<Tensor<4>>,
-    bias: Option<Tensor<1>>,
+    behind: Behind,
     stride: usize,
     padding: usize,
     precision: Precision,
@@ -44,13 +96,17 @@ impl Conv2d {
         padding: usize,
         precision: Precision,
     ) -> Self {
+        Self::with(kernel, bias.map_or(Behind::Nothing, Behind::Bias), stride, padding, precision)
+    }
+
+    fn with(kernel: Tensor<4>, behind: Behind, stride: usize, padding: usize, precision: Precision) -> Self {
         let kernel = precision.round(kernel);
         let flipped = (!kernel.is_autodiff()).then(|| kernel.clone().swap_dims(0, 1).flip([2, 3]));
-        Self { kernel, flipped, bias, stride, padding, precision }
+        Self { kernel, flipped, behind, stride, padding, precision }
     }
 
     /// Fold `norm`, which follows the bias-free kernel, into it: with `s = w / sqrt(var + eps)` the kernel of output
-    /// channel `o` becomes `s[o] · kernel[o]` and the bias `b - s · mean`.
+    /// channel `o` becomes `s[o] · kernel[o]` and the bias `b - s · mean`. A norm in training mode stays what it is.
     pub fn with_norm(
         kernel: Tensor<4>,
         norm: BatchNorm,
@@ -58,16 +114,13 @@ impl Conv2d {
         padding: usize,
         precision: Precision,
     ) -> Self {
-        let (kernel, bias) = folded(kernel, norm);
-        Self::new(kernel, Some(bias), stride, padding, precision)
+        let (kernel, behind) = Behind::absorbed(kernel, norm);
+        Self::with(kernel, behind, stride, padding, precision)
     }
 
     /// `[B, in, H, W]` to `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = self.linear_part(x);
-        let Some(bias) = &self.bias else { return y };
-        let channels = bias.dims()[0];
-        y + bias.clone().reshape([1, channels, 1, 1])
+        self.behind.forward(self.linear_part(x))
     }
 
     /// The same without the bias: what an added image adds to the output.

@@ -7,7 +7,7 @@ use lotep_kernels::conv::{Conv, Shape};
 use lotep_kernels::depthwise::{self, Depthwise};
 use lotep_kernels::{Operand, bf16};
 
-use super::conv::{BatchNorm, Conv2d, affine, depthwise_conv, folded};
+use super::conv::{BatchNorm, Behind, Conv2d, affine, depthwise_conv, folded};
 use super::fast::{self, FrozenConv, FrozenLinear, FrozenOp};
 use super::{Compute, ConvNorm, Linear, Nonlinearity, Precision, host};
 
@@ -44,9 +44,9 @@ enum Form {
 
 #[derive(Clone)]
 struct Portable {
-    pre_norm: [Tensor<1>; 2],
+    pre_norm: BatchNorm,
     expand: Conv2d,
-    depthwise: (Tensor<4>, Tensor<1>),
+    depthwise: (Tensor<4>, Behind),
     stride: usize,
     squeeze: Linear,
     excite: Linear,
@@ -66,9 +66,9 @@ impl MbConv {
         }
         let linear = |weight, bias| Linear::new(weight, bias, compute.precision);
         Self(Form::Portable(Box::new(Portable {
-            pre_norm: affine(w.pre_norm),
+            pre_norm: w.pre_norm,
             expand: Conv2d::with_norm(w.expand.0, w.expand.1, 1, 0, compute.precision),
-            depthwise: folded(w.depthwise.0, w.depthwise.1),
+            depthwise: Behind::absorbed(w.depthwise.0, w.depthwise.1),
             stride: w.stride,
             squeeze: linear(w.squeeze.0, Some(w.squeeze.1)),
             excite: linear(w.excite.0, Some(w.excite.1)),
@@ -88,11 +88,9 @@ impl MbConv {
             None => x,
         };
         let silu = |x: Tensor<4>| Nonlinearity::Silu.apply(x);
-        let [_, c, _, _] = x.dims();
-        let [scale, shift] = block.pre_norm.clone().map(|v| v.reshape([1, c, 1, 1]));
-        let y = silu(block.expand.forward(silu(x.clone() * scale + shift)));
-        let (kernel, bias) = block.depthwise.clone();
-        let y = silu(depthwise_conv(y, kernel, Some(bias), block.stride));
+        let y = silu(block.expand.forward(silu(block.pre_norm.forward(x.clone()))));
+        let (kernel, behind) = &block.depthwise;
+        let y = silu(behind.forward(depthwise_conv(y, kernel.clone(), None, block.stride)));
         let [b, wide, _, _] = y.dims();
         let mean = y.clone().mean_dims(&[2, 3]).reshape([b, wide]);
         let gate = sigmoid(block.excite.forward(Nonlinearity::Silu.apply(block.squeeze.forward(mean))));

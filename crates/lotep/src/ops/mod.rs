@@ -21,6 +21,7 @@ mod patch_stem;
 mod residual;
 mod scope;
 mod stem;
+mod training;
 mod transformer;
 
 use burn::tensor::{DType, Device, Tensor};
@@ -40,6 +41,7 @@ pub use patch_stem::PatchStem;
 pub use residual::{ConvNorm, ResidualBlock};
 pub use scope::{Scope, Windows, relative_bias};
 pub use stem::ImageStem;
+pub use training::{BatchStatistics, DropPath, Training};
 pub use transformer::{Shrink, TransformerBlock, TransformerWeights};
 
 pub(crate) use attention::attention;

@@ -44,19 +44,18 @@ impl Packed {
 impl ImageStem {
     /// Take the convolution.
     pub fn new(conv: ConvNorm, compute: Compute) -> Self {
-        let padding = conv.kernel.dims()[2] / 2;
-        let fast = compute.is_fast(&conv.kernel);
+        let (padding, stride, precision) = (conv.kernel.dims()[2] / 2, conv.stride, compute.precision);
+        if !compute.is_fast(&conv.kernel) {
+            let conv = Conv2d::with_norm(conv.kernel, conv.norm, stride, padding, precision);
+            return Self(Form::Portable(conv, None));
+        }
         let (kernel, bias) = folded(conv.kernel, conv.norm);
-        let packed = fast.then(|| match compute.precision {
-            Precision::F32 => Packed::F32(packed(&kernel, &bias, conv.stride)),
-            Precision::Bf16 => Packed::Bf16(packed(&kernel, &bias, conv.stride)),
-        });
-        let conv = Conv2d::new(kernel, Some(bias), conv.stride, padding, compute.precision);
-        let form = match packed {
-            Some(packed) => Form::Fast(packed.clone(), packed.with_offset(Vec::new()), conv),
-            None => Form::Portable(conv, None),
+        let packed = match precision {
+            Precision::F32 => Packed::F32(packed(&kernel, &bias, stride)),
+            Precision::Bf16 => Packed::Bf16(packed(&kernel, &bias, stride)),
         };
-        Self(form)
+        let conv = Conv2d::new(kernel, Some(bias), stride, padding, precision);
+        Self(Form::Fast(packed.clone(), packed.with_offset(Vec::new()), conv))
     }
 
     /// Images `[B, 3, H, W]` to maps `[B, C, H/4, W/4]`.

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use lotep_kernels::{Operand, bf16};
 
 use super::fast::{self, FrozenLinear, FrozenOp};
-use super::{Compute, LayerNorm, Linear, Nonlinearity, Precision, Scope, attention, host};
+use super::{Compute, DropPath, LayerNorm, Linear, Nonlinearity, Precision, Scope, attention, host};
 
 /// The weights of a block: each norm's scale and shift, each layer's weight `[out, in]` and bias `[out]`.
 pub struct TransformerWeights {
@@ -32,6 +32,8 @@ pub struct TransformerWeights {
     pub fc2: (Tensor<2>, Tensor<1>),
     /// Halves the map on the way, where the block does.
     pub shrink: Option<Shrink>,
+    /// Leaves out both branches for some samples, in training mode.
+    pub drop_path: Option<DropPath>,
 }
 
 /// How a block halves its map's sides (CoAtNet): attention and shortcut take the means of 2 × 2 tokens, the shortcut
@@ -75,6 +77,7 @@ struct Portable {
     fc1: Linear,
     fc2: Linear,
     shrink: Option<([usize; 2], Linear)>,
+    drop_path: Option<DropPath>,
 }
 
 impl TransformerBlock {
@@ -100,6 +103,7 @@ impl TransformerBlock {
             fc1: linear(w.fc1.0, Some(w.fc1.1)),
             fc2: linear(w.fc2.0, Some(w.fc2.1)),
             shrink: w.shrink.map(|s| (s.size, linear(s.expand.0, Some(s.expand.1)))),
+            drop_path: w.drop_path,
         })))
     }
 
@@ -132,9 +136,13 @@ impl Portable {
             Some((size, expand)) => (expand.forward(means(x, *size)), means(normed, *size)),
             None => (x, normed),
         };
-        let y = around + self.proj.forward(self.attend(normed));
+        let dropped = |branch: Tensor<3>| match &self.drop_path {
+            Some(drop_path) => drop_path.apply(branch),
+            None => branch,
+        };
+        let y = around + dropped(self.proj.forward(self.attend(normed)));
         let hidden = self.nonlinearity.apply(self.fc1.forward(self.norm2.forward(y.clone())));
-        y + self.fc2.forward(hidden)
+        y + dropped(self.fc2.forward(hidden))
     }
 
     fn attend(&self, normed: Tensor<3>) -> Tensor<3> {
