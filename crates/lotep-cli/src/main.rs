@@ -15,8 +15,8 @@ static MEMORY: LargePages = LargePages::new();
 
 /// Adapt a frozen, pretrained vision model to your images by learning a few thousand parameters.
 ///
-/// A backbone is a directory in timm's hub layout (config.json and model.safetensors) or a .safetensors file with
-/// --arch. Data is a directory with train/CLASS/*, test/CLASS/* or simply CLASS/*.
+/// A backbone is a directory in timm's hub layout (config.json and model.safetensors), a weight file with --arch, or the
+/// name of published weights (resnet18.tv_in1k), which are downloaded once. Data is a directory with train/CLASS/*, test/CLASS/* or simply CLASS/*.
 #[derive(Parser)]
 #[command(
     name = "lotep",

@@ -33,6 +33,8 @@ pub trait Operand:
     fn group(rows: [f32; 2]) -> u32;
     /// The values of a group; the second is 0 where it holds one.
     fn ungroup(group: u32) -> [f32; 2];
+    /// The groups of sixteen columns of two rows; the second row is ignored where a group holds one.
+    fn zip(rows: [&[Self; LANES]; 2], out: &mut [u32; LANES]);
     /// Sixteen such groups side by side; the second row is ignored where a group holds one.
     fn groups<S: Simd>(s: S, rows: [S::F; 2], out: &mut [u32; LANES]);
 }
@@ -80,6 +82,11 @@ impl Operand for f32 {
     #[inline(always)]
     fn ungroup(group: u32) -> [f32; 2] {
         [f32::from_bits(group), 0.0]
+    }
+
+    #[inline(always)]
+    fn zip(rows: [&[Self; LANES]; 2], out: &mut [u32; LANES]) {
+        *out = rows[0].map(f32::to_bits);
     }
 
     #[inline(always)]
@@ -137,6 +144,13 @@ impl Operand for bf16 {
     #[inline(always)]
     fn ungroup(group: u32) -> [f32; 2] {
         [f32::from_bits(group << 16), f32::from_bits(group & 0xffff_0000)]
+    }
+
+    #[inline(always)]
+    fn zip(rows: [&[Self; LANES]; 2], out: &mut [u32; LANES]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = u32::from(rows[0][i].to_bits()) | u32::from(rows[1][i].to_bits()) << 16;
+        }
     }
 
     #[inline(always)]

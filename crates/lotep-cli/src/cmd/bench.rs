@@ -37,8 +37,8 @@ enum What {
 
 #[derive(clap::Args)]
 struct StepArgs {
-    /// Backbone directory or file; with --random-weights the name of an architecture.
-    #[arg(long, value_name = "PATH")]
+    /// Backbone directory, file or name; with --random-weights the name of an architecture.
+    #[arg(long, value_name = "PATH|NAME")]
     backbone: String,
     /// Architecture of a bare weight file.
     #[arg(long, value_name = "NAME")]

@@ -20,11 +20,12 @@ use crate::ui::{Ui, Watcher};
 #[command(group = clap::ArgGroup::new("what").required(true).args(["backbone", "adapter", "data"]), after_help = "\
 Examples:
   lotep inspect --backbone models/resnet18
+  lotep inspect --backbone resnet18.tv_in1k
   lotep inspect --adapter RUN/adapter
   lotep inspect --data photos")]
 pub(crate) struct Args {
     /// A network: its blocks, their geometry, parameters and preprocessing.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|NAME")]
     backbone: Option<String>,
     /// Architecture of a bare weight file.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["adapter", "data"])]

@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Make up the network's weights (for trying out speed and memory).
     #[arg(long, help_heading = "Model")]
     random_weights: bool,
-    /// Side of the input, where the network allows another than its own (ResNets).
+    /// Side of the input, if not the network's own; tables of positions are resampled.
     #[arg(long, value_name = "PIXELS", help_heading = "Model")]
     image_size: Option<usize>,
     /// Where to compute: auto, cpu, cuda, cuda:N or wgpu.

@@ -202,3 +202,15 @@ fn a_corrupt_checkpoint_is_refused_and_kept() {
     std::fs::write(&checkpoint, &whole).unwrap();
     train(&case, &options).done();
 }
+
+#[test]
+fn an_instruction_set_that_is_none() {
+    let case = Case::new();
+    for wrong in ["sse9", "AVX512", ""] {
+        let mut command = crate::common::command(["bench", "infer", "--steps", "1", "--backbone"]);
+        command.arg(case.backbone(Net::Vit)).env("LOTEP_ISA", wrong);
+        let ran = crate::common::run(command);
+        // Unset and empty are the same.
+        if wrong.is_empty() { drop(ran.done()) } else { drop(ran.refused(&["LOTEP_ISA", wrong, "avx2"])) }
+    }
+}

@@ -71,7 +71,7 @@ fn random_weights_need_no_file() {
 #[test]
 fn wrong_values_are_named() {
     lotep!("bench", "train", "--backbone", "resnet19", "--random-weights").refused(&["resnet19", "resnet18"]);
-    lotep!("bench", "train", "--backbone", "resnet18").refused(&["resnet18", "--arch"]);
+    lotep!("bench", "train", "--backbone", "resnet18").refused(&["resnet18.tv_in1k", "cache"]);
     lotep!("bench", "train", "--backbone", "resnet18", "--random-weights", "--image-size", "8").refused(&[
         "--image-size",
         "8",

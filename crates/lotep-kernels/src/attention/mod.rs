@@ -160,13 +160,16 @@ impl Attention<'_> {
         rows.at_places(&places.of[at..at + count], places.rows, padding)
     }
 
-    /// What is added to the scores of query `q`: up to two rows of a value for each token.
-    fn added(&self, [sample, head]: [usize; 2], q: usize) -> [&[f32]; 2] {
+    /// What is added to the scores of query `q`: up to two rows of a value for each token. Where no other keys follow the
+    /// tokens, a row goes on to a whole vector, with values that belong to no key.
+    #[inline(always)]
+    fn added(&self, [sample, head]: [usize; 2], q: usize, keys: usize) -> [&[f32]; 2] {
         let n = self.tokens;
+        let length = if keys > n { n } else { n.next_multiple_of(LANES) };
         let windows = (self.mask.len() / (n * n)).max(1);
         [(self.bias, head), (self.mask, sample % windows)].map(|(table, index)| {
             let row = (index * n + q) * n;
-            if table.is_empty() { table } else { &table[row..row + n] }
+            if table.is_empty() { table } else { &table[row..table.len().min(row + length)] }
         })
     }
 

@@ -4,7 +4,7 @@
 //! Left forms have 16 rows of one line a tile, right forms 16 groups of the summed axis, so a left tile of `X` and
 //! a right tile of `Xᵀ` are each other's transposes, taken 32 bits at a time.
 
-use crate::gemm::{PackedRow, TILE_ROWS, line};
+use crate::gemm::{PANEL, PackedRow, TILE_ROWS, line};
 use crate::scratch::{Line, elements_mut};
 use crate::simd::{LANES, Simd};
 use crate::{Operand, Tiles};
@@ -104,10 +104,39 @@ impl<T: Operand> Rows<'_, T> {
     #[inline(always)]
     pub(super) fn right<S: Simd>(&self, s: S, panels: usize, out: &mut [Line]) {
         let lines = out.len() / (2 * TILE_ROWS * panels);
+        if T::GROUP == 2 && [self.column, self.width].iter().all(|n| n.is_multiple_of(PANEL)) {
+            return self.whole_lines(lines, panels, out);
+        }
         for first in (0..lines * line::<T>()).step_by(T::GROUP) {
             for half in 0..2 * panels {
                 let pair = [self.lanes(s, first, half), self.lanes(s, first + 1, half)];
                 T::groups(s, pair, &mut out[right_line::<T>(lines, first, half)].0);
+            }
+        }
+    }
+}
+
+impl<T: Operand> Rows<'_, T> {
+    /// The right operand where a panel of a row is a line: nothing is converted.
+    #[inline(always)]
+    fn whole_lines(&self, lines: usize, panels: usize, out: &mut [Line]) {
+        let none = [T::default(); PANEL];
+        for first in (0..lines * line::<T>()).step_by(2) {
+            let pair = [self.at(first), self.at(first + 1)];
+            for p in 0..panels {
+                let [a, b] = pair.map(|row| match row {
+                    Some((tiles, row, column)) => {
+                        tiles.line(row, column / PANEL + p).as_array().expect("a line")
+                    }
+                    None => &none,
+                });
+                let at = right_line::<T>(lines, first, 2 * p);
+                for half in 0..2 {
+                    let part = |x: &[T; PANEL]| -> [T; LANES] {
+                        *x[half * LANES..][..LANES].as_array().expect("half a line")
+                    };
+                    T::zip([&part(a), &part(b)], &mut out[at + half * TILE_ROWS].0);
+                }
             }
         }
     }

@@ -24,15 +24,26 @@ impl<S: Simd> Power<S> {
         keys: usize,
     ) -> Self {
         let mut factor = std::f32::consts::LOG2_E / (sizes.width as f32).sqrt();
-        let added = sizes.added(at, query);
-        if !(added[0].is_empty() && added[1].is_empty()) {
-            for (i, x) in row.chunks_exact_mut(LANES).enumerate() {
-                let mut v = s.mul(s.load(x), s.splat(factor));
-                for added in added {
-                    let values = &added[(i * LANES).min(added.len())..((i + 1) * LANES).min(added.len())];
-                    v = s.mul_add(s.load(values), s.splat(std::f32::consts::LOG2_E), v);
+        let [bias, mask] = sizes.added(at, query, keys);
+        let (first, second) = if bias.is_empty() { (mask, bias) } else { (bias, mask) };
+        if !first.is_empty() {
+            let (scale, unit) = (s.splat(factor), s.splat(std::f32::consts::LOG2_E));
+            let added = row.len().min(first.len().next_multiple_of(LANES));
+            let (row, rest) = row.split_at_mut(added);
+            let scaled = |x: &[f32]| s.mul(s.load(x), scale);
+            if second.is_empty() {
+                for (x, a) in row.chunks_exact_mut(LANES).zip(first.chunks(LANES)) {
+                    s.store(x, s.mul_add(s.load(a), unit, scaled(x)));
                 }
-                s.store(x, v);
+            } else {
+                for ((x, a), b) in
+                    row.chunks_exact_mut(LANES).zip(first.chunks(LANES)).zip(second.chunks(LANES))
+                {
+                    s.store(x, s.mul_add(s.add(s.load(a), s.load(b)), unit, scaled(x)));
+                }
+            }
+            for x in rest.chunks_exact_mut(LANES) {
+                s.store(x, scaled(x));
             }
             factor = 1.0;
         }

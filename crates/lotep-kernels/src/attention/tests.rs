@@ -20,7 +20,7 @@ fn reference(sizes: &Attention<'_>, qkv: &[f64], extra: [&[f64]; 2], grad: &[f64
         };
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         for q in 0..asks {
-            let added = sizes.added([sample, head], q);
+            let added = sizes.added([sample, head], q, usize::MAX);
             let added = |k: usize| added.iter().map(|t| t.get(k).map_or(0.0, |v| f64::from(*v))).sum::<f64>();
             let query = &qkv[at(q, 0)..at(q, 0) + d];
             let scores: Vec<f64> = (0..m).map(|k| dot(query, row(k, 1)) * scale + added(k)).collect();

@@ -84,10 +84,16 @@ pub fn load(options: &LoadOptions, watch: &mut dyn Watch) -> Result<Loaded> {
             let named = ModelConfig::named(arch, 1000)?;
             config.filter(|c| c.name == named.name).unwrap_or(named)
         }
-        (None, None) => bail!(
-            "{} does not say what network it is (as timm's config.json would): say it, as in --arch resnet18",
-            file.display()
-        ),
+        (None, None) => match &place.config {
+            Some(config) => bail!(
+                "{} has no `architecture`, as timm's has: say what network it is, as in --arch resnet18",
+                config.display()
+            ),
+            None => bail!(
+                "{} is a bare weight file: say which architecture it is, as in --arch resnet18",
+                file.display()
+            ),
+        },
     };
     let head = format!("{}.weight", config.architecture.classifier());
     let config = match tensors.shape(&head) {

@@ -140,7 +140,7 @@ impl Http {
             let response = self
                 .agent
                 .run(request)
-                .map_err(|e| Failure::Unreachable(format!("{} can't be reached ({e})", origin(&address))))?;
+                .map_err(|e| Failure::Unreachable(format!("{} can't be reached: {e}", origin(&address))))?;
             let status = response.status();
             if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
                 return Err(Failure::Busy(format!("{} answers {status}", origin(&address))));

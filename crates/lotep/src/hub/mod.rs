@@ -118,17 +118,15 @@ impl Hub {
         if let Some(found) = repo.commit().and_then(|commit| self.cache.found(repo, commit, file)) {
             return Ok(Some(found));
         }
-        let cache = self.cache.root.display();
         if self.offline {
-            let why = format!("HF_HUB_OFFLINE is set: run once without it (the cache is {cache})");
-            return self.cached(repo, file, &why);
+            return self.cached(repo, file, "HF_HUB_OFFLINE is set: run once without it");
         }
         let answer = match self.http.ask(repo, file) {
             Ok(Some(answer)) => answer,
             Ok(None) => return Ok(None),
             Err(Failure::Refused(why)) => bail!("{why}"),
             Err(Failure::Busy(why) | Failure::Unreachable(why)) => {
-                let found = self.cached(repo, file, &format!("{why} (the cache is {cache})"))?;
+                let found = self.cached(repo, file, &why)?;
                 watch.warn(&format!("{why}: {repo} is taken from the cache"));
                 return Ok(found);
             }
@@ -148,7 +146,7 @@ impl Hub {
         let commit = asked.or(remembered.as_deref());
         let found = commit.and_then(|commit| self.cache.found(repo, commit, file));
         if found.is_none() && !asked.is_some_and(|commit| self.cache.holds(repo, commit)) {
-            bail!("{file} of {repo} is not in the cache, and {why}");
+            bail!("{file} of {repo} is not in the cache {}, and {why}", self.cache.root.display());
         }
         Ok(found)
     }
