@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use lotep_kernels::attention::{self, Attention};
+use lotep_kernels::attention::{self, Attention, Places};
 use lotep_kernels::conv::{self, Conv};
 use lotep_kernels::depthwise::{self, Depthwise, Rows};
 use lotep_kernels::gemm::{self, Activate, Activation, Matrix, Residual, Rounded, Store};
@@ -106,6 +106,39 @@ fn attentions(c: &mut Criterion) {
     });
 }
 
+/// The windows of Swin-B's third stage, shifted: 14 × 14 tokens in four windows of 49, with biases and masks.
+fn windows(c: &mut Criterion) {
+    let mut group = c.benchmark_group("shifted windows");
+    let (side, window, heads, width) = (14, 7, 16, 32);
+    let (map, tokens) = (side * side, window * window);
+    let (count, channels) = (map / tokens, heads * width);
+    let place = |i: usize| {
+        let (w, t) = (i / tokens, i % tokens);
+        let along = |w: usize, t: usize| (w * window + t + window / 2) % side;
+        along(w / 2, t / window) * side + along(w % 2, t % window)
+    };
+    let places: Vec<u32> = (0..map).map(|i| place(i) as u32).collect();
+    let bias = values(heads * tokens * tokens);
+    // Every other window is in two parts that do not see each other.
+    let hidden = |i: usize| i / (tokens * tokens) % 2 == 1 && (i / tokens % window > 3) != (i % window > 3);
+    let mask: Vec<f32> = (0..count * tokens * tokens).map(|i| if hidden(i) { -100.0 } else { 0.0 }).collect();
+    let rows = IMAGES * map;
+    let (qkv, grad) = (tiles::<bf16>(rows, 3 * channels), tiles(rows, channels));
+    let (mut out, mut back) = (Tiles::new(rows, channels), Tiles::new(rows, 3 * channels));
+    let plain = Attention::plain(IMAGES * count, tokens, heads, width);
+    let operations = 4.0 * (rows * tokens * channels) as f64;
+    for (name, bias, mask) in [("plain", &[][..], &[][..]), ("biased", &bias, &[]), ("masked", &bias, &mask)]
+    {
+        let sizes = Attention { bias, mask, places: Some(Places { of: &places, rows: map }), ..plain };
+        share::<bf16>(&mut group, &format!("{name} forward"), operations, || {
+            attention::forward(isa(), sizes, &qkv, None, &mut out);
+        });
+        share::<bf16>(&mut group, &format!("{name} backward"), 2.5 * operations, || {
+            attention::backward(isa(), sizes, &qkv, None, &grad, &mut back);
+        });
+    }
+}
+
 fn norms(c: &mut Criterion) {
     let mut group = c.benchmark_group("layer norm");
     let (rows, channels) = (IMAGES * 197, 768);
@@ -188,6 +221,6 @@ fn stems(c: &mut Criterion) {
 criterion_group! {
     name = kernels;
     config = Criterion::default().sample_size(20).warm_up_time(std::time::Duration::from_millis(300));
-    targets = products, attentions, norms, convolutions, depthwise_convolutions, stems
+    targets = products, attentions, windows, norms, convolutions, depthwise_convolutions, stems
 }
 criterion_main!(kernels);

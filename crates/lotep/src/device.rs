@@ -67,15 +67,16 @@ fn probe(name: &str, make: impl FnOnce() -> Device + std::panic::UnwindSafe) -> 
     let found = std::panic::catch_unwind(|| {
         let device = make();
         let sum = Tensor::<1>::ones([4], &device).sum().try_into_scalar::<f32>();
-        sum.ok().filter(|s| (*s - 4.0).abs() < 1e-6).map(|_| device)
+        sum.map(|sum| ((sum - 4.0).abs() < 1e-6).then_some(device)).map_err(|e| e.to_string())
     });
     std::panic::set_hook(hook);
     match found {
-        Ok(Some(device)) => Ok(device),
-        Ok(None) => bail!("--device {name}: the device does not compute correctly"),
-        Err(_) => {
-            let text = cause.get().map_or("no reason given", String::as_str);
-            bail!("--device {name} is not available: {}", text.lines().next().unwrap_or(text))
+        Ok(Ok(Some(device))) => Ok(device),
+        Ok(Ok(None)) => bail!("--device {name}: the device does not compute correctly"),
+        failed => {
+            let said = failed.ok().and_then(std::result::Result::err);
+            let text = cause.get().cloned().or(said).unwrap_or_else(|| "no reason given".into());
+            bail!("--device {name} is not available: {}", text.lines().next().unwrap_or(&text))
         }
     }
 }

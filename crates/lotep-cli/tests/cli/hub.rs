@@ -86,7 +86,8 @@ fn a_network_is_downloaded_once() {
     // Then one question is enough: whether `main` is still that commit.
     s.inspect(NAME, &token).done();
     let lines: Vec<_> = s.hub.seen().into_iter().map(|r| r.line).collect();
-    assert_eq!(lines, [format!("HEAD /timm/{NAME}/resolve/main/config.json HTTP/1.1")]);
+    let asked = [&format!("timm/{NAME}/resolve/main"), "api/resolve-cache"];
+    assert_eq!(lines, asked.map(|where_| format!("HEAD /{where_}/config.json HTTP/1.1")));
     // None at all for a commit, or offline.
     s.inspect(&format!("{NAME}@{COMMIT}"), &[]).done();
     let offline = [("HF_HUB_OFFLINE", "1")];
@@ -191,6 +192,7 @@ fn refusals_say_what_to_do() {
     s.inspect(NAME, &[("HF_HUB_OFFLINE", "1")]).refused(&["config.json", "HF_HUB_OFFLINE"]);
     let gone = [("HF_ENDPOINT", "http://127.0.0.1:9")];
     s.inspect(NAME, &gone).refused(&["http://127.0.0.1:9 can't be reached", "is not in the cache"]);
+    s.inspect("resnet18.pth", &[]).refused(&["resnet18.pth", "no such file"]);
     for (manner, words) in [
         (("GatedRepo", 403), ["is gated: accept its terms at", "HF_TOKEN"]),
         (("", 418), ["answers 418", "as the test wished"]),
@@ -215,6 +217,23 @@ fn refusals_say_what_to_do() {
     s.hub.manners().header = None;
     s.hub.manners().busy = 2;
     s.inspect(NAME, &[]).done();
+    // What was downloaded serves also when the hub does not know the user any more.
+    s.hub.manners().refuse = Some(("", 401));
+    let ran = s.inspect(NAME, &[]).done();
+    assert!(ran.stderr.contains("taken from the cache"), "{ran}");
+}
+
+/// A request that fails must not make another file of the repository the network's weights.
+#[test]
+fn what_is_not_known_to_be_absent_is_not_replaced() {
+    let case = Case::new();
+    let mut files = files(&case);
+    files.insert("pytorch_model.bin".into(), vec![0; 5000]);
+    let s = Setting { hub: HubServer::new(files.clone()), case, files };
+    s.hub.manners().breaks = usize::MAX;
+    s.inspect(NAME, &[]).refused(&[WEIGHTS, "breaks off again and again"]);
+    s.inspect(NAME, &[("HF_HUB_OFFLINE", "1")]).refused(&[WEIGHTS, "HF_HUB_OFFLINE"]);
+    s.inspect(NAME, &[("HF_ENDPOINT", "http://127.0.0.1:9")]).refused(&[WEIGHTS, "can't be reached"]);
 }
 
 #[test]

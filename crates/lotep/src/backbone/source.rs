@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{USUAL_NAMES, in_directory, parts};
 use super::{Architecture, PUBLISHED};
-use crate::hub::{Hub, Repo, Watch};
+use crate::hub::{Hub, Lookup, Repo, Watch};
 use crate::{Result, bail};
 
 /// How a repository of any owner is written, as timm does.
@@ -44,7 +44,9 @@ fn repository(name: &str) -> Result<Repo> {
     }
     let (model, revision) = name.split_once('@').map_or((name, String::new()), |(m, r)| (m, format!("@{r}")));
     let bare = model.split('.').next().unwrap_or(model);
-    if Architecture::named(bare).is_err() {
+    let tag = model.strip_prefix(bare).unwrap_or_default();
+    let file = [".safetensors", ".pth", ".pt", ".bin", ".tar", ".json"].iter().any(|end| tag.ends_with(end));
+    if file || Architecture::named(bare).is_err() {
         bail!(
             "no backbone at `{name}`: there is no such file or directory, and it is no network that lotep knows \
              (`lotep backbones` lists them; a repository of the hub is written {HUB}owner/name)"
@@ -64,24 +66,35 @@ fn repository(name: &str) -> Result<Repo> {
 
 fn download(repo: &Repo, watch: &mut dyn Watch) -> Result<Place> {
     let hub = Hub::from_env()?;
-    let Some(config) = hub.get(repo, "config.json", watch)? else {
-        bail!("{repo} has no config.json: is it a model of timm's?");
+    let config = match hub.get(repo, "config.json", watch)? {
+        Lookup::Found(config) => config,
+        Lookup::Absent => bail!("{repo} has no config.json: is it a model of timm's?"),
+        Lookup::Unknown(why) => bail!("{why}"),
     };
     // All files are of the commit that the first one is from, whatever happens to the branch meanwhile.
     let pinned = Repo { revision: config.commit, ..repo.clone() };
     let dir = config.path.parent().map(Path::to_path_buf).unwrap_or_default();
-    let mut weights = in_directory(&dir);
+    let mut weights = None;
     for name in USUAL_NAMES {
-        if weights.is_none() {
-            weights = hub.get(&pinned, name, watch)?.map(|found| found.path);
+        match hub.get(&pinned, name, watch)? {
+            Lookup::Found(found) => weights = Some(found.path),
+            Lookup::Absent => continue,
+            // Which is the best can't be known; what is there is what was used before.
+            Lookup::Unknown(why) => match in_directory(&dir) {
+                Some(path) => weights = Some(path),
+                None => bail!("{why}"),
+            },
         }
+        break;
     }
     let Some(weights) = weights else {
         bail!("{pinned} has no weights that lotep reads: {} are looked for", USUAL_NAMES.join(", "));
     };
     for part in parts(&weights)? {
-        if hub.get(&pinned, &part, watch)?.is_none() {
-            bail!("{pinned} has no `{part}`, which its {} names", weights.display());
+        match hub.get(&pinned, &part, watch)? {
+            Lookup::Found(_) => {}
+            Lookup::Absent => bail!("{pinned} has no `{part}`, which its {} names", weights.display()),
+            Lookup::Unknown(why) => bail!("{why}"),
         }
     }
     Ok(Place { config: Some(config.path), weights, source: format!("{HUB}{pinned}") })
@@ -106,6 +119,8 @@ mod tests {
         for (name, why) in [
             ("models/resnet18", "hf-hub:owner/name"),
             ("resnet19", "lotep backbones"),
+            ("resnet18.pth", "no such file"),
+            ("resnet18.a1_in1k.safetensors", "no such file"),
             ("vit_large_patch32_224", "give a tag"),
             ("hf-hub:resnet18", "owner/name is expected"),
             ("resnet18@", "is not a revision"),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Found, Repo, Watch, is_commit};
-use crate::{Error, Result, write_atomic};
+use crate::{Error, Result, write_atomic, write_atomic_with};
 
 /// The cache's directory.
 pub(super) struct Cache {
@@ -36,11 +36,6 @@ impl Cache {
         path.is_file().then(|| Found { path, commit: commit.into() })
     }
 
-    /// Whether anything of a commit is there.
-    pub(super) fn holds(&self, repo: &Repo, commit: &str) -> bool {
-        self.snapshot(repo, commit).is_dir()
-    }
-
     /// The commit that a revision was when it was last asked for.
     pub(super) fn commit(&self, repo: &Repo) -> Option<String> {
         let text = fs::read_to_string(self.folder(repo).join("refs").join(&repo.revision)).ok()?;
@@ -59,31 +54,37 @@ impl Cache {
     /// Give a blob its name in a commit: a link, or where the file system has none, a copy.
     pub(super) fn link(&self, repo: &Repo, commit: &str, file: &str, etag: &str) -> Result<Found> {
         let path = self.snapshot(repo, commit).join(file);
-        let parent = path.parent().unwrap_or(&self.root);
-        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-        let blob = self.blob(repo, etag);
-        // A link whose blob is gone is in the way.
-        if path.is_symlink() {
-            fs::remove_file(&path).map_err(Error::io("replace", &path))?;
-        }
-        if symlink(&Path::new("../../blobs").join(etag), &path).is_err() && !path.is_file() {
-            fs::copy(&blob, &path).map_err(Error::io("write", &path))?;
+        if !path.is_file() {
+            let parent = path.parent().unwrap_or(&self.root);
+            fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+            // A link whose blob is gone is in the way.
+            if path.is_symlink() {
+                fs::remove_file(&path).map_err(Error::io("replace", &path))?;
+            }
+            // Another process may be faster.
+            if symlink(&Path::new("../../blobs").join(etag), &path).is_err() && !path.is_file() {
+                let blob = self.blob(repo, etag);
+                let mut from = File::open(&blob).map_err(Error::io("open", &blob))?;
+                write_atomic_with(&path, |to| std::io::copy(&mut from, to).map(|_| ()))?;
+            }
         }
         Ok(Found { path, commit: commit.into() })
     }
 
-    /// Wait until no other process, ours or Python's, downloads this blob.
-    pub(super) fn lock(&self, repo: &Repo, etag: &str, watch: &mut dyn Watch) -> Result<Lock> {
+    /// Wait until no other process, ours or Python's, downloads this blob. False where the file system has no locks.
+    pub(super) fn lock(&self, repo: &Repo, etag: &str, watch: &mut dyn Watch) -> Result<(Lock, bool)> {
         let path = self.root.join(".locks").join(folder_name(repo)).join(format!("{etag}.lock"));
         for dir in [path.parent(), self.blob(repo, etag).parent()].into_iter().flatten() {
             fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
-        let file = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        let mut options = File::options();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(Error::io("open", &path))?;
         let mut told = false;
         loop {
             match file.try_lock() {
-                // Some network file systems have no locks; then two downloads of a file are only waste.
-                Ok(()) | Err(TryLockError::Error(_)) => return Ok(Lock(file)),
+                Ok(()) => return Ok((Lock(file), true)),
+                Err(TryLockError::Error(_)) => return Ok((Lock(file), false)),
                 Err(TryLockError::WouldBlock) => {}
             }
             if !told {

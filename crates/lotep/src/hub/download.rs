@@ -1,7 +1,7 @@
 //! One file's bytes: resumed where they broke off, checked against their hash, and named only then.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,21 +16,26 @@ use crate::{Error, Result, bail, hash};
 /// Attempts in a row that bring nothing before giving up.
 const ATTEMPTS: u32 = 5;
 
-/// Download a file to `blob`. What has arrived when it breaks off lies beside it as `.incomplete`.
+/// Download a file to `blob`. What has arrived when it breaks off lies beside it as `.incomplete`, for the next time;
+/// where nothing keeps two processes from writing to it at once (`locked`), each has a file of its own instead.
 pub(super) fn download(
     http: &Http,
     repo: &Repo,
     file: &str,
     answer: &Answer,
     blob: &Path,
+    locked: bool,
     watch: &mut dyn Watch,
 ) -> Result<()> {
-    // By the name that `huggingface_hub` resumes from, too.
-    let partial = PathBuf::from(format!("{}.incomplete", blob.display()));
+    let own = if locked { String::new() } else { format!(".{}", std::process::id()) };
+    let partial = PathBuf::from(format!("{}{own}.incomplete", blob.display()));
     let mut resumed = partial.metadata().is_ok_and(|m| m.len() > 0);
     loop {
         receive(http, repo, file, answer.size, &partial, watch)?;
         let found = etag(&partial, &answer.etag)?;
+        if found.is_none() {
+            watch.warn(&format!("the hub gives no hash of {file}: it can't be checked"));
+        }
         if found.as_ref().is_none_or(|found| *found == answer.etag) {
             return fs::rename(&partial, blob).map_err(Error::io("write", blob));
         }
@@ -56,12 +61,15 @@ fn receive(
     partial: &Path,
     watch: &mut dyn Watch,
 ) -> Result<()> {
-    let mut out =
-        File::options().create(true).append(true).open(partial).map_err(Error::io("open", partial))?;
+    let mut options = File::options();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let mut out = options.open(partial).map_err(Error::io("open", partial))?;
+    out.seek(SeekFrom::End(0)).map_err(Error::io("read", partial))?;
     let length = |out: &File| out.metadata().map(|m| m.len()).map_err(Error::io("read", partial));
-    let restart = |out: &File| out.set_len(0).map_err(Error::io("write", partial));
+    let restart =
+        |out: &mut File| out.set_len(0).and_then(|()| out.rewind()).map_err(Error::io("write", partial));
     if length(&out)? > size {
-        restart(&out)?;
+        restart(&mut out)?;
     }
     let mut failures = 0;
     loop {
@@ -71,18 +79,18 @@ fn receive(
         }
         watch.download(file, start, size);
         let why = match http.receive(repo, file, start) {
-            Err(Failure::Refused(why)) => bail!("{why}"),
+            Err(Failure::Refused(why) | Failure::NoRevision(why)) => bail!("{why}"),
             Err(Failure::Busy(why) | Failure::Unreachable(why)) => why,
             Ok(mut response) => {
                 let range = text(&response, "content-range").unwrap_or_default();
                 let continues = response.status() == StatusCode::PARTIAL_CONTENT
                     && range.starts_with(&format!("bytes {start}-"));
                 if start > 0 && !continues {
-                    restart(&out)?;
+                    restart(&mut out)?;
                 }
                 if response.status() == StatusCode::OK || continues {
                     let from = if continues { start } else { 0 };
-                    let mut body = response.body_mut().as_reader().take(size - from);
+                    let mut body = response.body_mut().as_reader().take(size.saturating_sub(from));
                     copy(&mut body, &mut out, (from, size), (file, partial), watch)?
                 } else {
                     "the hub answers with another part than was asked for".into()

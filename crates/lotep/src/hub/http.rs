@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use ureq::http::{Method, Request, Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 
 use super::{Repo, is_commit};
@@ -24,6 +24,8 @@ pub(super) struct Answer {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
+    /// The hub knows the repository, but not the revision.
+    NoRevision(String),
     /// The hub says no; asking again will not help.
     Refused(String),
     /// The hub is there but has no time.
@@ -61,11 +63,17 @@ impl Http {
 
     /// What the hub has under this name; `None` if the repository has no such file.
     pub(super) fn ask(&self, repo: &Repo, file: &str) -> Result<Option<Answer>, Failure> {
+        let (mut commit, mut linked) = (None, [None, None]);
         let response = self.patiently(|| {
-            // Within the hub (a renamed repository) a redirect is followed; what leads to the storage behind it has
-            // the headers already.
-            let is_answer = |headers: &HeaderMap| headers.contains_key("x-repo-commit");
-            self.send(&Method::HEAD, &self.address(repo, file), None, is_answer)
+            self.send(&Method::HEAD, &self.address(repo, file), None, |response, within| {
+                let of = |name: &str| text(response, name).map(str::to_owned);
+                commit = of("x-repo-commit").or(commit.take());
+                let [etag, size] = &mut linked;
+                (*etag, *size) = (of("x-linked-etag").or(etag.take()), of("x-linked-size").or(size.take()));
+                // Within the hub (a renamed repository, a cache for small files) a redirect is followed; what leads
+                // to the storage behind it has all headers already, and its own length is not the file's.
+                within || commit.is_none() || linked.contains(&None)
+            })
         })?;
         let status = response.status();
         if !status.is_success() && !status.is_redirection() {
@@ -75,13 +83,14 @@ impl Http {
                 Err(self.failure(repo, &response))
             };
         }
-        let either = |a: &str, b: &str| text(&response, a).or_else(|| text(&response, b)).map(str::to_owned);
+        let own = |name: &str| text(&response, name).filter(|_| status.is_success()).map(str::to_owned);
         let answer = || {
-            let commit = text(&response, "x-repo-commit").filter(|c| is_commit(c))?.to_owned();
-            let etag = either("x-linked-etag", "etag")?;
-            let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+            let [etag, size] = linked;
+            let commit = commit.filter(|c| is_commit(c))?;
+            let etag = etag.or_else(|| own("etag"))?;
+            let etag = etag.trim_start_matches("W/").trim_matches('"').to_ascii_lowercase();
             let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-            let size = either("x-linked-size", "content-length")?.parse().ok()?;
+            let size = size.or_else(|| own("content-length"))?.parse().ok()?;
             (!etag.is_empty() && etag.len() <= 128 && etag.bytes().all(plain)).then_some(Answer {
                 commit,
                 etag,
@@ -98,33 +107,36 @@ impl Http {
 
     /// Begin to receive a file from byte `start`.
     pub(super) fn receive(&self, repo: &Repo, file: &str, start: u64) -> Result<Response<Body>, Failure> {
-        let response = self.send(&Method::GET, &self.address(repo, file), Some(start), |_| false)?;
+        let response = self.send(&Method::GET, &self.address(repo, file), Some(start), |_, _| true)?;
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
             _ => Err(self.failure(repo, &response)),
         }
     }
 
-    /// Ask again when the hub is busy.
+    /// Ask again when the hub is busy, and once when it can't be reached.
     fn patiently<T>(&self, mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let mut wait = Duration::from_millis(500);
-        for _ in 0..3 {
+        for attempt in 0..3 {
             match ask() {
-                Err(Failure::Busy(_)) => std::thread::sleep(wait),
+                Err(Failure::Busy(_)) => {}
+                Err(Failure::Unreachable(_)) if attempt == 0 => {}
                 done => return done,
             }
+            std::thread::sleep(wait);
             wait *= 2;
         }
         ask()
     }
 
-    /// Send, and follow redirects until there are none or `enough` headers.
+    /// Send, and follow redirects for as long as `follow` says so of a response; it hears whether one leads to the same
+    /// host.
     fn send(
         &self,
         method: &Method,
         address: &str,
         start: Option<u64>,
-        enough: impl Fn(&HeaderMap) -> bool,
+        mut follow: impl FnMut(&Response<Body>, bool) -> bool,
     ) -> Result<Response<Body>, Failure> {
         let mut address = address.to_owned();
         for _ in 0..REDIRECTS {
@@ -145,13 +157,14 @@ impl Http {
             if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
                 return Err(Failure::Busy(format!("{} answers {status}", origin(&address))));
             }
-            match text(&response, "location").filter(|_| status.is_redirection()) {
-                Some(location) if !enough(response.headers()) => {
-                    address = match location.strip_prefix('/') {
-                        Some(path) => format!("{}/{path}", origin(&address)),
-                        None => location.to_owned(),
-                    };
-                }
+            let location = text(&response, "location").filter(|_| status.is_redirection());
+            let next = location.map(|location| match location.strip_prefix('/') {
+                Some(path) => format!("{}/{path}", origin(&address)),
+                None => location.to_owned(),
+            });
+            let within = next.as_ref().is_some_and(|next| origin(next) == origin(&address));
+            match (follow(&response, within), next) {
+                (true, Some(next)) => address = next,
                 _ => return Ok(response),
             }
         }
@@ -163,14 +176,15 @@ impl Http {
         let name = &repo.name;
         let said = text(response, "x-error-message").map_or(String::new(), |m| format!(" ({m})"));
         let token = if self.token.is_some() { "the token given" } else { "no token; HF_TOKEN gives one" };
-        Failure::Refused(match (text(response, "x-error-code"), response.status().as_u16()) {
+        let code = text(response, "x-error-code");
+        if code == Some("RevisionNotFound") {
+            return Failure::NoRevision(format!("{name} has no revision `{}`", repo.revision));
+        }
+        Failure::Refused(match (code, response.status().as_u16()) {
             (Some("GatedRepo"), _) => format!(
                 "{name} is gated: accept its terms at {}/{name} and identify yourself ({token})",
                 self.endpoint
             ),
-            (Some("RevisionNotFound"), _) => {
-                format!("{name} has no revision `{}`", repo.revision)
-            }
             (Some("RepoNotFound"), _) | (None, 401) => {
                 format!("the hub has no repository {name}, or it is private ({token}){said}")
             }

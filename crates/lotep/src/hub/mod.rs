@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use self::cache::Cache;
-use self::http::{Answer, Failure, Http};
+use self::http::{Failure, Http};
 pub use self::settings::Settings;
 use crate::{Result, bail};
 
@@ -86,6 +86,17 @@ pub struct Found {
     pub commit: String,
 }
 
+/// What is known of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Lookup {
+    /// It is here.
+    Found(Found),
+    /// The repository has no such file.
+    Absent,
+    /// It is not in the cache, and nobody can be asked, for this reason.
+    Unknown(String),
+}
+
 /// The hub and the cache before it.
 pub struct Hub {
     http: Http,
@@ -108,57 +119,63 @@ impl Hub {
         Self { http: Http::new(endpoint, token), cache: Cache { root: cache }, offline }
     }
 
-    /// Get a file: from the cache if it is there and up to date, else from the hub. `None` if the repository has no
-    /// such file. A cached file serves where the hub can't be reached, with a warning.
+    /// Get a file: from the cache if it is there and up to date, else from the hub. A cached file serves where the hub
+    /// can't be reached or refuses, with a warning.
     ///
     /// # Errors
-    /// The repository or revision does not exist or is not for this user; the hub can't be reached and the cache has
-    /// no such file; the file arrives damaged; the disk is full; the watcher stopped it.
-    pub fn get(&self, repo: &Repo, file: &str, watch: &mut dyn Watch) -> Result<Option<Found>> {
+    /// The repository or revision does not exist or is not for this user; the file arrives damaged; the disk is full;
+    /// the watcher stopped it.
+    pub fn get(&self, repo: &Repo, file: &str, watch: &mut dyn Watch) -> Result<Lookup> {
         if let Some(found) = repo.commit().and_then(|commit| self.cache.found(repo, commit, file)) {
-            return Ok(Some(found));
+            return Ok(Lookup::Found(found));
         }
+        let cached = || self.cache.commit(repo).and_then(|commit| self.cache.found(repo, &commit, file));
+        let unknown = |why: &str| {
+            let cache = self.cache.root.display();
+            Lookup::Unknown(format!("{file} of {repo} is not in the cache {cache}, and {why}"))
+        };
         if self.offline {
-            return self.cached(repo, file, "HF_HUB_OFFLINE is set: run once without it");
+            let why = "HF_HUB_OFFLINE is set: run once without it";
+            return Ok(cached().map_or_else(|| unknown(why), Lookup::Found));
         }
         let answer = match self.http.ask(repo, file) {
             Ok(Some(answer)) => answer,
-            Ok(None) => return Ok(None),
-            Err(Failure::Refused(why)) => bail!("{why}"),
-            Err(Failure::Busy(why) | Failure::Unreachable(why)) => {
-                let found = self.cached(repo, file, &why)?;
-                watch.warn(&format!("{why}: {repo} is taken from the cache"));
-                return Ok(found);
+            Ok(None) => return Ok(Lookup::Absent),
+            Err(Failure::NoRevision(why)) => bail!("{why}"),
+            Err(failure) => {
+                let (Failure::Busy(why)
+                | Failure::Unreachable(why)
+                | Failure::Refused(why)
+                | Failure::NoRevision(why)) = &failure;
+                return match cached() {
+                    Some(found) => {
+                        watch.warn(&format!("{why}: {repo} is taken from the cache"));
+                        Ok(Lookup::Found(found))
+                    }
+                    None if matches!(failure, Failure::Refused(_)) => bail!("{why}"),
+                    None => Ok(unknown(why)),
+                };
             }
         };
-        self.cache.remember(repo, &answer.commit)?;
+        let remembered = self.cache.remember(repo, &answer.commit);
         if let Some(found) = self.cache.found(repo, &answer.commit, file) {
-            return Ok(Some(found));
+            // A cache that others keep may be read-only.
+            return Ok(Lookup::Found(found));
         }
-        self.fetch(repo, file, &answer, watch)?;
-        self.cache.link(repo, &answer.commit, file, &answer.etag).map(Some)
+        remembered?;
+        // Of the commit that was answered, wherever the branch goes meanwhile.
+        let repo = Repo { revision: answer.commit.clone(), ..repo.clone() };
+        let (_lock, shared) = self.cache.lock(&repo, &answer.etag, watch)?;
+        let blob = self.cache.blob(&repo, &answer.etag);
+        if !blob.is_file() {
+            download::download(&self.http, &repo, file, &answer, &blob, shared, watch)?;
+        }
+        self.cache.link(&repo, &answer.commit, file, &answer.etag).map(Lookup::Found)
     }
 
-    /// What the cache alone says: of a commit that is there in part, what is absent may not exist at all.
-    fn cached(&self, repo: &Repo, file: &str, why: &str) -> Result<Option<Found>> {
-        let asked = repo.commit();
-        let remembered = self.cache.commit(repo);
-        let commit = asked.or(remembered.as_deref());
-        let found = commit.and_then(|commit| self.cache.found(repo, commit, file));
-        if found.is_none() && !asked.is_some_and(|commit| self.cache.holds(repo, commit)) {
-            bail!("{file} of {repo} is not in the cache {}, and {why}", self.cache.root.display());
-        }
-        Ok(found)
-    }
-
-    /// Bring a blob into the cache; another process that does the same is waited for.
-    fn fetch(&self, repo: &Repo, file: &str, answer: &Answer, watch: &mut dyn Watch) -> Result<()> {
-        let blob = self.cache.blob(repo, &answer.etag);
-        let _lock = self.cache.lock(repo, &answer.etag, watch)?;
-        if blob.is_file() {
-            return Ok(());
-        }
-        download::download(&self.http, repo, file, answer, &blob, watch)
+    /// Whether only the cache serves.
+    pub fn is_offline(&self) -> bool {
+        self.offline
     }
 }
 

@@ -17,17 +17,42 @@ pub struct Settings {
     pub offline: bool,
 }
 
+/// All variables that are read.
+const VARIABLES: [&str; 11] = [
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "HF_TOKEN_PATH",
+    "HUGGINGFACE_HUB_CACHE",
+    "HUGGING_FACE_HUB_TOKEN",
+    "TRANSFORMERS_OFFLINE",
+    "XDG_CACHE_HOME",
+];
+
 impl Settings {
     /// Read the environment's variables.
     ///
     /// # Errors
     /// One has a value that makes no sense, or none says where the cache is.
     pub fn from_env() -> Result<Self> {
+        for name in VARIABLES {
+            if let Err(std::env::VarError::NotUnicode(_)) = std::env::var(name) {
+                bail!("{name} is not UTF-8");
+            }
+        }
         Self::new(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
     fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let path = |name: &str| variable(name).map(PathBuf::from);
+        let path = |name: &str| {
+            variable(name).map(|value| match (value.strip_prefix("~/"), std::env::home_dir()) {
+                (Some(rest), Some(home)) => home.join(rest),
+                _ => PathBuf::from(value),
+            })
+        };
         let endpoint = variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
@@ -47,8 +72,8 @@ impl Settings {
         };
         let file = path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token")));
         let token = match variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")) {
+            _ if yes("HF_HUB_DISABLE_IMPLICIT_TOKEN") => None,
             Some(token) => Some(token),
-            None if yes("HF_HUB_DISABLE_IMPLICIT_TOKEN") => None,
             None => match file.filter(|f| f.is_file()) {
                 Some(file) => Some(std::fs::read_to_string(&file).map_err(Error::io("read", &file))?),
                 None => None,
@@ -58,7 +83,8 @@ impl Settings {
         if token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
             bail!("the hub's token (HF_TOKEN or its file) has characters that no token has");
         }
-        Ok(Self { endpoint, cache, token, offline: yes("HF_HUB_OFFLINE") || yes("TRANSFORMERS_OFFLINE") })
+        let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|n| variable(n).is_some());
+        Ok(Self { endpoint, cache, token, offline: offline.is_some_and(yes) })
     }
 }
 
@@ -95,6 +121,9 @@ mod tests {
             ("http://mirror", true, Some("hf_given"))
         );
         assert_eq!(s.cache, PathBuf::from("/c"));
+        let off = [("HF_HOME", "~/hf"), ("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")];
+        let s = settings(&off).unwrap();
+        assert!(!s.offline && s.cache.is_absolute() && s.cache.ends_with("hf/hub"), "{s:?}");
         for (name, value) in [("HF_ENDPOINT", "huggingface.co"), ("HF_TOKEN", "a\nb")] {
             let error = settings(&[("HF_HOME", home), (name, value)]).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
