@@ -173,6 +173,6 @@ fn next(args: &Args) -> String {
     let kept = args.output.as_ref().map_or(String::new(), |d| format!("\nEverything is in {}.", d.display()));
     format!(
         "{kept}\nWith your own images (folders of train/CLASS/*, test/CLASS/*, or just CLASS/*) and a timm model:\n\n  \
-         lotep train --backbone MODEL_DIR --data IMAGE_DIR --method lotep-tk --output runs/mine"
+         lotep train --backbone resnet18.tv_in1k --data IMAGE_DIR --method lotep-tk --output runs/mine"
     )
 }
