@@ -152,7 +152,7 @@ def at_size(model, name, classes, size):
 
     import timm
 
-    if size == (224, 224) or not any(hasattr(model, part) for part in ("pos_embed", "patch_embed", "stages")):
+    if size == (224, 224):
         return model
     try:
         other = timm.create_model(name, pretrained=False, num_classes=classes, img_size=size, drop_path_rate=0.).eval()

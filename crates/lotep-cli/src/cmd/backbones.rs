@@ -8,8 +8,9 @@ use crate::ui::Ui;
 
 /// List the networks that lotep knows by timm's names.
 ///
-/// Name and tag, as NAME.TAG, are what --backbone downloads. A size is of the published checkpoint's body, without its classifier. Other shapes of the same families load from a
-/// directory whose config.json gives timm's model_args, or with --arch.
+/// Name and tag, as NAME.TAG, are what --backbone downloads. A size is of the published checkpoint's body, without its
+/// classifier. Other shapes of the same families load from a directory whose config.json gives timm's model_args, or
+/// with --arch.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

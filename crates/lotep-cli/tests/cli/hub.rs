@@ -206,7 +206,7 @@ fn refusals_say_what_to_do() {
     s.hub.manners().circle = false;
     // What goes into the names of files is looked at first.
     for header in [
-        ("X-Repo-Commit", "../../../../tmp/x"),
+        ("X-Repo-Commit", "../../../../x"),
         ("X-Linked-Etag", "\"../../x\""),
         ("X-Linked-Size", "many"),
         ("X-Linked-Etag", "\"\""),

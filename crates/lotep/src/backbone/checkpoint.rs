@@ -1,6 +1,6 @@
 //! A network's stored weights: one file or several, of either kind, under timm's names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::layout::{Recipe, Turn, recipes};
@@ -56,6 +56,13 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+impl Index {
+    /// The files' names, each once, sorted.
+    fn parts(&self) -> Vec<String> {
+        self.weight_map.values().cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
 impl Checkpoint {
     /// Open a `.safetensors` file, PyTorch's `.pth`, `.pt` or `.bin`, or a `.index.json` that names several files.
     ///
@@ -64,11 +71,12 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let index = is_index(&path).then(|| read_index(&path)).transpose()?;
-        let paths = if index.is_some() {
-            let dir = path.parent().unwrap_or(Path::new(""));
-            parts(&path)?.into_iter().map(|name| dir.join(name)).collect()
-        } else {
-            vec![path.clone()]
+        let paths = match &index {
+            Some(index) => {
+                let dir = path.parent().unwrap_or(Path::new(""));
+                index.parts().into_iter().map(|name| dir.join(name)).collect()
+            }
+            None => vec![path.clone()],
         };
         let files = paths.iter().map(|path| Stored::open(path)).collect::<Result<Vec<_>>>()?;
         let (mut home, mut stored) = (BTreeMap::new(), BTreeMap::new());
@@ -167,13 +175,7 @@ pub(super) fn in_directory(dir: &Path) -> Option<PathBuf> {
 
 /// The names of the files that an index at `path` speaks of, sorted; none if it is no index.
 pub(super) fn parts(path: &Path) -> Result<Vec<String>> {
-    if !is_index(path) {
-        return Ok(Vec::new());
-    }
-    let mut names: Vec<_> = read_index(path)?.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    Ok(names)
+    if is_index(path) { Ok(read_index(path)?.parts()) } else { Ok(Vec::new()) }
 }
 
 fn is_index(path: &Path) -> bool {

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
-use super::positions::resample_biases;
+use super::positions::{biases, take_size};
 use super::preprocess::{HALVES, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, ConvNorm, ConvStem, LayerNorm, Linear, MbConv, MbConvWeights, Nonlinearity, Scope, Shrink,
-    TransformerBlock, TransformerWeights, relative_bias, token_rows,
+    TransformerBlock, TransformerWeights, token_rows,
 };
 use crate::{Result, bail};
 
@@ -122,9 +122,7 @@ impl Family for CoAtNetConfig {
         if image.iter().any(|s| s % 32 != 0) {
             bail!("--image-size {h}x{w}: multiples of 32 are expected");
         }
-        let stored = self.stored.unwrap_or(self.image);
-        self.stored = (stored != image).then_some(stored);
-        self.image = image;
+        take_size(&mut self.image, &mut self.stored, image);
         self.check()
     }
 
@@ -268,7 +266,6 @@ fn transformer(
     let heads = inputs / head;
     let learnt = config.stored.unwrap_or(config.image);
     let learnt = CoAtNetConfig { image: learnt, ..config.clone() }.size_behind(stage);
-    let entries = (2 * learnt[0] - 1) * (2 * learnt[1] - 1);
     let linear =
         |leaf: &str, rows: usize, columns: usize| weights.pointwise(&format!("{name}.{leaf}"), rows, columns);
     // timm packs each head's queries, keys and values together; ours come first all queries, then keys, then values.
@@ -276,8 +273,6 @@ fn transformer(
     let weight = weight.reshape([heads, 3, head, inputs]).swap_dims(0, 1).reshape([3 * inputs, inputs]);
     let bias = bias.reshape([heads, 3, head]).swap_dims(0, 1).reshape([3 * inputs]);
     let table = format!("{name}.attn.rel_pos.relative_position_bias_table");
-    let fit = (learnt != window).then_some(|table| resample_biases(table, learnt, window));
-    let table = weights.take_resampled(&table, [entries, heads], fit)?;
     let scaled = |layer: (Tensor<2>, Tensor<1>), leaf: &str| -> Result<(Tensor<2>, Tensor<1>)> {
         if !config.layer_scale {
             return Ok(layer);
@@ -289,7 +284,7 @@ fn transformer(
         heads,
         eps: LN_EPS,
         nonlinearity: Nonlinearity::Gelu,
-        scope: Scope { bias: Some(relative_bias(table, window)), windows: None },
+        scope: Scope { bias: Some(biases(weights, &table, heads, [learnt, window])?), windows: None },
         norm1: weights.norm(&format!("{name}.norm1{}", if halves { ".norm" } else { "" }), inputs)?,
         qkv: (weight, Some(bias)),
         proj: scaled(linear("attn.proj", outputs, inputs)?, "ls1")?,

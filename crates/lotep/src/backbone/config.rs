@@ -26,7 +26,7 @@ pub struct ModelConfig {
 /// The parts of timm's `config.json` that matter here.
 #[derive(Debug, Deserialize)]
 struct HubConfig {
-    architecture: String,
+    architecture: Option<String>,
     num_classes: Option<usize>,
     #[serde(default)]
     model_args: Map<String, Value>,
@@ -52,16 +52,12 @@ impl ModelConfig {
     /// The file can't be read, is not JSON, or holds a value that makes no sense.
     pub fn from_hub(path: &Path) -> Result<Option<Self>> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let wrong = |e: serde_json::Error| input_error!("{} is not a timm config.json: {e}", path.display());
-        let json: Map<String, Value> = serde_json::from_str(&text).map_err(wrong)?;
-        if !json.contains_key("architecture") {
-            return Ok(None);
-        }
-        let hub: HubConfig = serde_json::from_str(&text).map_err(wrong)?;
+        let hub: HubConfig = serde_json::from_str(&text)
+            .map_err(|e| input_error!("{} is not a timm config.json: {e}", path.display()))?;
+        let Some(name) = hub.architecture else { return Ok(None) };
         let in_file = |e: Error| input_error!("{}: {e}", path.display());
-        let architecture = Architecture::named(&hub.architecture)
-            .and_then(|a| a.with_args(&hub.model_args))
-            .map_err(in_file)?;
+        let architecture =
+            Architecture::named(&name).and_then(|a| a.with_args(&hub.model_args)).map_err(in_file)?;
         let classes = hub
             .num_classes
             .or_else(|| hub.pretrained_cfg.get("num_classes")?.as_u64().map(|n| n as usize))
@@ -103,7 +99,7 @@ impl ModelConfig {
         if let Some(image) = architecture.image() {
             preprocess.image = image;
         }
-        Ok(Some(Self { name: hub.architecture, architecture, classes, preprocess }))
+        Ok(Some(Self { name, architecture, classes, preprocess }))
     }
 
     /// The `config.json` that timm's hub layout wants for this model.

@@ -2,6 +2,10 @@
 
 use burn::tensor::{Tensor, TensorData};
 
+use super::Weights;
+use crate::Result;
+use crate::ops::relative_bias;
+
 /// One axis of a resampling: for each new place the first old one that counts, and the weights from there on.
 type Axis = Vec<(usize, Vec<f64>)>;
 
@@ -14,9 +18,31 @@ pub(super) fn resample(x: Tensor<2>, from: [usize; 2], to: [usize; 2]) -> Tensor
 /// Resample a table of relative position biases `[(2h - 1)(2w - 1), heads]` of one window to another, as timm does
 /// (after BEiT): the old places lie further apart the further out they are, by a factor that makes the outermost ones
 /// the new outermost ones, and between them the table is linear.
-pub(super) fn resample_biases(x: Tensor<2>, from: [usize; 2], to: [usize; 2]) -> Tensor<2> {
+fn resample_biases(x: Tensor<2>, from: [usize; 2], to: [usize; 2]) -> Tensor<2> {
     let from = from.map(|side| 2 * side - 1);
     mix(x, [0, 1].map(|i| spread(from[i], 2 * to[i] - 1)), from)
+}
+
+/// Give a network another image size, noting which one its tables are stored for.
+pub(super) fn take_size(image: &mut [usize; 2], stored: &mut Option<[usize; 2]>, to: [usize; 2]) {
+    let learnt = stored.unwrap_or(*image);
+    *stored = (learnt != to).then_some(learnt);
+    *image = to;
+}
+
+/// The biases `[heads, N, N]` of a window, from the table `name` that was learnt for another one, or the same.
+///
+/// # Errors
+/// There is no such table.
+pub(super) fn biases(
+    weights: &Weights,
+    name: &str,
+    heads: usize,
+    [learnt, window]: [[usize; 2]; 2],
+) -> Result<Tensor<3>> {
+    let fit = (learnt != window).then_some(|table| resample_biases(table, learnt, window));
+    let entries = (2 * learnt[0] - 1) * (2 * learnt[1] - 1);
+    Ok(relative_bias(weights.take_resampled(name, [entries, heads], fit)?, window))
 }
 
 /// Each new row as a sum of old ones: a product with a matrix, which gradients go through.

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
-use super::positions::resample_biases;
+use super::positions::{biases, take_size};
 use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, LayerNorm, Linear, Nonlinearity, PatchMerge, PatchStem, Scope, TransformerBlock,
-    TransformerWeights, Windows, relative_bias, token_rows,
+    TransformerWeights, Windows, token_rows,
 };
 use crate::{Result, bail};
 
@@ -148,9 +148,7 @@ impl Family for SwinConfig {
         if image.iter().any(|s| s % self.patch != 0) {
             bail!("--image-size {h}x{w}: multiples of the patches' side, {}, are expected", self.patch);
         }
-        let stored = self.stored.unwrap_or(self.image);
-        self.stored = (stored != image).then_some(stored);
-        self.image = image;
+        take_size(&mut self.image, &mut self.stored, image);
         self.check()
     }
 
@@ -237,7 +235,6 @@ impl Swin {
             let windows = [[0; 2], shift].map(|shift| Arc::new(Windows::new(size, window, shift)));
             let learnt = config.stored.unwrap_or(config.image);
             let [learnt, _] = SwinConfig { image: learnt, ..config.clone() }.windows(i);
-            let entries = (2 * learnt[0] - 1) * (2 * learnt[1] - 1);
             let before: usize = config.depths[..i].iter().sum();
             let last = (config.depths.iter().sum::<usize>() - 1).max(1);
             let block = |j: usize| -> Result<(String, TransformerBlock)> {
@@ -246,15 +243,13 @@ impl Swin {
                     weights.linear(&format!("{name}.{leaf}"), outputs, inputs)
                 };
                 let table = format!("{name}.attn.relative_position_bias_table");
-                let fit = (learnt != window).then_some(|table| resample_biases(table, learnt, window));
-                let table = weights.take_resampled(&table, [entries, heads], fit)?;
                 let qkv = linear("attn.qkv", 3 * width, width)?;
                 let block = TransformerWeights {
                     heads,
                     eps: LN_EPS,
                     nonlinearity: Nonlinearity::Gelu,
                     scope: Scope {
-                        bias: Some(relative_bias(table, window)),
+                        bias: Some(biases(weights, &table, heads, [learnt, window])?),
                         windows: Some(windows[j % 2].clone()),
                     },
                     norm1: weights.norm(&format!("{name}.norm1"), width)?,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
-use super::positions::resample;
+use super::positions::{resample, take_size};
 use super::preprocess::{CLIP, HALVES, MAX_SIDE, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::{Activation, Backbone, Folded, Hooks, Weights, enter_tokens};
 use crate::data::Interpolation;
@@ -180,9 +180,7 @@ impl Family for VitConfig {
             let [h, w] = image;
             bail!("--image-size {h}x{w}: multiples of the patches' side, {}, are expected", self.patch);
         }
-        let stored = self.stored.unwrap_or(self.image);
-        self.stored = (stored != image).then_some(stored);
-        self.image = image;
+        take_size(&mut self.image, &mut self.stored, image);
         Ok(())
     }
 

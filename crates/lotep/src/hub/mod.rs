@@ -172,11 +172,6 @@ impl Hub {
         }
         self.cache.link(&repo, &answer.commit, file, &answer.etag).map(Lookup::Found)
     }
-
-    /// Whether only the cache serves.
-    pub fn is_offline(&self) -> bool {
-        self.offline
-    }
 }
 
 #[cfg(test)]
