@@ -40,11 +40,18 @@ ARCHITECTURES = [
     ("convnext_base", 21841),
     ("swin_base_patch4_window7_224", 21841),
     ("coatnet_2_rw_224", 11821),
+    ("coatnet_nano_rw_224", 1000),
+    ("coatnet_0_rw_224", 1000),
+    ("coatnet_1_rw_224", 1000),
+    ("coatnet_rmlp_nano_rw_224", 1000),
+    ("coatnet_rmlp_1_rw2_224", 1000),
+    ("coatnet_rmlp_2_rw_224", 1000),
     ("resnet50", 1000, 192, 320),
     ("convnext_tiny", 21841, 192, 320),
     ("vit_tiny_patch16_224", 1000, 160, 320),
     ("swin_tiny_patch4_window7_224", 1000, 160, 320),
     ("coatnet_2_rw_224", 1000, 160, 320),
+    ("coatnet_rmlp_1_rw2_224", 1000, 160, 320),
 ]
 SEED, BATCH = 1, 2
 HEADER = ["architecture", "classes", "image", "logits", "loss", "input gradient", "worst prompt gradient", "agrees"]

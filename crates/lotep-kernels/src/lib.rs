@@ -21,9 +21,6 @@
 
 pub mod attention;
 mod buffer;
-#[cfg(debug_assertions)]
-#[doc(hidden)]
-pub mod compiled;
 pub mod conv;
 pub mod depthwise;
 pub mod excite;

@@ -1,15 +1,13 @@
-//! Reading safetensors files without trusting them and without holding a whole file in memory.
+//! Reading safetensors files without trusting them and without copying a whole file.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::Metadata};
 
-use crate::{Error, Result, bail, input_error};
+use crate::mapped::Mapped;
+use crate::{Result, bail, input_error};
 
 /// A header longer than this is hostile: the largest known models need under 1 MB.
 const MAX_HEADER: u64 = 100_000_000;
@@ -17,8 +15,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// An open safetensors file: the header is checked against the file's length, tensors are read on demand.
 #[derive(Debug)]
 pub struct TensorFile {
-    path: PathBuf,
-    file: Mutex<File>,
+    file: Mapped,
     metadata: Metadata,
     data_start: u64,
 }
@@ -29,36 +26,34 @@ impl TensorFile {
     /// # Errors
     /// The file can't be read, is truncated, or its header is not safetensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_path_buf();
+        let file = Mapped::open(path)?;
         let wrong = |why: &dyn std::fmt::Display| {
-            input_error!("{} is not a valid safetensors file: {why}", path.display())
+            input_error!("{} is not a valid safetensors file: {why}", file.path().display())
         };
-        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
-        let length = file.metadata().map_err(Error::io("read", &path))?.len();
-        let mut prefix = [0_u8; 8];
-        file.read_exact(&mut prefix)
-            .map_err(|_| wrong(&format!("it has {length} bytes, fewer than a header needs")))?;
-        let header = u64::from_le_bytes(prefix);
+        let length = file.bytes().len() as u64;
+        let Some((prefix, _)) = file.bytes().split_first_chunk::<8>() else {
+            return Err(wrong(&format!("it has {length} bytes, fewer than a header needs")));
+        };
+        let header = u64::from_le_bytes(*prefix);
         if header > MAX_HEADER || header > length - 8 {
             return Err(wrong(&format!(
                 "its header claims {header} bytes, the file has {length} (truncated, or another format)"
             )));
         }
-        let mut buffer = vec![0_u8; header as usize];
-        file.read_exact(&mut buffer).map_err(Error::io("read", &path))?;
         // Deserialising checks that the tensors tile the data without gaps and that shapes fit their bytes.
-        let metadata: Metadata = serde_json::from_slice(&buffer).map_err(|e| wrong(&e))?;
+        let metadata: Metadata =
+            serde_json::from_slice(file.part(8, header).unwrap_or_default()).map_err(|e| wrong(&e))?;
         let data_start = 8 + header;
         let expected = data_start + metadata.data_len() as u64;
         if expected != length {
             return Err(wrong(&format!("{expected} bytes expected, {length} found (truncated?)")));
         }
-        Ok(Self { path, file: Mutex::new(file), metadata, data_start })
+        Ok(Self { file, metadata, data_start })
     }
 
     /// The file's path.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Names and shapes of all tensors, sorted by name.
@@ -81,24 +76,19 @@ impl TensorFile {
     /// # Errors
     /// The tensor is absent, of another type, or can't be read.
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
-        let path = self.path.display();
+        let path = self.path().display();
         let Some(info) = self.metadata.info(name) else {
             bail!("{path} has no tensor `{name}`");
         };
         let (begin, end) = info.data_offsets;
-        let mut bytes = vec![0_u8; end - begin];
-        {
-            let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            file.seek(SeekFrom::Start(self.data_start + begin as u64))
-                .and_then(|_| file.read_exact(&mut bytes))
-                .map_err(Error::io("read", &self.path))?;
-        }
+        let bytes = self.file.part(self.data_start + begin as u64, (end - begin) as u64);
+        let bytes = bytes.ok_or_else(|| input_error!("{path}: tensor `{name}` is not all in the file"))?;
         let values = match info.dtype {
-            Dtype::F32 => decode::<4>(&bytes, f32::from_le_bytes),
-            Dtype::F64 => decode::<8>(&bytes, |b| f64::from_le_bytes(b) as f32),
-            Dtype::F16 => decode::<2>(&bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => decode::<2>(&bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::I64 => decode::<8>(&bytes, |b| i64::from_le_bytes(b) as f32),
+            Dtype::F32 => decode::<4>(bytes, f32::from_le_bytes),
+            Dtype::F64 => decode::<8>(bytes, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F16 => decode::<2>(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => decode::<2>(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::I64 => decode::<8>(bytes, |b| i64::from_le_bytes(b) as f32),
             other => bail!("{path}: tensor `{name}` is stored as {other:?}; F32, F16 or BF16 is expected"),
         };
         Ok((values, info.shape.clone()))

@@ -168,6 +168,8 @@ impl<O: Output> Epilogue for Store<'_, O> {
 /// A function applied to each element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
+    /// `x`.
+    Identity,
     /// `max(0, x)`, and no number of what is none; its derivative at 0 is 0.
     Relu,
     /// `x Φ(x)`, exact (the error function, not its approximation by tanh).
@@ -183,6 +185,7 @@ impl Activation {
     #[inline(always)]
     pub fn value<T: Operand, S: Simd>(self, s: S, x: S::F) -> S::F {
         match self {
+            Self::Identity => x,
             Self::Relu => s.max(s.splat(0.0), x),
             Self::Gelu if T::GROUP == 2 => s.mul(x, coarse_gaussian_cdf(s, x)),
             Self::Gelu => s.mul(x, gaussian_cdf(s, x).0),
@@ -195,6 +198,7 @@ impl Activation {
     #[inline(always)]
     pub fn derivative<T: Operand, S: Simd>(self, s: S, x: S::F) -> S::F {
         match self {
+            Self::Identity => s.splat(1.0),
             Self::Relu => s.select(s.positive(x), s.splat(1.0), s.splat(0.0)),
             Self::Gelu if T::GROUP == 2 => coarse_gelu_derivative(s, x),
             Self::Gelu => {

@@ -21,6 +21,7 @@ fn reference<T: Operand>(a: &[T], w: &dyn Fn(usize, usize) -> f32, sizes: [usize
 fn scalar(function: Activation, x: f64) -> f64 {
     let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
     match function {
+        Activation::Identity => x,
         Activation::Relu => x.max(0.0),
         Activation::QuickGelu => x * sigmoid(1.702 * x),
         Activation::Silu => x * sigmoid(x),
@@ -35,8 +36,8 @@ fn scalar(function: Activation, x: f64) -> f64 {
     }
 }
 
-const FUNCTIONS: [Activation; 4] =
-    [Activation::Relu, Activation::Gelu, Activation::QuickGelu, Activation::Silu];
+const FUNCTIONS: [Activation; 5] =
+    [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::QuickGelu, Activation::Silu];
 
 struct Products([usize; 3], u64);
 

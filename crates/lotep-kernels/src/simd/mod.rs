@@ -99,46 +99,59 @@ pub trait Simd: Copy + Send + Sync {
 }
 
 /// Something to run with whatever lanes the machine has.
-pub trait Kernel {
+pub trait Kernel: Sized {
     /// Its result.
     type Output;
     /// Run it. To be `#[inline(always)]`, with all it calls.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// A kernel's forms for each instruction set. Methods, since the compiler shares out its work by the modules that
+/// methods' types are of: as functions, all kernels' forms would be compiled by one thread.
+trait Forms: Kernel {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn avx2(self) -> Self::Output {
+        self.run(Array::<true>)
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn avx512(self) -> Self::Output {
+        // SAFETY: this function is only called where these features were detected.
+        self.run(unsafe { avx512::Avx512::<false>::new(false) })
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn avx512bf16(self, tiles: bool) -> Self::Output {
+        // SAFETY: as above, with avx512bf16; `tiles` is true only where tiles were detected.
+        self.run(unsafe { avx512::Avx512::<true>::new(tiles) })
+    }
+
+    fn portable(self) -> Self::Output {
+        self.run(Array::<false>)
+    }
+}
+
+impl<K: Kernel> Forms for K {}
+
 /// Run a kernel with an instruction set.
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa.kind() {
-        Kind::Portable => kernel.run(Array::<false>),
+        Kind::Portable => kernel.portable(),
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        kind => {
-            use avx512::Avx512;
-            #[target_feature(enable = "avx2,fma")]
-            fn avx2<K: Kernel>(kernel: K) -> K::Output {
-                kernel.run(Array::<true>)
+        // SAFETY: an `Isa` exists only where its instructions were detected, the weaker ones included.
+        kind => unsafe {
+            match kind {
+                Kind::Portable | Kind::Avx2 => kernel.avx2(),
+                Kind::Avx512 => kernel.avx512(),
+                Kind::Avx512Bf16 => kernel.avx512bf16(false),
+                Kind::Amx => kernel.avx512bf16(true),
             }
-            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512<K: Kernel>(kernel: K) -> K::Output {
-                // SAFETY: this function is only called where these features were detected.
-                kernel.run(unsafe { Avx512::<false>::new(false) })
-            }
-            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-            fn avx512bf16<K: Kernel>(kernel: K, tiles: bool) -> K::Output {
-                // SAFETY: as above, with avx512bf16; `tiles` is true only where tiles were detected.
-                kernel.run(unsafe { Avx512::<true>::new(tiles) })
-            }
-            // SAFETY: an `Isa` exists only where its instructions were detected, the weaker ones included.
-            unsafe {
-                match kind {
-                    Kind::Portable | Kind::Avx2 => avx2(kernel),
-                    Kind::Avx512 => avx512(kernel),
-                    Kind::Avx512Bf16 => avx512bf16(kernel, false),
-                    Kind::Amx => avx512bf16(kernel, true),
-                }
-            }
-        }
+        },
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        _ => kernel.run(Array::<false>),
+        _ => kernel.portable(),
     }
 }
 

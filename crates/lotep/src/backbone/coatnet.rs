@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData, activation::relu};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -14,8 +14,8 @@ use super::preprocess::{HALVES, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
-    Compute, ConvNorm, ConvStem, LayerNorm, Linear, MbConv, MbConvWeights, Nonlinearity, Scope, Shrink,
-    TransformerBlock, TransformerWeights, token_rows,
+    Compute, ConvNorm, ConvStem, Halving, LayerNorm, Linear, MbConv, MbConvWeights, Nonlinearity, Precision,
+    Scope, Shrink, TransformerBlock, TransformerWeights, relative_bias, token_rows,
 };
 use crate::{Result, bail};
 
@@ -39,28 +39,78 @@ pub struct CoAtNetConfig {
     pub head: usize,
     /// Whether transformer blocks scale their branches.
     pub layer_scale: bool,
+    /// What else tells one of timm's `rw` networks from another.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub variant: Variant,
     /// The image size that the stored position biases are for, if it is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored: Option<[usize; 2]>,
 }
 
+/// Differences between timm's `rw` networks; what is not named is CoAtNet-2's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Variant {
+    /// Inverted bottlenecks halve the map by means, behind their first norm, not by the depthwise stride.
+    pub means: bool,
+    /// Their first norm has no activation behind it.
+    pub plain_entrance: bool,
+    /// Their gate comes before the second norm, not behind it.
+    pub early_gate: bool,
+    /// The gate's narrow layer has a ReLU behind it, not SiLU.
+    pub relu_gate: bool,
+    /// The last convolution and the shortcut's have biases.
+    pub biases: bool,
+    /// The transformers' shortcut has none.
+    pub bare_shortcut: bool,
+    /// Position biases come from a perceptron with so many hidden units, not from a table.
+    pub position_mlp: Option<usize>,
+}
+
+fn is_default(variant: &Variant) -> bool {
+    *variant == Variant::default()
+}
+
+/// timm's names, with the channels behind the stem, each stage's blocks and what is different. Left out are those that
+/// no one published weights for or that need another kind of block: `bn_0_rw`, `rmlp_1_rw` (maximum pooling), `nano_cc`.
+fn known(size: &str) -> Option<(usize, [usize; 4], bool, Variant)> {
+    let v = Variant::default();
+    let gate = Variant { relu_gate: true, ..v };
+    let early = Variant { early_gate: true, bare_shortcut: true, ..gate };
+    let plain = Variant { plain_entrance: true, biases: true, ..v };
+    let mlp = |hidden: usize, v: Variant| Variant { position_mlp: Some(hidden), ..v };
+    Some(match size {
+        "pico_rw" => (64, [2, 3, 5, 2], false, plain),
+        "nano_rw" => (64, [3, 4, 6, 3], false, Variant { means: true, ..plain }),
+        "0_rw" => (64, [2, 3, 7, 2], false, Variant { means: true, ..early }),
+        "1_rw" => (64, [2, 6, 14, 2], false, early),
+        "2_rw" => (128, [2, 6, 14, 2], false, v),
+        "3_rw" => (192, [2, 6, 14, 2], true, v),
+        "rmlp_nano_rw" => (64, [3, 4, 6, 3], false, mlp(384, plain)),
+        "rmlp_0_rw" => (64, [2, 3, 7, 2], false, mlp(512, gate)),
+        "rmlp_1_rw2" => (64, [2, 6, 14, 2], false, mlp(512, gate)),
+        "rmlp_2_rw" => (128, [2, 6, 14, 2], true, mlp(512, v)),
+        "rmlp_3_rw" => (192, [2, 6, 14, 2], true, mlp(512, v)),
+        _ => return None,
+    })
+}
+
 impl CoAtNetConfig {
-    /// `coatnet_N_rw_IMAGE`.
+    /// `coatnet_SIZE_IMAGE`.
     pub(super) fn named(name: &str) -> Option<Self> {
-        let (size, image) = name.strip_prefix("coatnet_")?.split_once("_rw_")?;
+        let (size, image) = name.strip_prefix("coatnet_")?.rsplit_once('_')?;
         let image: usize = image.parse().ok()?;
-        let (width, stem, layer_scale) = match size {
-            "2" => (128, 64, false),
-            "3" => (192, 96, true),
-            _ => return None,
-        };
+        let (stem, depths, layer_scale, variant) = known(size)?;
+        // Networks 0 and 1 begin with 96 channels behind a stem of 64.
+        let width = if stem == 64 && !size.contains("nano") && size != "pico_rw" { 96 } else { stem };
         let config = Self {
             image: [image; 2],
-            stem: [stem, 2 * stem],
+            stem: [stem / 2, stem],
             dims: [width, 2 * width, 4 * width, 8 * width],
-            depths: [2, 6, 14, 2],
+            depths,
             head: 32,
             layer_scale,
+            variant,
             stored: None,
         };
         config.check().ok().map(|()| config)
@@ -110,7 +160,13 @@ impl Family for CoAtNetConfig {
     }
 
     fn preprocess(&self, _classes: usize) -> Preprocess {
-        Preprocess { image: self.image, ..Preprocess::centre(0.95, Interpolation::Bicubic, HALVES) }
+        // What timm's configurations say, in the order of their image sizes.
+        let crop = match (self.image[0], self.depths[0]) {
+            (384.., _) => 1.0,
+            (_, 3) => 0.9,
+            _ => 0.95,
+        };
+        Preprocess { image: self.image, ..Preprocess::centre(crop, Interpolation::Bicubic, HALVES) }
     }
 
     fn image(&self) -> Option<[usize; 2]> {
@@ -147,12 +203,19 @@ impl Family for CoAtNetConfig {
             for index in 0..depth {
                 let wide = 4 * c;
                 count += if stage < CONVOLUTIONAL {
-                    let shortcut = if c == out { 0 } else { c * out };
+                    let bias = if self.variant.biases { out } else { 0 };
+                    let shortcut = if c == out { 0 } else { c * out + bias };
                     let squeeze = 2 * wide * (wide / 4) + wide / 4 + wide;
-                    2 * c + c * wide + 2 * wide + 9 * wide + 2 * wide + squeeze + wide * out + shortcut
+                    let reduce = wide * out + bias;
+                    2 * c + c * wide + 2 * wide + 9 * wide + 2 * wide + squeeze + reduce + shortcut
                 } else {
-                    let biases = (2 * h - 1) * (2 * w - 1) * (c / self.head);
-                    let shortcut = if index == 0 { c * out + out } else { 0 };
+                    let heads = c / self.head;
+                    let biases = match self.variant.position_mlp {
+                        Some(hidden) => 3 * hidden + hidden * heads + heads,
+                        None => (2 * h - 1) * (2 * w - 1) * heads,
+                    };
+                    let bias = if self.variant.bare_shortcut { 0 } else { out };
+                    let shortcut = if index == 0 && c != out { c * out + bias } else { 0 };
                     let scales = if self.layer_scale { 2 * out } else { 0 };
                     let attention = 2 * c + 3 * c * c + 3 * c + biases + c * out + out;
                     attention + 2 * out + 8 * out * out + 5 * out + shortcut + scales
@@ -214,7 +277,8 @@ impl CoAtNet {
             for index in 0..config.depths[stage] {
                 let name = format!("stages.{stage}.blocks.{index}");
                 let block = if stage < CONVOLUTIONAL {
-                    Block::Conv(MbConv::new(mbconv(weights, &name, [inputs, outputs], index == 0)?, compute))
+                    let w = mbconv(&config.variant, weights, &name, [inputs, outputs], index == 0)?;
+                    Block::Conv(MbConv::new(w, compute))
                 } else {
                     let w = transformer(config, weights, &name, [inputs, outputs], stage, index == 0)?;
                     Block::Transformer(TransformerBlock::new(w, compute), config.size_behind(stage))
@@ -231,6 +295,7 @@ impl CoAtNet {
 }
 
 fn mbconv(
+    variant: &Variant,
     weights: &Weights,
     name: &str,
     [inputs, outputs]: [usize; 2],
@@ -239,18 +304,26 @@ fn mbconv(
     let wide = 4 * inputs;
     let norm = |leaf: &str, width: usize| weights.batch_norm(&format!("{name}.{leaf}"), width, BN_EPS);
     let kernel = |leaf: &str, shape: [usize; 4]| weights.take::<4>(&format!("{name}.{leaf}.weight"), shape);
-    let matrix = |leaf: &str, rows: usize, columns: usize| -> Result<Tensor<2>> {
-        Ok(kernel(leaf, [rows, columns, 1, 1])?.reshape([rows, columns]))
+    let layer = |leaf: &str, rows: usize, columns: usize| -> Result<(Tensor<2>, Option<Tensor<1>>)> {
+        if variant.biases {
+            let (weight, bias) = weights.pointwise(&format!("{name}.{leaf}"), rows, columns)?;
+            return Ok((weight, Some(bias)));
+        }
+        Ok((kernel(leaf, [rows, columns, 1, 1])?.reshape([rows, columns]), None))
     };
+    let halving = if variant.means { Halving::Means } else { Halving::Stride };
     Ok(MbConvWeights {
         pre_norm: norm("pre_norm", inputs)?,
         expand: (kernel("conv1_1x1", [wide, inputs, 1, 1])?, norm("norm1", wide)?),
         depthwise: (kernel("conv2_kxk", [wide, 1, 3, 3])?, norm("norm2", wide)?),
-        stride: if halves { 2 } else { 1 },
+        halved: halves.then_some(halving),
+        entrance: if variant.plain_entrance { Nonlinearity::Identity } else { Nonlinearity::Silu },
+        early: variant.early_gate,
+        middle: if variant.relu_gate { Nonlinearity::Relu } else { Nonlinearity::Silu },
         squeeze: weights.pointwise(&format!("{name}.se.fc1"), wide / 4, wide)?,
         excite: weights.pointwise(&format!("{name}.se.fc2"), wide, wide / 4)?,
-        reduce: matrix("conv3_1x1", outputs, wide)?,
-        shortcut: (inputs != outputs).then(|| matrix("shortcut.expand", outputs, inputs)).transpose()?,
+        reduce: layer("conv3_1x1", outputs, wide)?,
+        shortcut: (inputs != outputs).then(|| layer("shortcut.expand", outputs, inputs)).transpose()?,
     })
 }
 
@@ -272,7 +345,13 @@ fn transformer(
     let (weight, bias) = linear("attn.qkv", 3 * inputs, inputs)?;
     let weight = weight.reshape([heads, 3, head, inputs]).swap_dims(0, 1).reshape([3 * inputs, inputs]);
     let bias = bias.reshape([heads, 3, head]).swap_dims(0, 1).reshape([3 * inputs]);
-    let table = format!("{name}.attn.rel_pos.relative_position_bias_table");
+    let position = format!("{name}.attn.rel_pos");
+    let bias_of_scores = match config.variant.position_mlp {
+        Some(hidden) => relative_bias(position_mlp(weights, &position, window, hidden, heads)?, window),
+        None => {
+            biases(weights, &format!("{position}.relative_position_bias_table"), heads, [learnt, window])?
+        }
+    };
     let scaled = |layer: (Tensor<2>, Tensor<1>), leaf: &str| -> Result<(Tensor<2>, Tensor<1>)> {
         if !config.layer_scale {
             return Ok(layer);
@@ -284,7 +363,7 @@ fn transformer(
         heads,
         eps: LN_EPS,
         nonlinearity: Nonlinearity::Gelu,
-        scope: Scope { bias: Some(biases(weights, &table, heads, [learnt, window])?), windows: None },
+        scope: Scope { bias: Some(bias_of_scores), windows: None },
         norm1: weights.norm(&format!("{name}.norm1{}", if halves { ".norm" } else { "" }), inputs)?,
         qkv: (weight, Some(bias)),
         proj: scaled(linear("attn.proj", outputs, inputs)?, "ls1")?,
@@ -293,12 +372,45 @@ fn transformer(
         fc2: scaled(linear("mlp.fc2", outputs, 4 * outputs)?, "ls2")?,
         shrink: halves
             .then(|| -> Result<Shrink> {
-                let expand = linear("shortcut.expand", outputs, inputs)?;
+                let expand = if config.variant.bare_shortcut {
+                    let weight = weights
+                        .take::<4>(&format!("{name}.shortcut.expand.weight"), [outputs, inputs, 1, 1])?;
+                    let zeros = Tensor::zeros([outputs], &weight.device().without_autodiff());
+                    (weight.reshape([outputs, inputs]), zeros)
+                } else {
+                    linear("shortcut.expand", outputs, inputs)?
+                };
                 Ok(Shrink { size: config.size_behind(stage - 1), expand })
             })
             .transpose()?,
         drop_path: None,
     })
+}
+
+/// The entries `[(2h - 1)(2w - 1), heads]` that a perceptron gives the distances `d` between two tokens of a window,
+/// as `sign(d) log(1 + |d|)` along each axis.
+fn position_mlp(
+    weights: &Weights,
+    name: &str,
+    [h, w]: [usize; 2],
+    hidden: usize,
+    heads: usize,
+) -> Result<Tensor<2>> {
+    let place = |i: usize, side: usize| {
+        let d = i as f64 + 1.0 - side as f64;
+        (d.signum() * d.abs().ln_1p()) as f32
+    };
+    let rows = (0..2 * h - 1).flat_map(|y| (0..2 * w - 1).flat_map(move |x| [place(y, h), place(x, w)]));
+    let values: Vec<f32> = rows.collect();
+    let leaf = |leaf: &str| format!("{name}.mlp.{leaf}");
+    let layer = |fc: &str, outputs: usize, inputs: usize| -> Result<Linear> {
+        let weight = weights.take(&leaf(&format!("{fc}.weight")), [outputs, inputs])?;
+        Ok(Linear::new(weight, Some(weights.take(&leaf(&format!("{fc}.bias")), [outputs])?), Precision::F32))
+    };
+    let count = values.len() / 2;
+    let (first, second) = (layer("fc1", hidden, 2)?, layer("fc2", heads, hidden)?);
+    let places = Tensor::<2>::from_data(TensorData::new(values, [count, 2]), &first.device());
+    Ok(second.forward(relu(first.forward(places))))
 }
 
 impl Backbone for CoAtNet {

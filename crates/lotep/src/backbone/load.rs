@@ -10,7 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::source::{self, Place};
 use super::{Backbone, Block, ModelConfig, Weights, blocks};
 use crate::hub::Watch;
-use crate::ops::{Compute, Precision};
+use crate::ops::{Compute, Precision, auto_precision};
 use crate::safetensors::NamedTensor;
 use crate::{Result, bail, hash, input_error};
 
@@ -120,7 +120,7 @@ fn build(
         config.preprocess.image = image;
     }
     config.architecture.takes(config.preprocess.image)?;
-    let precision = options.precision.unwrap_or(Precision::auto(&options.device)?);
+    let precision = options.precision.unwrap_or(auto_precision(&options.device)?);
     let compute = Compute { precision, portable: false, recompute: options.recompute };
     let network = config.architecture.load(config.classes, &weights, compute)?;
     weights.finish()?;

@@ -25,7 +25,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::Checkpoint;
-pub use coatnet::{CoAtNet, CoAtNetConfig};
+pub use coatnet::{CoAtNet, CoAtNetConfig, Variant as CoAtNetVariant};
 pub use config::ModelConfig;
 pub use convnext::{ConvNext, ConvNextConfig};
 pub use family::{Architecture, PUBLISHED, Published, architectures};

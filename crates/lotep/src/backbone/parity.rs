@@ -2,11 +2,11 @@
 
 use std::sync::Mutex;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::*;
 use crate::fixtures::{self, Fixture};
-use crate::method::AdditivePrompts;
+use crate::method::Prompts;
 use crate::ops::{Compute, Nonlinearity, Precision, Training};
 use crate::safetensors::TensorFile;
 use crate::train::loss::cross_entropy_sum;
@@ -51,6 +51,7 @@ pub(crate) fn architecture(name: &str) -> Architecture {
             depths: [2, 2, 3, 2],
             head: 4,
             layer_scale: false,
+            variant: CoAtNetVariant::default(),
             stored: None,
         }),
         other => panic!("no network for fixture {other}"),
@@ -64,7 +65,7 @@ fn network(name: &str, weights: &Weights, compute: Compute) -> Arc<dyn Backbone>
 
 /// Adds prompts and records what every block put out.
 struct Probe {
-    prompts: AdditivePrompts,
+    prompts: Prompts,
     watching: bool,
     exits: Mutex<Vec<Activation>>,
 }
@@ -102,7 +103,7 @@ fn pass(
     let input = f.tensor::<4>("_fx.input", device).require_grad();
     let prompts: Vec<_> = prompts.into_iter().map(|p| p.autodiff().require_grad()).collect();
     let probe = Probe {
-        prompts: AdditivePrompts { image: None, blocks: prompts.iter().cloned().map(Some).collect() },
+        prompts: Prompts { blocks: prompts.iter().cloned().map(Some).collect(), ..Prompts::default() },
         watching,
         exits: Mutex::default(),
     };
@@ -342,6 +343,51 @@ fn real_weights_agree_with_timm() {
         let features = loaded.network.features(f.tensor("input", &device), &NoHooks);
         f.assert_close(&features, "features", FORWARD);
         f.assert_close(&loaded.network.head().unwrap().forward(features), "logits", FORWARD);
+    }
+}
+
+/// timm's other CoAtNets have no fixture; `benches/peers/full_size.py` compares some. Here: both forms of all of them give
+/// the same, small and on made-up weights, and have the parameters that the formula counts.
+#[test]
+fn coatnets_agree_in_both_forms() {
+    let device = Device::flex().autodiff();
+    let names =
+        ["pico_rw", "nano_rw", "0_rw", "1_rw", "2_rw", "3_rw", "rmlp_nano_rw", "rmlp_0_rw", "rmlp_1_rw2"];
+    for name in names {
+        let args = serde_json::json!({
+            "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 2, 1], "stem_width": [16, 24],
+        });
+        let architecture = Architecture::named(&format!("coatnet_{name}_224")).unwrap();
+        let architecture = architecture.with_args(args.as_object().unwrap()).unwrap();
+        let mut found = Vec::new();
+        for portable in [true, false] {
+            let weights = Weights::random(7, &device);
+            let compute = Compute { precision: Precision::F32, portable, recompute: false };
+            let net = architecture.load(0, &weights, compute).unwrap();
+            assert_eq!(architecture.size(), [net.block_names().len(), weights.parameters()], "{name}");
+            let blocks = blocks(net.as_ref(), [64, 96], &device);
+            let prompt = |b: &Block, i: usize| {
+                let count = b.channels * b.height * b.width;
+                let values: Vec<f32> = (0..count).map(|v| ((v + i) as f32).sin() * 0.1).collect();
+                let shape = [b.channels, b.height, b.width];
+                Tensor::<3>::from_data(TensorData::new(values, shape), &device).require_grad()
+            };
+            let prompts: Vec<_> = blocks.iter().enumerate().map(|(i, b)| prompt(b, i)).collect();
+            let hooks = Prompts { blocks: prompts.iter().cloned().map(Some).collect(), ..Prompts::default() };
+            let values: Vec<f32> = (0..2 * 3 * 64 * 96).map(|v| (v as f32 * 0.7).sin()).collect();
+            let x = Tensor::<4>::from_data(TensorData::new(values, [2, 3, 64, 96]), &device).require_grad();
+            let features = net.features(x.clone(), &hooks);
+            let loss = (features.clone() * features.clone().sin()).sum();
+            let grads = loss.backward();
+            let mut all = vec![features.flatten::<1>(0, 1), x.grad(&grads).unwrap().flatten(0, 3)];
+            all.extend(prompts.iter().map(|p| p.grad(&grads).unwrap().flatten::<1>(0, 2)));
+            found.push(
+                all.into_iter().map(|t| t.into_data().iter::<f32>().collect()).collect::<Vec<Vec<_>>>(),
+            );
+        }
+        for (i, (portable, fast)) in found[0].iter().zip(&found[1]).enumerate() {
+            fixtures::assert_close(fast, portable, GRADIENT, &format!("{name} {i}"));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, activation::softmax};
 
-use super::Precision;
+use super::{Precision, Round};
 
 /// `softmax(q kᵀ / sqrt(d) + bias + mask) v` for every head.
 ///

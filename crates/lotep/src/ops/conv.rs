@@ -4,9 +4,9 @@ use burn::tensor::Tensor;
 use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 
-use super::Precision;
 use super::frozen_conv::frozen_conv;
 use super::training::BatchStatistics;
+use super::{Precision, Round};
 
 /// A batch norm as stored: scale, shift, running mean and variance, each `[channels]`.
 #[derive(Clone, Debug)]

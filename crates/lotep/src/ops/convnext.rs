@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use lotep_kernels::conv::{Conv, Shape};
-use lotep_kernels::depthwise::{self, Depthwise};
-use lotep_kernels::{Operand, bf16};
+use lotep_frozen::FrozenOp;
+use lotep_kernels::depthwise::{Depthwise, Shape};
 
 use super::conv::depthwise_conv;
-use super::fast::{self, FrozenConv, FrozenLinear, FrozenOp};
-use super::{Compute, Conv2d, LayerNorm, Linear, Nonlinearity, Precision, host};
+use super::{Compute, Conv2d, LayerNorm, Linear, Nonlinearity, dense, fast, host, kernel};
 
 /// The weights of a block: a depthwise kernel `[C, 1, side, side]` with its bias, a norm's scale and shift, two layers,
 /// and what the branch is multiplied by.
@@ -61,11 +59,7 @@ impl ConvNextBlock {
     /// Take the weights.
     pub fn new(w: ConvNextWeights, compute: Compute) -> Self {
         if compute.is_fast(&w.kernel) {
-            let op = match compute.precision {
-                Precision::F32 => packed::<f32>(w),
-                Precision::Bf16 => packed::<bf16>(w),
-            };
-            return Self(Form::Fast(op, compute.recompute));
+            return Self(Form::Fast(plain(w).pack(compute.precision), compute.recompute));
         }
         let linear = |(weight, bias)| Linear::new(weight, Some(bias), compute.precision);
         let [scale, shift] = w.norm;
@@ -82,7 +76,7 @@ impl ConvNextBlock {
     /// gives a view of channels that come last in memory, and takes such a view as it is.
     pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>) -> Tensor<4> {
         let block = match &self.0 {
-            Form::Fast(op, recompute) => return fast::apply_map(op, *recompute, x, prompt),
+            Form::Fast(op, recompute) => return fast::apply_map(op.clone(), *recompute, x, prompt),
             Form::Portable(block) => block,
         };
         let x = match prompt {
@@ -96,19 +90,18 @@ impl ConvNextBlock {
     }
 }
 
-fn packed<T: Operand>(w: ConvNextWeights) -> Arc<dyn FrozenOp> {
+fn plain(w: ConvNextWeights) -> lotep_frozen::ConvNext {
     let [channels, _, side, _] = w.kernel.dims();
-    let shape = depthwise::Shape { channels, side, stride: 1, padding: side / 2 };
+    let shape = Shape { channels, side, stride: 1, padding: side / 2 };
     let [scale, shift] = w.norm.map(host);
-    let hidden = w.fc1.0.dims()[0];
     let (weight, bias) = scaled(w.fc2, w.gamma);
-    Arc::new(fast::ConvNext::<T> {
+    lotep_frozen::ConvNext {
         depthwise: Depthwise::new(shape, &host(w.kernel)),
         bias: host(w.bias),
         eps: w.eps as f32,
-        fc1: FrozenLinear::behind_norm(&host(w.fc1.0), &host(w.fc1.1), hidden, &scale, &shift),
-        fc2: FrozenLinear::new(&host(weight), host(bias), channels),
-    })
+        fc1: dense(w.fc1.0, Some(w.fc1.1)).behind_norm(&scale, &shift),
+        fc2: dense(weight, Some(bias)),
+    }
 }
 
 /// `conv(LN(x))`, a convolution of 2 × 2 pixels without overlap: what halves a map between stages.
@@ -123,24 +116,21 @@ enum DownForm {
 
 impl NormDown {
     /// Take the norm's scale and shift `[C]`, and a kernel `[C', C, side, side]` with its bias.
-    pub fn new(norm: [Tensor<1>; 2], eps: f64, kernel: Tensor<4>, bias: Tensor<1>, compute: Compute) -> Self {
-        let side = kernel.dims()[2];
-        if compute.is_fast(&kernel) {
-            let op = match compute.precision {
-                Precision::F32 => packed_down::<f32>(norm, eps, kernel, bias),
-                Precision::Bf16 => packed_down::<bf16>(norm, eps, kernel, bias),
-            };
+    pub fn new(norm: [Tensor<1>; 2], eps: f64, weight: Tensor<4>, bias: Tensor<1>, compute: Compute) -> Self {
+        let side = weight.dims()[2];
+        if compute.is_fast(&weight) {
+            let op = plain_down(norm, eps, weight, bias).pack(compute.precision);
             return Self(DownForm::Fast(op, compute.recompute));
         }
         let [scale, shift] = norm;
-        let conv = Conv2d::new(kernel, Some(bias), side, 0, compute.precision);
+        let conv = Conv2d::new(weight, Some(bias), side, 0, compute.precision);
         Self(DownForm::Portable(LayerNorm::new(scale, shift, eps), conv))
     }
 
     /// `[B, C, H, W]` to `[B, C', H / side, W / side]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.0 {
-            DownForm::Fast(op, recompute) => fast::apply_map(op, *recompute, x, None),
+            DownForm::Fast(op, recompute) => fast::apply_map(op.clone(), *recompute, x, None),
             DownForm::Portable(norm, conv) => {
                 conv.forward(norm.forward(x.permute([0, 2, 3, 1])).permute([0, 3, 1, 2]))
             }
@@ -148,19 +138,12 @@ impl NormDown {
     }
 }
 
-fn packed_down<T: Operand>(
-    norm: [Tensor<1>; 2],
-    eps: f64,
-    kernel: Tensor<4>,
-    bias: Tensor<1>,
-) -> Arc<dyn FrozenOp> {
-    let [outputs, inputs, side, _] = kernel.dims();
+fn plain_down(norm: [Tensor<1>; 2], eps: f64, weight: Tensor<4>, bias: Tensor<1>) -> lotep_frozen::NormDown {
+    let [outputs, inputs, side, _] = weight.dims();
     // Without padding, scale and shift of the norm belong into the kernel and the bias.
     let [scale, shift] = norm;
-    let shifted = kernel.clone() * shift.reshape([1, inputs, 1, 1]);
+    let shifted = weight.clone() * shift.reshape([1, inputs, 1, 1]);
     let bias = bias + shifted.sum_dims(&[1, 2, 3]).reshape([outputs]);
-    let kernel = kernel * scale.reshape([1, inputs, 1, 1]);
-    let shape = Shape { inputs, outputs, side, stride: side, padding: 0 };
-    let conv = FrozenConv::new(Conv::<T>::new(shape, &host(kernel)), host(bias));
-    Arc::new(fast::NormDown { conv, eps: eps as f32 })
+    let weight = weight * scale.reshape([1, inputs, 1, 1]);
+    lotep_frozen::NormDown { conv: kernel(weight, Some(bias), side, 0), eps: eps as f32 }
 }

@@ -1,8 +1,8 @@
 //! Fully connected layer with frozen weights.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
-use super::Precision;
+use super::{Precision, Round};
 
 /// `y = x Wᵀ + b`, W as PyTorch stores it (`[out, in]`), kept transposed.
 #[derive(Clone, Debug)]
@@ -16,6 +16,11 @@ impl Linear {
     /// Take a weight `[out, in]` and a bias `[out]`.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, precision: Precision) -> Self {
         Self { weight: precision.round(weight.transpose()), bias, precision }
+    }
+
+    /// Where its weight is, outside autodiff.
+    pub fn device(&self) -> Device {
+        self.weight.device().without_autodiff()
     }
 
     /// Number of inputs and outputs.

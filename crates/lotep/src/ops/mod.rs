@@ -2,7 +2,7 @@
 //!
 //! The portable form is made of Burn tensors, for every device, and for weights whose own gradients are wanted.
 //! The fast form, on the CPU, calls the project's kernels over weights packed once, a whole residual block at a
-//! time, with a backward pass of its own (`fast`). An operation picks its form when it takes its weights, and holds
+//! time, with a backward pass of its own (`lotep-frozen`). An operation picks its form when it takes its weights, and holds
 //! them in that form only: linear weights transposed or packed, norms folded into what is next to them. Weights are
 //! stored outside autodiff: where a tracked activation meets them, Burn takes them as constants.
 
@@ -25,13 +25,15 @@ mod training;
 mod transformer;
 
 use burn::tensor::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
+use lotep_frozen::{Dense, Kernel};
+use lotep_kernels::conv::Shape;
 
 use crate::{Result, input_error};
 
 pub use conv::{BatchNorm, Conv2d};
 pub use convnext::{ConvNextBlock, ConvNextWeights, NormDown};
 pub use linear::Linear;
+pub use lotep_frozen::{Halving, Precision, Windows};
 pub use mbconv::{ConvStem, MbConv, MbConvWeights};
 pub use nonlinearity::Nonlinearity;
 pub(crate) use norm::LayerNorm;
@@ -39,37 +41,30 @@ pub use patch_embed::PatchEmbed;
 pub use patch_merge::PatchMerge;
 pub use patch_stem::PatchStem;
 pub use residual::{ConvNorm, ResidualBlock};
-pub use scope::{Scope, Windows, relative_bias};
+pub use scope::{Scope, relative_bias};
 pub use stem::ImageStem;
 pub use training::{BatchStatistics, DropPath, Training};
 pub use transformer::{Shrink, TransformerBlock, TransformerWeights};
 
 pub(crate) use attention::attention;
 
-/// What the operands of matrix products are rounded to. Everything else (residual stream, norms, softmax,
-/// loss, prompts) is f32 in both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Full single precision.
-    #[default]
-    F32,
-    /// Operands rounded to bfloat16, products accumulated in f32.
-    Bf16,
+/// The precision that `auto` means on `device`: bfloat16 where products of it are faster.
+///
+/// # Errors
+/// The environment asks for an instruction set that this machine lacks.
+pub fn auto_precision(device: &Device) -> Result<Precision> {
+    let isa = lotep_kernels::Isa::from_environment().map_err(|e| input_error!("{e}"))?;
+    Ok(if is_cpu(device) && isa.has_fast_bf16() { Precision::Bf16 } else { Precision::F32 })
 }
 
-impl Precision {
-    /// What `auto` means on `device`: bfloat16 where products of it are faster.
-    ///
-    /// # Errors
-    /// The environment asks for an instruction set that this machine lacks.
-    pub fn auto(device: &Device) -> Result<Self> {
-        let isa = lotep_kernels::Isa::from_environment().map_err(|e| input_error!("{e}"))?;
-        Ok(if is_cpu(device) && isa.has_fast_bf16() { Self::Bf16 } else { Self::F32 })
-    }
-
+/// Rounding of tensors to a precision.
+trait Round {
     /// Round an operand of a matrix product.
-    pub(crate) fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+    fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D>;
+}
+
+impl Round for Precision {
+    fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::F32 => x,
             Self::Bf16 => x.cast(DType::BF16).cast(DType::F32),
@@ -109,6 +104,19 @@ pub(crate) fn is_cpu(device: &Device) -> bool {
 /// A tensor's values, in order.
 fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().iter::<f32>().collect()
+}
+
+/// A layer's weight `[out, in]` and bias for the fast form.
+fn dense(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Dense {
+    let outputs = weight.dims()[0];
+    Dense { weight: host(weight), bias: bias.map(host).unwrap_or_default(), outputs }
+}
+
+/// The same for a kernel `[out, in, side, side]`.
+fn kernel(weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: usize) -> Kernel {
+    let [outputs, inputs, side, _] = weight.dims();
+    let shape = Shape { inputs, outputs, side, stride, padding };
+    Kernel { shape, weight: host(weight), bias: bias.map(host).unwrap_or_default() }
 }
 
 /// A prompt `[C, H, W]` as rows `[tokens, C]`: patches row by row, and zeros for the class token unless the

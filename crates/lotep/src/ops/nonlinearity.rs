@@ -15,6 +15,10 @@ pub enum Nonlinearity {
     QuickGelu,
     /// `x σ(x)`.
     Silu,
+    /// `max(0, x)`.
+    Relu,
+    /// `x`.
+    Identity,
 }
 
 impl Nonlinearity {
@@ -24,6 +28,8 @@ impl Nonlinearity {
             Self::Gelu => activation::gelu(x),
             Self::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
             Self::Silu => activation::silu(x),
+            Self::Relu => activation::relu(x),
+            Self::Identity => x,
         }
     }
 
@@ -33,6 +39,8 @@ impl Nonlinearity {
             Self::Gelu => Activation::Gelu,
             Self::QuickGelu => Activation::QuickGelu,
             Self::Silu => Activation::Silu,
+            Self::Relu => Activation::Relu,
+            Self::Identity => Activation::Identity,
         }
     }
 }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
-use lotep_kernels::{Operand, bf16};
+use burn::tensor::{Tensor, TensorData};
+use lotep_frozen::{Entrance, PatchEmbedding};
 
-use super::fast::{self, FrozenLinear, FrozenOp, PatchEmbedding};
-use super::{Compute, Conv2d, Precision, host};
+use super::{Compute, Conv2d, dense, fast, host};
 
 /// `[class token; patches W + b] + positions`.
 #[derive(Clone)]
@@ -21,23 +20,7 @@ pub struct PatchEmbed {
 #[derive(Clone)]
 enum Form {
     Portable(Conv2d),
-    /// The whole, and the packed projection to make others of.
-    Fast(Arc<dyn FrozenOp>, Packed),
-}
-
-#[derive(Clone)]
-enum Packed {
-    F32(PatchEmbedding<f32>),
-    Bf16(PatchEmbedding<bf16>),
-}
-
-impl Packed {
-    fn with_offset(&self, offset: Vec<f32>) -> Arc<dyn FrozenOp> {
-        match self {
-            Self::F32(op) => Arc::new(PatchEmbedding { offset, ..op.clone() }),
-            Self::Bf16(op) => Arc::new(PatchEmbedding { offset, ..op.clone() }),
-        }
-    }
+    Fast(Arc<dyn Entrance>),
 }
 
 impl PatchEmbed {
@@ -55,11 +38,9 @@ impl PatchEmbed {
         let rows = bias.unsqueeze_dim::<2>(0).repeat_dim(0, positions.dims()[0] - 1);
         let constants = Tensor::cat(vec![class_token, rows], 0);
         let form = if compute.is_fast(&kernel) {
-            let packed = match compute.precision {
-                Precision::F32 => Packed::F32(packed(&kernel, patch)),
-                Precision::Bf16 => Packed::Bf16(packed(&kernel, patch)),
-            };
-            Form::Fast(packed.with_offset(host(positions.clone() + constants.clone())), packed)
+            let offset = host(positions.clone() + constants.clone());
+            let project = dense(kernel.flatten(1, 3), None);
+            Form::Fast(PatchEmbedding { patch, project, offset }.pack(compute.precision))
         } else {
             Form::Portable(Conv2d::new(kernel, None, patch, 0, compute.precision))
         };
@@ -69,7 +50,7 @@ impl PatchEmbed {
     /// An image `[B, 3, H, W]` to tokens `[B, 1 + patches, C]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
         match &self.form {
-            Form::Fast(op, _) => fast::apply(op, false, x, None::<Tensor<1>>),
+            Form::Fast(op) => fast::apply(op.clone(), false, x, None::<Tensor<1>>),
             Form::Portable(conv) => {
                 project(conv, x) + (self.positions.clone() + self.constants.clone()).unsqueeze()
             }
@@ -78,14 +59,14 @@ impl PatchEmbed {
 
     /// What an added image `[1, 3, H, W]` adds to the tokens, `[1 + patches, C]`.
     pub fn linear_part(&self, image: Tensor<4>) -> Tensor<2> {
-        let tokens: Tensor<3> = match &self.form {
-            Form::Fast(_, packed) => {
-                let zeros = packed.with_offset(vec![0.0; self.positions.shape().num_elements()]);
-                fast::apply(&zeros, false, image, None::<Tensor<1>>)
+        match &self.form {
+            Form::Fast(op) => {
+                let (shape, device) = (image.dims(), image.device());
+                let tokens = op.linear_part(&host(image), &shape);
+                Tensor::from_data(TensorData::new(tokens, self.positions.dims()), &device)
             }
-            Form::Portable(conv) => project(conv, image),
-        };
-        tokens.squeeze_dim(0)
+            Form::Portable(conv) => project(conv, image).squeeze_dim(0),
+        }
     }
 
     /// The same with something added to every image's tokens, `[1 + patches, C]`.
@@ -94,20 +75,11 @@ impl PatchEmbed {
         // Positions first, as they would be read from a checkpoint that this was exported to.
         let positions = self.positions.clone() + tokens;
         let form = match &self.form {
-            Form::Fast(_, packed) => {
-                let offset = host(positions.clone() + self.constants.clone());
-                Form::Fast(packed.with_offset(offset), packed.clone())
-            }
+            Form::Fast(op) => Form::Fast(op.with_offset(host(positions.clone() + self.constants.clone()))),
             Form::Portable(conv) => Form::Portable(conv.clone()),
         };
         Self { form, positions, constants: self.constants.clone() }
     }
-}
-
-fn packed<T: Operand>(kernel: &Tensor<4>, patch: usize) -> PatchEmbedding<T> {
-    let width = kernel.dims()[0];
-    let project = Arc::new(FrozenLinear::new(&host(kernel.clone()), Vec::new(), width));
-    PatchEmbedding { patch, project, offset: Vec::new() }
 }
 
 /// Tokens of the patches row by row, behind a class token of zeros.

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use lotep_kernels::{Operand, bf16};
+use lotep_frozen::FrozenOp;
 
-use super::fast::{self, FrozenLinear, FrozenOp};
-use super::{Compute, LayerNorm, Linear, Precision, host};
+use super::{Compute, LayerNorm, Linear, dense, fast, host};
 
 /// `W · LN([x(0,0), x(1,0), x(0,1), x(1,1)])` of each 2 × 2 pixels (row, column); odd sides are padded with zeros.
 #[derive(Clone)]
@@ -22,10 +21,9 @@ impl PatchMerge {
     /// Take the norm's scale and shift `[4 C]` and a weight `[C', 4 C]`.
     pub fn new(norm: [Tensor<1>; 2], eps: f64, weight: Tensor<2>, compute: Compute) -> Self {
         if compute.is_fast(&weight) {
-            let op = match compute.precision {
-                Precision::F32 => packed::<f32>(norm, eps, weight),
-                Precision::Bf16 => packed::<bf16>(norm, eps, weight),
-            };
+            let [scale, shift] = norm.map(host);
+            let reduce = dense(weight, None).behind_norm(&scale, &shift);
+            let op = lotep_frozen::PatchMerge { reduce, eps: eps as f32 }.pack(compute.precision);
             return Self(Form::Fast(op, compute.recompute));
         }
         let [scale, shift] = norm;
@@ -35,7 +33,7 @@ impl PatchMerge {
     /// `[B, C, H, W]` to `[B, C', ⌈H/2⌉, ⌈W/2⌉]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (norm, linear) = match &self.0 {
-            Form::Fast(op, recompute) => return fast::apply_map(op, *recompute, x, None),
+            Form::Fast(op, recompute) => return fast::apply_map(op.clone(), *recompute, x, None),
             Form::Portable(norm, linear) => (norm, linear),
         };
         let mut x = x;
@@ -52,11 +50,4 @@ impl PatchMerge {
         let four = x.reshape([b, c, h / 2, 2, w / 2, 2]).permute([0, 2, 4, 5, 3, 1]);
         linear.forward(norm.forward(four.reshape([b, h / 2, w / 2, 4 * c]))).permute([0, 3, 1, 2])
     }
-}
-
-fn packed<T: Operand>(norm: [Tensor<1>; 2], eps: f64, weight: Tensor<2>) -> Arc<dyn FrozenOp> {
-    let outputs = weight.dims()[0];
-    let [scale, shift] = norm.map(host);
-    let reduce = FrozenLinear::<T>::behind_norm(&host(weight), &[], outputs, &scale, &shift);
-    Arc::new(fast::PatchMerge { reduce, eps: eps as f32 })
 }

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use lotep_kernels::{Operand, bf16};
+use lotep_frozen::Entrance;
 
-use super::fast::{self, FrozenLinear, FrozenOp};
-use super::{Compute, Conv2d, LayerNorm, Precision, host};
+use super::{Compute, Conv2d, LayerNorm, dense, fast, host};
 
 /// `LN(conv(x))`, the convolution's stride its side.
 #[derive(Clone)]
@@ -20,24 +19,17 @@ enum Form {
         offset: Option<Tensor<4>>,
         norm: LayerNorm,
     },
-    Fast(Arc<dyn FrozenOp>, Packed),
-}
-
-#[derive(Clone)]
-enum Packed {
-    F32(fast::PatchStem<f32>),
-    Bf16(fast::PatchStem<bf16>),
+    Fast(Arc<dyn Entrance>),
 }
 
 impl PatchStem {
     /// Take a kernel `[C, 3, patch, patch]` with its bias, and the norm behind it.
     pub fn new(kernel: Tensor<4>, bias: Tensor<1>, norm: [Tensor<1>; 2], eps: f64, compute: Compute) -> Self {
         if compute.is_fast(&kernel) {
-            let packed = match compute.precision {
-                Precision::F32 => Packed::F32(packed(kernel, bias, norm, eps)),
-                Precision::Bf16 => Packed::Bf16(packed(kernel, bias, norm, eps)),
-            };
-            return Self(Form::Fast(packed.with_offset(Vec::new()), packed));
+            let patch = kernel.dims()[2];
+            let project = dense(kernel.flatten(1, 3), Some(bias));
+            let stem = lotep_frozen::PatchStem { patch, project, norm: norm.map(host), eps: eps as f32 };
+            return Self(Form::Fast(stem.pack(compute.precision)));
         }
         let patch = kernel.dims()[2];
         let [scale, shift] = norm;
@@ -48,7 +40,7 @@ impl PatchStem {
     /// Images `[B, 3, H, W]` to their patches, row by row, `[B, H/patch · W/patch, C]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
         match &self.0 {
-            Form::Fast(op, _) => fast::apply(op, false, x, None::<Tensor<1>>),
+            Form::Fast(op) => fast::apply(op.clone(), false, x, None::<Tensor<1>>),
             Form::Portable { conv, offset, norm } => {
                 let mut y = conv.forward(x);
                 if let Some(offset) = offset {
@@ -67,35 +59,10 @@ impl PatchStem {
                 let offset = Some(conv.linear_part(image));
                 Form::Portable { conv: conv.clone(), offset, norm: norm.clone() }
             }
-            Form::Fast(_, packed) => {
+            Form::Fast(op) => {
                 let shape = image.dims();
-                let image = host(image);
-                let offset = match packed {
-                    Packed::F32(op) => op.patches(&image, &shape, &[]).to_vec(),
-                    Packed::Bf16(op) => op.patches(&image, &shape, &[]).to_vec(),
-                };
-                Form::Fast(packed.with_offset(offset), packed.clone())
+                Form::Fast(op.with_offset(op.linear_part(&host(image), &shape)))
             }
         })
     }
-}
-
-impl Packed {
-    fn with_offset(&self, offset: Vec<f32>) -> Arc<dyn FrozenOp> {
-        match self {
-            Self::F32(op) => Arc::new(fast::PatchStem { offset, ..op.clone() }),
-            Self::Bf16(op) => Arc::new(fast::PatchStem { offset, ..op.clone() }),
-        }
-    }
-}
-
-fn packed<T: Operand>(
-    kernel: Tensor<4>,
-    bias: Tensor<1>,
-    norm: [Tensor<1>; 2],
-    eps: f64,
-) -> fast::PatchStem<T> {
-    let [width, _, patch, _] = kernel.dims();
-    let project = Arc::new(FrozenLinear::new(&host(kernel), host(bias), width));
-    fast::PatchStem { patch, project, offset: Vec::new(), norm: norm.map(host), eps: eps as f32 }
 }

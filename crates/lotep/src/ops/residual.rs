@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation::relu};
-use lotep_kernels::conv::{Conv, Shape};
-use lotep_kernels::{Operand, bf16};
+use lotep_frozen::{FrozenOp, Kernel};
 
 use super::conv::{BatchNorm, Conv2d, folded};
-use super::fast::{self, FrozenConv, FrozenOp};
-use super::{Compute, Precision, host};
+use super::{Compute, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
 pub struct ConvNorm {
@@ -18,6 +16,15 @@ pub struct ConvNorm {
     pub norm: BatchNorm,
     /// Step between windows.
     pub stride: usize,
+}
+
+impl ConvNorm {
+    /// With its norm folded in, for the fast form.
+    pub(super) fn plain(self) -> Kernel {
+        let side = self.kernel.dims()[2];
+        let (weight, bias) = folded(self.kernel, self.norm);
+        kernel(weight, Some(bias), self.stride, side / 2)
+    }
 }
 
 /// `relu(convs(x') + shortcut(x'))` with `x' = x + P`, a ReLU between the convolutions.
@@ -34,11 +41,9 @@ impl ResidualBlock {
     /// Take the convolutions, and the one on the shortcut where there is one.
     pub fn new(convs: Vec<ConvNorm>, shortcut: Option<ConvNorm>, compute: Compute) -> Self {
         if compute.is_fast(&convs[0].kernel) {
-            let op = match compute.precision {
-                Precision::F32 => packed::<f32>(convs, shortcut),
-                Precision::Bf16 => packed::<bf16>(convs, shortcut),
-            };
-            return Self(Form::Fast(op, compute.recompute));
+            let convs = convs.into_iter().map(ConvNorm::plain).collect();
+            let block = lotep_frozen::ResidualBlock { convs, shortcut: shortcut.map(ConvNorm::plain) };
+            return Self(Form::Fast(block.pack(compute.precision), compute.recompute));
         }
         let conv = |c: ConvNorm| {
             let padding = c.kernel.dims()[2] / 2;
@@ -55,7 +60,7 @@ impl ResidualBlock {
     pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>) -> Tensor<4> {
         let (convs, shortcut) = match &self.0 {
             Form::Portable { convs, shortcut } => (convs, shortcut),
-            Form::Fast(op, recompute) => return fast::apply_map(op, *recompute, x, prompt),
+            Form::Fast(op, recompute) => return fast::apply_map(op.clone(), *recompute, x, prompt),
         };
         let x = match prompt {
             Some(prompt) => x + prompt.unsqueeze(),
@@ -74,17 +79,4 @@ impl ResidualBlock {
         };
         relu(y + around)
     }
-}
-
-fn packed<T: Operand>(convs: Vec<ConvNorm>, shortcut: Option<ConvNorm>) -> Arc<dyn FrozenOp> {
-    let conv = |c: ConvNorm| -> FrozenConv<T> {
-        let [outputs, inputs, side, _] = c.kernel.dims();
-        let (kernel, bias) = folded(c.kernel, c.norm);
-        let shape = Shape { inputs, outputs, side, stride: c.stride, padding: side / 2 };
-        FrozenConv::new(Conv::new(shape, &host(kernel)), host(bias))
-    };
-    Arc::new(fast::ResidualBlock {
-        convs: convs.into_iter().map(conv).collect(),
-        shortcut: shortcut.map(conv),
-    })
 }

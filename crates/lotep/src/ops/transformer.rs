@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use lotep_kernels::{Operand, bf16};
+use lotep_frozen::{PackedTransformer, Windowed};
 
-use super::fast::{self, FrozenLinear, FrozenOp};
-use super::{Compute, DropPath, LayerNorm, Linear, Nonlinearity, Precision, Scope, attention, host};
+use super::{
+    Compute, DropPath, LayerNorm, Linear, Nonlinearity, Precision, Scope, attention, dense, fast, host, scope,
+};
 
 /// The weights of a block: each norm's scale and shift, each layer's weight `[out, in]` and bias `[out]`.
 pub struct TransformerWeights {
@@ -54,14 +55,7 @@ pub struct TransformerBlock(Form);
 #[derive(Clone)]
 enum Form {
     Portable(Box<Portable>),
-    Fast(Fast),
-}
-
-#[derive(Clone)]
-struct Fast {
-    block: Arc<dyn FrozenOp>,
-    class_token: Arc<dyn FrozenOp>,
-    recompute: bool,
+    Fast(Arc<PackedTransformer>, bool),
 }
 
 #[derive(Clone)]
@@ -84,10 +78,7 @@ impl TransformerBlock {
     /// Take the weights.
     pub fn new(w: TransformerWeights, compute: Compute) -> Self {
         if compute.is_fast(&w.qkv.0) {
-            return Self(Form::Fast(match compute.precision {
-                Precision::F32 => packed::<f32>(w, compute.recompute),
-                Precision::Bf16 => packed::<bf16>(w, compute.recompute),
-            }));
+            return Self(Form::Fast(Arc::new(plain(w).pack(compute.precision)), compute.recompute));
         }
         let norm = |[scale, shift]: [Tensor<1>; 2]| LayerNorm::new(scale, shift, w.eps);
         let linear = |weight, bias| Linear::new(weight, bias, compute.precision);
@@ -111,7 +102,7 @@ impl TransformerBlock {
     /// enters.
     pub fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
         match &self.0 {
-            Form::Fast(f) => fast::apply(&f.block, f.recompute, x, prompt),
+            Form::Fast(f, recompute) => fast::apply(f.block.clone(), *recompute, x, prompt),
             Form::Portable(block) => block.forward(x, prompt),
         }
     }
@@ -119,7 +110,7 @@ impl TransformerBlock {
     /// The first token alone of what [`forward`](Self::forward) gives, `[B, 1, C]`.
     pub fn class_token(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
         match &self.0 {
-            Form::Fast(f) => fast::apply(&f.class_token, f.recompute, x, prompt),
+            Form::Fast(f, recompute) => fast::apply(f.class_token.clone(), *recompute, x, prompt),
             Form::Portable(block) => block.forward(x, prompt).narrow(1, 0, 1),
         }
     }
@@ -150,9 +141,9 @@ impl Portable {
         let Some(windows) = &self.scope.windows else {
             return attention(self.qkv.forward(normed), self.heads, bias, None, self.precision);
         };
-        let qkv = self.qkv.forward(windows.gather(normed));
-        let mask = windows.mask_tensor(&qkv.device());
-        windows.scatter(attention(qkv, self.heads, bias, mask, self.precision))
+        let qkv = self.qkv.forward(scope::gather(windows, normed));
+        let mask = scope::mask(windows, &qkv.device());
+        scope::scatter(windows, attention(qkv, self.heads, bias, mask, self.precision))
     }
 }
 
@@ -162,28 +153,22 @@ fn means(x: Tensor<3>, [h, w]: [usize; 2]) -> Tensor<3> {
     x.reshape([b, h / 2, 2, w / 2, 2, c]).mean_dims(&[2, 4]).reshape([b, h / 2 * (w / 2), c])
 }
 
-fn packed<T: Operand>(w: TransformerWeights, recompute: bool) -> Fast {
+fn plain(w: TransformerWeights) -> lotep_frozen::Transformer {
     let behind = |[scale, shift]: [Tensor<1>; 2], weight: Tensor<2>, bias: Option<Tensor<1>>| {
-        let outputs = weight.dims()[0];
-        let bias = bias.map(host).unwrap_or_default();
-        FrozenLinear::<T>::behind_norm(&host(weight), &bias, outputs, &host(scale), &host(shift))
+        dense(weight, bias).behind_norm(&host(scale), &host(shift))
     };
-    let linear = |(weight, bias): (Tensor<2>, Tensor<1>)| {
-        let outputs = weight.dims()[0];
-        FrozenLinear::<T>::new(&host(weight), host(bias), outputs)
-    };
+    let linear = |(weight, bias): (Tensor<2>, Tensor<1>)| dense(weight, Some(bias));
     let padding = w.qkv.1.clone().map_or_else(|| vec![0.0; w.qkv.0.dims()[0]], host);
-    let block = Arc::new(fast::Transformer {
+    lotep_frozen::Transformer {
         heads: w.heads,
         eps: w.eps as f32,
         activation: w.nonlinearity.fast(),
         bias: w.scope.bias.map(host).unwrap_or_default(),
-        windows: w.scope.windows.map(|windows| fast::Windowed { windows, padding }),
+        windows: w.scope.windows.map(|windows| Windowed { windows, padding }),
         qkv: behind(w.norm1, w.qkv.0, w.qkv.1),
         proj: linear(w.proj),
         fc1: behind(w.norm2, w.fc1.0, Some(w.fc1.1)),
         fc2: linear(w.fc2),
-        shrink: w.shrink.map(|s| fast::Halved::new(s.size, linear(s.expand))),
-    });
-    Fast { class_token: Arc::new(fast::ClassToken(block.clone())), block, recompute }
+        shrink: w.shrink.map(|s| lotep_frozen::Shrink { size: s.size, expand: linear(s.expand) }),
+    }
 }

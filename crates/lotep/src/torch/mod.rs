@@ -4,15 +4,14 @@
 mod pickle;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::io::{Cursor, Read, Seek};
+use std::path::Path;
 
 use half::{bf16, f16};
 
+use crate::mapped::Mapped;
 use crate::safetensors::decode;
-use crate::{Error, Result, bail, input_error};
+use crate::{Result, bail, input_error};
 use pickle::{Pickle, Value};
 
 /// The first value of the older form.
@@ -23,8 +22,7 @@ const LEVELS: [&str; 5] = ["state_dict", "model", "model_state", "module", "net"
 /// An open checkpoint: structure read and checked, tensors read on demand.
 #[derive(Debug)]
 pub struct TorchFile {
-    path: PathBuf,
-    file: Mutex<File>,
+    file: Mapped,
     tensors: BTreeMap<String, Stored>,
 }
 
@@ -84,20 +82,18 @@ impl TorchFile {
     /// # Errors
     /// The file can't be read, is in neither form, is damaged, or holds no weights.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_path_buf();
-        let wrong = |why: String| input_error!("{} is not a PyTorch checkpoint: {why}", path.display());
-        let mut file = File::open(&path).map_err(Error::io("open", &path))?;
-        let mut start = [0; 2];
-        file.read_exact(&mut start).map_err(|_| wrong("it is empty".into()))?;
-        file.rewind().map_err(Error::io("read", &path))?;
-        let (value, pickle, places) = match &start {
-            b"PK" => zipped(&file),
-            [0x80, _] => legacy(&file),
+        let file = Mapped::open(path)?;
+        let wrong =
+            |why: String| input_error!("{} is not a PyTorch checkpoint: {why}", file.path().display());
+        let (value, pickle, places) = match file.bytes() {
+            bytes @ [b'P', b'K', ..] => zipped(bytes),
+            bytes @ [0x80, _, ..] => legacy(bytes),
+            [] => Err("it is empty".into()),
             _ => Err("it begins neither as a zip archive nor as a pickle".into()),
         }
         .map_err(wrong)?;
         let tensors = tensors(&value, &pickle, &places).map_err(wrong)?;
-        Ok(Self { path, file: Mutex::new(file), tensors })
+        Ok(Self { file, tensors })
     }
 
     /// Names and shapes of all tensors, sorted by name.
@@ -110,27 +106,22 @@ impl TorchFile {
     /// # Errors
     /// The tensor is absent, of another type than numbers of 32 or 64 bits or floats of 16, or can't be read.
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>)> {
-        let path = self.path.display();
+        let path = self.file.path().display();
         let Some(t) = self.tensors.get(name) else { bail!("{path} has no tensor `{name}`") };
         if let Kind::Other(_) = t.kind {
             bail!("{path}: tensor `{name}` is stored as small integers; floats are expected");
         }
-        // One read of everything between the first element and the last; elements may lie in another order there.
+        // Everything between the first element and the last; elements may lie in another order there.
         let span = extent(&t.shape, &t.strides).unwrap_or(0);
-        let mut bytes = vec![0; (span * t.kind.size()) as usize];
-        {
-            let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            file.seek(SeekFrom::Start(t.start))
-                .and_then(|_| file.read_exact(&mut bytes))
-                .map_err(Error::io("read", &self.path))?;
-        }
+        let bytes = self.file.part(t.start, span * t.kind.size());
+        let bytes = bytes.ok_or_else(|| input_error!("{path}: tensor `{name}` is not all in the file"))?;
         let stored = match t.kind {
-            Kind::F64 => decode::<8>(&bytes, |b| f64::from_le_bytes(b) as f32),
-            Kind::F32 => decode::<4>(&bytes, f32::from_le_bytes),
-            Kind::F16 => decode::<2>(&bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Kind::Bf16 => decode::<2>(&bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Kind::I64 => decode::<8>(&bytes, |b| i64::from_le_bytes(b) as f32),
-            Kind::I32 => decode::<4>(&bytes, |b| i32::from_le_bytes(b) as f32),
+            Kind::F64 => decode::<8>(bytes, |b| f64::from_le_bytes(b) as f32),
+            Kind::F32 => decode::<4>(bytes, f32::from_le_bytes),
+            Kind::F16 => decode::<2>(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Kind::Bf16 => decode::<2>(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Kind::I64 => decode::<8>(bytes, |b| i64::from_le_bytes(b) as f32),
+            Kind::I32 => decode::<4>(bytes, |b| i32::from_le_bytes(b) as f32),
             Kind::Other(_) => Vec::new(),
         };
         if is_row_major(&t.shape, &t.strides) {
@@ -180,8 +171,8 @@ fn extent(shape: &[usize], strides: &[usize]) -> Option<u64> {
 type Structure = std::result::Result<(Value, Pickle, Places), String>;
 
 /// The form since PyTorch 1.6: a zip archive of a pickle and a file a storage, stored uncompressed.
-fn zipped(file: &File) -> Structure {
-    let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(|e| e.to_string())?;
+fn zipped(file: &[u8]) -> Structure {
+    let mut archive = zip::ZipArchive::new(Cursor::new(file)).map_err(|e| e.to_string())?;
     let names: Vec<String> = archive.file_names().filter_map(|name| Some(name.ok()?.into_owned())).collect();
     let name = names.into_iter().find(|name| name.ends_with("/data.pkl") || name == "data.pkl");
     let name = name.ok_or("the archive has no data.pkl (TorchScript and other archives are not read)")?;
@@ -197,7 +188,7 @@ fn zipped(file: &File) -> Structure {
         let start = entry.data_start().ok_or_else(|| format!("`{name}` is nowhere"))?;
         places.insert(key.to_owned(), (start, entry.size()));
     }
-    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let length = file.len() as u64;
     if let Some((key, _)) =
         places.iter().find(|(_, (start, size))| start.checked_add(*size).is_none_or(|e| e > length))
     {
@@ -209,10 +200,10 @@ fn zipped(file: &File) -> Structure {
 }
 
 /// The older form: four pickles, the keys of the storages, and then those, each behind its length.
-fn legacy(file: &File) -> Structure {
-    let mut from = BufReader::new(file);
+fn legacy(file: &[u8]) -> Structure {
+    let mut from = Cursor::new(file);
     let mut at = 0;
-    let mut next = |from: &mut BufReader<&File>| -> std::result::Result<(Value, Pickle), String> {
+    let mut next = |from: &mut Cursor<&[u8]>| -> std::result::Result<(Value, Pickle), String> {
         let (value, pickle) = pickle::read(from)?;
         at += pickle.bytes;
         Ok((value, pickle))
@@ -233,7 +224,7 @@ fn legacy(file: &File) -> Structure {
     });
     let sizes: HashMap<&str, Option<u64>> =
         storages.map(|s| (&*s.key, Kind::of(&s.kind).map(Kind::size))).collect();
-    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let length = file.len() as u64;
     let mut places = Places::new();
     for key in &keys.sequences[list] {
         let Value::Text(key) = key else { return Err("a storage without a name".into()) };

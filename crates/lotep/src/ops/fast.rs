@@ -1,20 +1,9 @@
-//! The fast form of the hot operations: on the CPU, over packed weights, with backward passes of their own.
+//! The fast form of the hot operations as operations of Burn's tape.
 //!
-//! A [`FrozenOp`] is a stretch of the network, as long as no method has a hook inside it, from one residual stream
-//! to the next. It works on slices and knows nothing of Burn; this module makes it one operation of Burn's tape.
-//! What it keeps for its backward pass is its own affair, and documented there. The prompt that is added where the
-//! stream enters is part of the operation, because adding it separately would cost a pass over memory.
+//! A [`FrozenOp`] works on slices and knows nothing of Burn. What it keeps for its backward pass is its own affair, and
+//! documented there. The prompt that is added where the stream enters is part of the operation, because adding it
+//! separately would cost a pass over memory.
 
-mod convnext;
-mod linear;
-mod mbconv;
-mod patch_merge;
-mod patches;
-mod residual;
-mod stem;
-mod transformer;
-
-use std::any::Any;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,39 +14,8 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Tensor, TensorData};
-use lotep_kernels::{Isa, norm};
-
-pub(super) use convnext::{ConvNext, NormDown};
-pub(super) use linear::FrozenLinear;
-pub(super) use mbconv::{ConvStem, MbConv};
-pub(super) use patch_merge::PatchMerge;
-pub(super) use patches::{PatchEmbedding, PatchStem};
-pub(super) use residual::{FrozenConv, ResidualBlock};
-pub(super) use stem::Stem;
-pub(super) use transformer::{ClassToken, Halved, Transformer, Windowed, means};
-
-/// What an operation keeps for its backward pass.
-pub(super) type Kept = Box<dyn Any + Send>;
-
-/// A stretch of a frozen network.
-pub(super) trait FrozenOp: Debug + Send + Sync {
-    /// The shape that it makes of its input's.
-    fn output_shape(&self, input: &[usize]) -> Vec<usize>;
-
-    /// Compute from `x`, of `shape`, with `prompt` (one sample, or empty) added to each sample; with `keep`, give
-    /// what `backward` will need.
-    fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>);
-
-    /// The gradient of `x + prompt`, of the input's `shape`.
-    fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32>;
-}
-
-/// The instruction set to compute with. What the environment forces was checked when a network was
-/// loaded.
-pub(super) fn isa() -> Isa {
-    static ISA: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
-    *ISA.get_or_init(|| Isa::from_environment().unwrap_or_else(|_| Isa::best()))
-}
+use lotep_frozen::{FrozenOp, Kept, isa};
+use lotep_kernels::norm;
 
 /// One use of an operation.
 #[derive(Clone, Debug)]
@@ -206,12 +164,12 @@ impl<B: Frozen> Backward<B, 2> for InputGradient {
 
 /// Run an operation as one step of the tape. `prompt` has the shape of one sample.
 pub(super) fn apply<const D: usize, const E: usize, const P: usize>(
-    op: &Arc<dyn FrozenOp>,
+    op: Arc<dyn FrozenOp>,
     recompute: bool,
     x: Tensor<D>,
     prompt: Option<Tensor<P>>,
 ) -> Tensor<E> {
-    let call = Call { op: op.clone(), prompt: prompt.is_some(), recompute, tape: None };
+    let call = Call { op, prompt: prompt.is_some(), recompute, tape: None };
     let second = match prompt {
         Some(prompt) => prompt.into_dispatch(),
         None => Tensor::<1>::zeros([1], &x.device().without_autodiff()).into_dispatch(),
@@ -222,7 +180,7 @@ pub(super) fn apply<const D: usize, const E: usize, const P: usize>(
 /// The same for maps `[B, C, H, W]` and a prompt `[C, H, W]`, which the operation sees with their channels last. What it
 /// gives is a view of that: from operation to operation nothing is rearranged.
 pub(super) fn apply_map(
-    op: &Arc<dyn FrozenOp>,
+    op: Arc<dyn FrozenOp>,
     recompute: bool,
     x: Tensor<4>,
     prompt: Option<Tensor<3>>,

@@ -1,40 +1,38 @@
 //! A residual block of convolutions.
 
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use lotep_kernels::conv::{Conv, ConvBackward};
 use lotep_kernels::gemm::{Activate, Activation, Add, Masked, Multiply, Residual, Store};
 use lotep_kernels::{Buffer, Operand, Tiles};
 
-use super::{FrozenOp, Kept, isa};
-
-/// A frozen convolution with its bias; the input gradient is packed at the first backward pass.
-#[derive(Debug)]
-pub(crate) struct FrozenConv<T> {
-    pub(crate) forward: Conv<T>,
-    pub(crate) bias: Vec<f32>,
-    backward: OnceLock<ConvBackward<T>>,
-}
-
-impl<T: Operand> FrozenConv<T> {
-    pub(crate) fn new(forward: Conv<T>, bias: Vec<f32>) -> Self {
-        Self { forward, bias, backward: OnceLock::new() }
-    }
-
-    pub(crate) fn backward(&self) -> &ConvBackward<T> {
-        self.backward.get_or_init(|| self.forward.transposed())
-    }
-
-    pub(crate) fn outputs(&self) -> usize {
-        self.forward.shape().outputs
-    }
-}
+use crate::conv::{FrozenConv, Kernel};
+use crate::{FrozenOp, Kept, Precision, isa, packed};
 
 /// `relu(convs(x') + shortcut(x'))` with `x' = x + P`, a ReLU between the convolutions; maps are `[B, H, W, C]`.
+#[derive(Clone, Debug)]
+pub struct ResidualBlock {
+    /// One after the other.
+    pub convs: Vec<Kernel>,
+    /// On the shortcut, where the shape changes.
+    pub shortcut: Option<Kernel>,
+}
+
+impl ResidualBlock {
+    /// Pack it.
+    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
+        packed!(self, precision)
+    }
+
+    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
+        let convs = self.convs.into_iter().map(FrozenConv::<T>::new).collect();
+        Arc::new(Packed { convs, shortcut: self.shortcut.map(FrozenConv::new) })
+    }
+}
+
 #[derive(Debug)]
-pub(crate) struct ResidualBlock<T> {
-    pub(crate) convs: Vec<FrozenConv<T>>,
-    pub(crate) shortcut: Option<FrozenConv<T>>,
+struct Packed<T> {
+    convs: Vec<FrozenConv<T>>,
+    shortcut: Option<FrozenConv<T>>,
 }
 
 /// Kept: each convolution's input but the first, in the operands' precision, for where its ReLU let through; and
@@ -44,7 +42,7 @@ struct Saved<T> {
     mask: Vec<u16>,
 }
 
-impl<T: Operand> ResidualBlock<T> {
+impl<T: Operand> Packed<T> {
     /// The size of the map behind each convolution, the input's first.
     fn sizes(&self, input: &[usize]) -> Vec<[usize; 2]> {
         let mut sizes = vec![[input[1], input[2]]];
@@ -55,7 +53,7 @@ impl<T: Operand> ResidualBlock<T> {
     }
 }
 
-impl<T: Operand> FrozenOp for ResidualBlock<T> {
+impl<T: Operand> FrozenOp for Packed<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {
         let size = self.sizes(input)[self.convs.len()];
         vec![input[0], size[0], size[1], self.convs[self.convs.len() - 1].outputs()]

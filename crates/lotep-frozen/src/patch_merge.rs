@@ -1,19 +1,41 @@
 //! What halves Swin's maps between stages.
 
+use std::sync::Arc;
+
 use lotep_kernels::gemm::{Rounded, Store};
 use lotep_kernels::{Buffer, Operand, Tiles, norm};
 use rayon::prelude::*;
 
-use super::{FrozenLinear, FrozenOp, Kept, isa};
+use crate::linear::{Dense, FrozenLinear};
+use crate::{FrozenOp, Kept, Precision, isa, packed};
 
 /// `reduce(LN([x(0,0), x(1,0), x(0,1), x(1,1)]))` of each 2 × 2 pixels of maps `[B, H, W, C]`, zeros beyond an odd
 /// side; the norm's scale and shift inside `reduce`.
 ///
 /// Kept: the normalised rows in the operands' precision, and an f32 each.
 #[derive(Debug)]
-pub(crate) struct PatchMerge<T> {
-    pub(crate) reduce: FrozenLinear<T>,
-    pub(crate) eps: f32,
+pub struct PatchMerge {
+    /// `4 C` inputs.
+    pub reduce: Dense,
+    /// Added to the norm's variance.
+    pub eps: f32,
+}
+
+impl PatchMerge {
+    /// Pack it.
+    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
+        packed!(self, precision)
+    }
+
+    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
+        Arc::new(Packed { reduce: FrozenLinear::<T>::new(self.reduce), eps: self.eps })
+    }
+}
+
+#[derive(Debug)]
+struct Packed<T> {
+    reduce: FrozenLinear<T>,
+    eps: f32,
 }
 
 struct Normed<T> {
@@ -36,7 +58,7 @@ fn merged(shape: &[usize]) -> Vec<usize> {
     vec![shape[0], shape[1].div_ceil(2), shape[2].div_ceil(2)]
 }
 
-impl<T: Operand> FrozenOp for PatchMerge<T> {
+impl<T: Operand> FrozenOp for Packed<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {
         let mut shape = merged(input);
         shape.push(self.reduce.outputs());

@@ -5,7 +5,34 @@ use std::sync::OnceLock;
 use lotep_kernels::Operand;
 use lotep_kernels::gemm::{self, Epilogue, Matrix, Source};
 
-use super::isa;
+use crate::isa;
+
+/// A fully connected layer's weights as they come.
+#[derive(Clone, Debug)]
+pub struct Dense {
+    /// `[outputs, inputs]`, row by row.
+    pub weight: Vec<f32>,
+    /// `[outputs]`; may be empty.
+    pub bias: Vec<f32>,
+    /// Number of outputs.
+    pub outputs: usize,
+}
+
+impl Dense {
+    /// The same behind a normalisation with `scale` and `shift`, `[inputs]` each: `W (s · x + t) + b`.
+    #[must_use]
+    pub fn behind_norm(mut self, scale: &[f32], shift: &[f32]) -> Self {
+        self.bias.resize(self.outputs, 0.0);
+        for (row, bias) in self.weight.chunks_mut(scale.len()).zip(&mut self.bias) {
+            let sum: f64 = row.iter().zip(shift).map(|(w, t)| f64::from(*w) * f64::from(*t)).sum();
+            *bias += sum as f32;
+            for (w, s) in row.iter_mut().zip(scale) {
+                *w *= s;
+            }
+        }
+        self
+    }
+}
 
 /// `y = x Wᵀ + b` as a product with a packed matrix; the matrix of the backward direction is packed at the first
 /// backward pass.
@@ -17,30 +44,15 @@ pub(crate) struct FrozenLinear<T> {
 }
 
 impl<T: Operand> FrozenLinear<T> {
-    /// Take a weight `[out, in]`, row by row, and a bias, which may be empty.
-    pub(crate) fn new(weight: &[f32], bias: Vec<f32>, outputs: usize) -> Self {
+    pub(crate) fn new(dense: Dense) -> Self {
+        let Dense { weight, bias, outputs } = dense;
         let inputs = weight.len() / outputs;
         let forward = Matrix::pack(inputs, outputs, |k, n| weight[n * inputs + k]);
         Self { forward, backward: OnceLock::new(), bias }
     }
 
-    /// The same behind a normalisation with `scale` and `shift`, `[in]` each: `W (s · x + t) + b`.
-    pub(crate) fn behind_norm(
-        weight: &[f32],
-        bias: &[f32],
-        outputs: usize,
-        scale: &[f32],
-        shift: &[f32],
-    ) -> Self {
-        let inputs = scale.len();
-        let shifted = |n: usize| -> f32 {
-            let row = &weight[n * inputs..(n + 1) * inputs];
-            let sum: f64 = row.iter().zip(shift).map(|(w, t)| f64::from(*w) * f64::from(*t)).sum();
-            bias.get(n).copied().unwrap_or(0.0) + sum as f32
-        };
-        let bias = (0..outputs).map(shifted).collect();
-        let forward = Matrix::pack(inputs, outputs, |k, n| weight[n * inputs + k] * scale[k]);
-        Self { forward, backward: OnceLock::new(), bias }
+    pub(crate) fn inputs(&self) -> usize {
+        self.forward.depth()
     }
 
     pub(crate) fn outputs(&self) -> usize {

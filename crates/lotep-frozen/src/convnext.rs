@@ -1,20 +1,51 @@
 //! ConvNeXt's block, and what halves maps between its stages.
 
+use std::sync::Arc;
+
 use lotep_kernels::depthwise::{Depthwise, Rows};
 use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
 use lotep_kernels::{Buffer, Operand, Tiles, norm};
 
-use super::{FrozenConv, FrozenLinear, FrozenOp, Kept, isa};
+use crate::conv::{FrozenConv, Kernel};
+use crate::linear::{Dense, FrozenLinear};
+use crate::{FrozenOp, Kept, Precision, isa, packed};
 
 /// `x' = x + P`, `x' + fc2(GELU(fc1(LN(depthwise(x') + bias))))` on maps `[B, H, W, C]`, the norm's scale and shift
 /// inside `fc1`, the layer scale inside `fc2`.
 #[derive(Debug)]
-pub(crate) struct ConvNext<T> {
-    pub(crate) depthwise: Depthwise,
-    pub(crate) bias: Vec<f32>,
-    pub(crate) eps: f32,
-    pub(crate) fc1: FrozenLinear<T>,
-    pub(crate) fc2: FrozenLinear<T>,
+pub struct ConvNext {
+    /// Padded to keep its size.
+    pub depthwise: Depthwise,
+    /// Its bias, `[C]`.
+    pub bias: Vec<f32>,
+    /// Added to the norm's variance.
+    pub eps: f32,
+    /// The perceptron's first layer.
+    pub fc1: Dense,
+    /// Its second.
+    pub fc2: Dense,
+}
+
+impl ConvNext {
+    /// Pack it.
+    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
+        packed!(self, precision)
+    }
+
+    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
+        let Self { depthwise, bias, eps, fc1, fc2 } = self;
+        let [fc1, fc2] = [fc1, fc2].map(FrozenLinear::<T>::new);
+        Arc::new(Packed { depthwise, bias, eps, fc1, fc2 })
+    }
+}
+
+#[derive(Debug)]
+struct Packed<T> {
+    depthwise: Depthwise,
+    bias: Vec<f32>,
+    eps: f32,
+    fc1: FrozenLinear<T>,
+    fc2: FrozenLinear<T>,
 }
 
 /// Kept for each pixel of C channels: the normalised row (C) and the perceptron before its activation (4 C) in the
@@ -25,7 +56,7 @@ struct Saved<T> {
     before: Tiles<T>,
 }
 
-impl<T: Operand> FrozenOp for ConvNext<T> {
+impl<T: Operand> FrozenOp for Packed<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {
         input.to_vec()
     }
@@ -75,9 +106,28 @@ impl<T: Operand> FrozenOp for ConvNext<T> {
 ///
 /// Kept: the normalised rows in the operands' precision, and an f32 each.
 #[derive(Debug)]
-pub(crate) struct NormDown<T> {
-    pub(crate) conv: FrozenConv<T>,
-    pub(crate) eps: f32,
+pub struct NormDown {
+    /// Without padding.
+    pub conv: Kernel,
+    /// Added to the norm's variance.
+    pub eps: f32,
+}
+
+impl NormDown {
+    /// Pack it.
+    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
+        packed!(self, precision)
+    }
+
+    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
+        Arc::new(PackedDown { conv: FrozenConv::<T>::new(self.conv), eps: self.eps })
+    }
+}
+
+#[derive(Debug)]
+struct PackedDown<T> {
+    conv: FrozenConv<T>,
+    eps: f32,
 }
 
 struct Normed<T> {
@@ -85,7 +135,7 @@ struct Normed<T> {
     inverse: Vec<f32>,
 }
 
-impl<T: Operand> FrozenOp for NormDown<T> {
+impl<T: Operand> FrozenOp for PackedDown<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {
         let shape = self.conv.forward.shape();
         let [height, width] = shape.output([input[1], input[2]]);

@@ -11,50 +11,109 @@ use lotep_kernels::{
     norm,
 };
 
-use super::{FrozenLinear, FrozenOp, Kept, isa};
-use crate::ops::Windows;
+use crate::linear::{Dense, FrozenLinear};
+use crate::{FrozenOp, Kept, Precision, Windows, isa, packed};
 
 /// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `out = y + fc2(f(fc1(LN(y))))`, the norms' scales and
 /// shifts inside `qkv` and `fc1`.
 ///
 /// One that halves its map has `y = expand(mean(x')) + proj(attention(qkv(mean(LN(x')))))`, with means of 2 × 2.
 #[derive(Debug)]
-pub(crate) struct Transformer<T> {
-    pub(crate) heads: usize,
-    pub(crate) eps: f32,
-    pub(crate) activation: Activation,
+pub struct Transformer {
+    /// Attention heads.
+    pub heads: usize,
+    /// Added to the norms' variances.
+    pub eps: f32,
+    /// In the perceptron.
+    pub activation: Activation,
     /// Added to the scores, `[heads, N, N]`; may be empty.
-    pub(crate) bias: Vec<f32>,
-    pub(crate) windows: Option<Windowed>,
-    pub(crate) qkv: FrozenLinear<T>,
-    pub(crate) proj: FrozenLinear<T>,
-    pub(crate) fc1: FrozenLinear<T>,
-    pub(crate) fc2: FrozenLinear<T>,
-    pub(crate) shrink: Option<Halved<T>>,
+    pub bias: Vec<f32>,
+    /// None where all tokens attend to each other.
+    pub windows: Option<Windowed>,
+    /// Queries, keys and values, packed `[q | k | v]`, each `heads × d`.
+    pub qkv: Dense,
+    /// Behind the attention.
+    pub proj: Dense,
+    /// The perceptron's first layer.
+    pub fc1: Dense,
+    /// Its second.
+    pub fc2: Dense,
+    /// Halves the map on the way, where the block does.
+    pub shrink: Option<Shrink>,
 }
 
 /// Attention within windows.
-#[derive(Debug)]
-pub(crate) struct Windowed {
-    pub(crate) windows: Arc<Windows>,
+#[derive(Clone, Debug)]
+pub struct Windowed {
+    /// Which.
+    pub windows: Arc<Windows>,
     /// The projection of padding, which a norm does not see: `qkv`'s own bias.
-    pub(crate) padding: Vec<f32>,
+    pub padding: Vec<f32>,
 }
 
-/// A block that halves its map.
+/// How a block halves its map's sides.
 #[derive(Debug)]
-pub(crate) struct Halved<T> {
-    /// Height and width of the map that enters.
+pub struct Shrink {
+    /// Height and width of the map that enters, even numbers.
+    pub size: [usize; 2],
+    /// The shortcut's layer, as wide as the output.
+    pub expand: Dense,
+}
+
+/// A block and the part of it that a class token needs.
+pub struct PackedTransformer {
+    /// `[B, N, C]` to the same shape, or to `[B, N / 4, C']`.
+    pub block: Arc<dyn FrozenOp>,
+    /// `[B, N, C]` to `[B, 1, C]`: nothing else of a last block's output is read, so behind the attention nothing
+    /// else is computed.
+    pub class_token: Arc<dyn FrozenOp>,
+}
+
+impl Transformer {
+    /// Pack it.
+    pub fn pack(self, precision: Precision) -> PackedTransformer {
+        packed!(self, precision)
+    }
+
+    fn packed<T: Operand>(self) -> PackedTransformer {
+        let block = Arc::new(Packed {
+            heads: self.heads,
+            eps: self.eps,
+            activation: self.activation,
+            bias: self.bias,
+            windows: self.windows,
+            qkv: FrozenLinear::<T>::new(self.qkv),
+            proj: FrozenLinear::new(self.proj),
+            fc1: FrozenLinear::new(self.fc1),
+            fc2: FrozenLinear::new(self.fc2),
+            shrink: self.shrink.map(|Shrink { size, expand }| {
+                let expand = FrozenLinear::new(expand);
+                Halved { size, means: means(expand.inputs()), expand }
+            }),
+        });
+        PackedTransformer { class_token: Arc::new(ClassToken(block.clone())), block }
+    }
+}
+
+#[derive(Debug)]
+struct Packed<T> {
+    heads: usize,
+    eps: f32,
+    activation: Activation,
+    bias: Vec<f32>,
+    windows: Option<Windowed>,
+    qkv: FrozenLinear<T>,
+    proj: FrozenLinear<T>,
+    fc1: FrozenLinear<T>,
+    fc2: FrozenLinear<T>,
+    shrink: Option<Halved<T>>,
+}
+
+#[derive(Debug)]
+struct Halved<T> {
     size: [usize; 2],
     means: Depthwise,
     expand: FrozenLinear<T>,
-}
-
-impl<T: Operand> Halved<T> {
-    /// For maps of `size` with as many channels as `expand` takes.
-    pub(crate) fn new(size: [usize; 2], expand: FrozenLinear<T>) -> Self {
-        Self { size, means: means(expand.matrix().depth()), expand }
-    }
 }
 
 /// The means of 2 × 2 pixels.
@@ -74,7 +133,7 @@ struct Saved<T> {
     before: Tiles<T>,
 }
 
-impl<T: Operand> Transformer<T> {
+impl<T: Operand> Packed<T> {
     /// The attention over samples of `tokens`, of which `asking` ask.
     fn attention(&self, samples: usize, tokens: usize, asking: usize) -> Attention<'_> {
         let width = self.qkv.outputs() / 3 / self.heads;
@@ -240,7 +299,7 @@ fn spread_rows<'a>(x: &'a [f32], shape: &[usize], asking: usize) -> Cow<'a, [f32
     Cow::Owned(out)
 }
 
-impl<T: Operand> FrozenOp for Transformer<T> {
+impl<T: Operand> FrozenOp for Packed<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {
         let tokens = if self.shrink.is_some() { input[1] / 4 } else { input[1] };
         vec![input[0], tokens, self.proj.outputs()]
@@ -255,10 +314,9 @@ impl<T: Operand> FrozenOp for Transformer<T> {
     }
 }
 
-/// The block for its first token alone, the class token: nothing else of a last block's output is read, so behind
-/// the attention nothing else is computed. `[B, N, C]` to `[B, 1, C]`.
+/// The block for its first token alone.
 #[derive(Debug)]
-pub(crate) struct ClassToken<T>(pub(crate) Arc<Transformer<T>>);
+struct ClassToken<T>(Arc<Packed<T>>);
 
 impl<T: Operand> FrozenOp for ClassToken<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {

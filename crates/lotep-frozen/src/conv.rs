@@ -1,0 +1,40 @@
+//! A frozen convolution, packed for either direction.
+
+use std::sync::OnceLock;
+
+use lotep_kernels::Operand;
+use lotep_kernels::conv::{Conv, ConvBackward, Shape};
+
+/// A convolution's weights as they come.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Its geometry.
+    pub shape: Shape,
+    /// `[outputs, inputs, side, side]`
+    pub weight: Vec<f32>,
+    /// `[outputs]`; may be empty.
+    pub bias: Vec<f32>,
+}
+
+/// A frozen convolution with its bias; the input gradient is packed at the first backward pass.
+#[derive(Debug)]
+pub(crate) struct FrozenConv<T> {
+    pub(crate) forward: Conv<T>,
+    pub(crate) bias: Vec<f32>,
+    backward: OnceLock<ConvBackward<T>>,
+}
+
+impl<T: Operand> FrozenConv<T> {
+    pub(crate) fn new(kernel: Kernel) -> Self {
+        let forward = Conv::new(kernel.shape, &kernel.weight);
+        Self { forward, bias: kernel.bias, backward: OnceLock::new() }
+    }
+
+    pub(crate) fn backward(&self) -> &ConvBackward<T> {
+        self.backward.get_or_init(|| self.forward.transposed())
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.forward.shape().outputs
+    }
+}
