@@ -29,7 +29,8 @@ Examples:
   lotep eval --adapter RUN/adapter --data IMAGES
   lotep predict --adapter RUN/adapter PHOTO.jpg FOLDER
   lotep inspect --backbone DIR
-  lotep backbones                                                list the networks known by name"
+  lotep backbones                                                list the networks known by name
+  lotep methods                                                  list what each method learns, and where"
 )]
 struct Args {
     /// How results are written to standard output.
@@ -49,6 +50,7 @@ enum Command {
     Predict(cmd::predict::Args),
     Inspect(cmd::inspect::Args),
     Backbones(cmd::backbones::Args),
+    Methods(cmd::methods::Args),
     Export(cmd::export::Args),
     Bench(cmd::bench::Args),
     Demo(cmd::demo::Args),
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Predict(a) => cmd::predict::run(a, &ui),
         Command::Inspect(a) => cmd::inspect::run(a, &ui),
         Command::Backbones(a) => cmd::backbones::run(a, &ui),
+        Command::Methods(a) => cmd::methods::run(a, &ui),
         Command::Export(a) => cmd::export::run(a, &ui),
         Command::Bench(a) => cmd::bench::run(a, &ui),
         Command::Demo(a) => cmd::demo::run(a, &ui),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 use lotep::backbone::{LoadOptions, load};
-use lotep::method::AdditivePrompts;
+use lotep::method::Prompts;
 use lotep::ops::Precision;
 use lotep::safetensors::TensorFile;
 use lotep::{Result, bail};
@@ -83,7 +83,7 @@ fn compare(path: &str, arch: &str) -> Result<Row> {
     let input = Tensor::<4>::from_data(TensorData::new(values, shape), &device).require_grad();
     let zeros = |c, h, w| Tensor::<3>::zeros([c, h, w], &device).require_grad();
     let prompts: Vec<_> = loaded.blocks.iter().map(|b| zeros(b.channels, b.height, b.width)).collect();
-    let hooks = AdditivePrompts { image: None, blocks: prompts.iter().cloned().map(Some).collect() };
+    let hooks = Prompts { blocks: prompts.iter().cloned().map(Some).collect(), ..Prompts::default() };
     let logits = head.forward(loaded.network.features(input.clone(), &hooks));
 
     let target: Vec<i64> = file.read("_fx.target")?.0.into_iter().map(|t| t as i64).collect();

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::backbone::{Backbone, Hooks, Loaded, NoHooks};
+use crate::backbone::{Backbone, Hooks, Loaded};
 use crate::data::{Batch, Transform};
 use crate::head::linear;
-use crate::method::{AdditivePrompts, Method, MethodConfig, Site};
+use crate::method::{Method, MethodConfig, Prompts, Site};
 use crate::ops::Linear;
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
@@ -53,7 +53,7 @@ enum Classifier {
 #[derive(Clone)]
 pub struct Predictor {
     frozen: Frozen,
-    prompts: AdditivePrompts,
+    prompts: Prompts,
     classifier: Classifier,
     device: Device,
 }
@@ -77,7 +77,7 @@ impl Predictor {
         })?;
         Ok(Self {
             frozen: Frozen::new(loaded),
-            prompts: AdditivePrompts::default(),
+            prompts: Prompts::default(),
             classifier: Classifier::Own(head.clone()),
             device: loaded.device.clone(),
         })
@@ -95,7 +95,7 @@ impl Predictor {
         Self::with_prompts(loaded, prompts, params).1
     }
 
-    fn with_prompts(loaded: &Loaded, mut prompts: AdditivePrompts, params: &Params) -> (Self, Merge) {
+    fn with_prompts(loaded: &Loaded, mut prompts: Prompts, params: &Params) -> (Self, Merge) {
         let mut frozen = Frozen::new(loaded);
         let image = prompts.image.take().map(|p| p.unsqueeze::<4>() / frozen.std.clone());
         let has_image = image.is_some();
@@ -110,6 +110,8 @@ impl Predictor {
         }
         let blocks = prompts.blocks.iter().zip(&loaded.blocks);
         left.extend(blocks.filter(|(p, _)| p.is_some()).map(|(_, b)| b.name.clone()));
+        let blocks = prompts.tokens.iter().zip(&loaded.blocks);
+        left.extend(blocks.map(|(_, b)| format!("tokens of {}", b.name)));
         let classifier = Classifier::Learnt(params.clone());
         let predictor = Self { frozen, prompts, classifier, device: loaded.device.clone() };
         (predictor, Merge { changed: folded.changed.unwrap_or_default(), left })
@@ -117,11 +119,7 @@ impl Predictor {
 
     /// Scores `[B, classes]` of pixels `[B, 3, H, W]` in [0, 1].
     pub fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
-        let features = if self.prompts.blocks.iter().all(Option::is_none) {
-            self.frozen.features(pixels, &NoHooks)
-        } else {
-            self.frozen.features(pixels, &self.prompts)
-        };
+        let features = self.frozen.features(pixels, &self.prompts);
         match &self.classifier {
             Classifier::Own(head) => head.forward(features),
             Classifier::Learnt(params) => linear::logits(params, features),
@@ -186,14 +184,16 @@ mod tests {
             (&resnet, "linear-probe", vec![]),
             (&vit, "lor-vp", vec![]),
             (&vit, "lotep-cp", vec!["blocks.1", "blocks.2", "blocks.3"]),
+            (&vit, "vpt-shallow", vec!["tokens of blocks.0"]),
+            (&clip, "vpt-deep", vec!["tokens of blocks.0", "tokens of blocks.1", "tokens of blocks.2"]),
+            (&coatnet, "grouped", vec!["image", "stages.0.blocks.0"]),
             (&clip, "lor-vp", vec![]),
             (&clip, "lotep-cp", vec!["blocks.0"]),
             (&convnext, "lotep-tk", vec!["image", "stages.0.blocks.0"]),
             (&swin, "lotep-cp", vec!["image", "layers.0.blocks.0"]),
             (&coatnet, "lotep-tk", vec!["image", "stages.0.blocks.0"]),
         ] {
-            let method: MethodConfig =
-                serde_json::from_value(serde_json::json!({ "method": method })).unwrap();
+            let method = MethodConfig::named(method).unwrap();
             let mut params = init_params(loaded, &method, 5, 0).unwrap();
             let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
             for param in params.iter_mut() {

@@ -6,8 +6,7 @@ use lotep::backbone::{LoadOptions, load};
 use lotep::bench::{BenchOptions, BenchReport, decode, infer, train};
 use lotep::data::{Interpolation, Transform};
 use lotep::method::MethodConfig;
-use lotep::{Result, device, input_error};
-use serde_json::json;
+use lotep::{Result, device};
 
 use super::model::{precision, workers};
 use crate::ui::{Ui, Watcher};
@@ -113,7 +112,7 @@ fn steps(args: &StepArgs, training: bool, ui: &Ui) -> Result<()> {
         if name == "none" {
             return Ok(None);
         }
-        serde_json::from_value(json!({ "method": name })).map_err(|e| input_error!("method {name}: {e}"))
+        MethodConfig::named(name).map(Some)
     };
     let options = BenchOptions {
         methods: args.method.iter().map(method).collect::<Result<_>>()?,

@@ -8,8 +8,7 @@ use lotep::method::MethodConfig;
 use lotep::pretrain::{PretrainOptions, demo_network, pretrain};
 use lotep::train::optim::OptimizerKind;
 use lotep::train::{Outcome, RunDir, Select, TrainConfig, train};
-use lotep::{Error, Result, bail, input_error, write_atomic};
-use serde_json::json;
+use lotep::{Error, Result, bail, write_atomic};
 
 use super::train::MAX_SEED;
 use crate::ui::{Ui, Watcher};
@@ -110,16 +109,18 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
 }
 
+/// The methods that the demonstration compares.
+const COMPARED: [&str; 4] = ["linear-probe", "lor-vp", "lotep-cp", "lotep-tk"];
+
 fn compare(args: &Args, dir: &Path, ui: &Ui) -> Result<()> {
     let (backbone, images) = (dir.join("backbone"), dir.join("images"));
     write_atomic(&backbone.join("model.safetensors"), WEIGHTS)?;
     write_atomic(&backbone.join("config.json"), CONFIG)?;
     write_dataset(Task::Adapt, &images, 48, 100, 100, 0)?;
     let mut outcomes = Vec::new();
-    for name in MethodConfig::NAMES {
+    for name in COMPARED {
         ui.note(&format!("\n{name}"));
-        let method: MethodConfig = serde_json::from_value(json!({ "method": name }))
-            .map_err(|e| input_error!("method {name}: {e}"))?;
+        let method = MethodConfig::named(name)?;
         let config = TrainConfig {
             epochs: args.epochs as usize,
             seed: args.seed,

@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
+pub(crate) mod methods;
 mod model;
 pub(crate) mod predict;
 pub(crate) mod train;

@@ -62,10 +62,11 @@ pub(crate) struct Args {
     /// Method [default: lotep-tk]
     #[arg(long, value_parser = MethodConfig::NAMES, help_heading = "Method")]
     method: Option<String>,
-    /// Rank of the prompts: of LoR-VP's (4), of LoTeP's first blocks (6).
+    /// Rank of the prompts: of LoR-VP's and deep LoR-VP's (4), of LoTeP's first blocks (6), of grouped ones (full maps).
     #[arg(long, help_heading = "Method")]
     rank: Option<usize>,
-    /// LoTeP: share of the blocks that are prompted, from the first [default: 0.8 for ResNets, 0.4 for ViTs]
+    /// LoTeP and its deep baselines: share of the blocks that are prompted, from the first [default: 0.8 for ResNets, 0.4
+    /// for ViTs, 0.2 for others]
     #[arg(long, help_heading = "Method")]
     depth_ratio: Option<f64>,
     /// LoTeP: how the rank falls with depth [default: cosine]
@@ -74,7 +75,7 @@ pub(crate) struct Args {
     /// LoTeP: what the schedule divides the block's index by, d being the prompted blocks [default: d-1]
     #[arg(long, value_parser = ["d-1", "d"], help_heading = "Method")]
     rank_denominator: Option<String>,
-    /// LoTeP: whether the image is prompted too [default: on]
+    /// LoTeP and its deep baselines: whether the image is prompted too [default: on]
     #[arg(long, value_parser = ["on", "off"], help_heading = "Method")]
     input_prompt: Option<String>,
     /// LoTeP on ViTs: prompts over the patch grid, or over the whole sequence with the class token [default: grid]
@@ -86,9 +87,18 @@ pub(crate) struct Args {
     /// LoTeP-TK: standard deviation of the core at the start [default: 1/rank]
     #[arg(long, value_name = "STD", help_heading = "Method")]
     core_std: Option<f64>,
-    /// LoR-VP: standard deviation of the right factor at the start [default: 0.01]
+    /// LoR-VP, deep and grouped as well: standard deviation of the right factor at the start [default: 0.01]
     #[arg(long, value_name = "STD", help_heading = "Method")]
     spatial_std: Option<f64>,
+    /// Grouped prompts: how many groups of channels share a map [default: 8]
+    #[arg(long, help_heading = "Method")]
+    groups: Option<usize>,
+    /// VPT: prompt tokens of a block [default: 10]
+    #[arg(long, help_heading = "Method")]
+    tokens: Option<usize>,
+    /// VPT: share of the tokens that enter through a Fourier transform, as VFPT's do [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Method")]
+    fourier: Option<f64>,
 
     /// Directory of images: train/CLASS/* with test/CLASS/*, or CLASS/*.
     #[arg(long, value_name = "DIR", help_heading = "Data")]
@@ -233,6 +243,9 @@ impl Args {
         put(table, "spatial_scale", self.spatial_scale);
         put(table, "core_std", self.core_std);
         put(table, "spatial_std", self.spatial_std);
+        put(table, "groups", self.groups.map(|v| v as i64));
+        put(table, "tokens", self.tokens.map(|v| v as i64));
+        put(table, "fourier", self.fourier);
     }
 
     fn overlay(&self, table: &mut Table) {

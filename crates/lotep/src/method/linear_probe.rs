@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdditivePrompts, Method, Site};
+use super::{Method, Prompts, Site};
 use crate::Result;
 use crate::params::Params;
 
@@ -16,7 +16,7 @@ impl Method for LinearProbe {
         Ok(Params::default())
     }
 
-    fn prompts(&self, _site: &Site<'_>, _params: &Params) -> AdditivePrompts {
-        AdditivePrompts::default()
+    fn prompts(&self, _site: &Site<'_>, _params: &Params) -> Prompts {
+        Prompts::default()
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdditivePrompts, Method, Site, check_scale, factor, seeded};
+use super::{Method, Prompts, Site, check_scale, factor, seeded};
 use crate::params::{Group, Params, normal};
 use crate::{Result, bail};
 
@@ -36,8 +36,8 @@ impl Method for LorVp {
         Ok(params)
     }
 
-    fn prompts(&self, _site: &Site<'_>, params: &Params) -> AdditivePrompts {
+    fn prompts(&self, _site: &Site<'_>, params: &Params) -> Prompts {
         let image = factor::per_channel(params.get("image.left"), params.get("image.right"));
-        AdditivePrompts { image: Some(image), blocks: Vec::new() }
+        Prompts { image: Some(image), ..Prompts::default() }
     }
 }

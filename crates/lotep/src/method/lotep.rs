@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rank::{RankDenominator, RankSchedule, prompted_blocks, ranks};
-use super::{AdditivePrompts, Method, Site, check_scale, factor, seeded};
+use super::{Method, Prompts, Site, check_scale, factor, seeded};
 use crate::backbone::Layout;
 use crate::params::{Group, Params, normal};
 use crate::{Result, bail};
@@ -148,9 +148,9 @@ impl Method for LotepMethod<'_> {
         Ok(params)
     }
 
-    fn prompts(&self, site: &Site<'_>, params: &Params) -> AdditivePrompts {
+    fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
         let Self(config, form) = self;
-        let mut prompts = AdditivePrompts::default();
+        let mut prompts = Prompts::default();
         for plan in config.plan(site) {
             let get = |leaf: &str| params.get::<2>(&format!("{}.{leaf}", plan.name));
             let (channel, row, column) = (get("channel"), get("row"), get("column"));

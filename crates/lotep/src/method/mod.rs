@@ -1,26 +1,33 @@
 //! The adaptation methods: what each learns and what it does to the activations.
 
-mod additive;
+mod about;
 pub mod factor;
+mod grouped;
 mod linear_probe;
 mod lor_vp;
 mod lotep;
+mod prompts;
 pub mod rank;
+mod vpt;
 
 use burn::tensor::Device;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-pub use additive::AdditivePrompts;
+pub use about::{About, METHODS};
+pub use grouped::{DeepLorVp, Grouped, NaiveDeep};
 pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
 pub use lotep::{Form, Lotep, VitGeometry};
+pub use prompts::Prompts;
+pub use vpt::Vpt;
 
 use crate::backbone::{Block, Loaded};
 use crate::params::Params;
-use crate::{Result, bail};
+use crate::{Result, bail, input_error};
 use lotep::LotepMethod;
+use vpt::{Depth, VptMethod};
 
 /// Where a method is put: a backbone's geometry.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +63,7 @@ pub trait Method {
     fn init(&self, site: &Site<'_>, seed: u64) -> Result<Params>;
 
     /// Build the prompts from parameters that [`Method::init`] laid out.
-    fn prompts(&self, site: &Site<'_>, params: &Params) -> AdditivePrompts;
+    fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts;
 }
 
 /// A method and its settings, tagged by name: the one spelling that configuration files, adapters and the
@@ -72,11 +79,40 @@ pub enum MethodConfig {
     LotepCp(Lotep),
     /// Tucker prompts on the image and the first blocks.
     LotepTk(Lotep),
+    /// A full map for each channel on the image and the first blocks.
+    NaiveDeep(NaiveDeep),
+    /// Maps that groups of channels share, on the image and the first blocks.
+    Grouped(Grouped),
+    /// A product of thin matrices for each channel, on the image and the first blocks.
+    DeepLorVp(DeepLorVp),
+    /// Tokens among those of the first block.
+    VptShallow(Vpt),
+    /// Tokens among those of every block.
+    VptDeep(Vpt),
 }
 
 impl MethodConfig {
     /// The names of all methods.
-    pub const NAMES: [&'static str; 4] = ["linear-probe", "lor-vp", "lotep-cp", "lotep-tk"];
+    pub const NAMES: [&'static str; 9] = [
+        "linear-probe",
+        "lor-vp",
+        "lotep-cp",
+        "lotep-tk",
+        "naive-deep",
+        "grouped",
+        "deep-lor-vp",
+        "vpt-shallow",
+        "vpt-deep",
+    ];
+
+    /// A method by its name, with default settings.
+    ///
+    /// # Errors
+    /// There is no such method.
+    pub fn named(name: &str) -> Result<Self> {
+        serde_json::from_value(serde_json::json!({ "method": name }))
+            .map_err(|_| input_error!("method {name}: known are {}", Self::NAMES.join(", ")))
+    }
 
     /// The method's name.
     pub fn name(&self) -> &'static str {
@@ -85,14 +121,24 @@ impl MethodConfig {
             Self::LorVp(_) => "lor-vp",
             Self::LotepCp(_) => "lotep-cp",
             Self::LotepTk(_) => "lotep-tk",
+            Self::NaiveDeep(_) => "naive-deep",
+            Self::Grouped(_) => "grouped",
+            Self::DeepLorVp(_) => "deep-lor-vp",
+            Self::VptShallow(_) => "vpt-shallow",
+            Self::VptDeep(_) => "vpt-deep",
         }
     }
 
     /// Write defaults that depend on the backbone into the settings, so that a record says what was run.
     pub fn resolve(&mut self, site: &Site<'_>) {
-        if let Self::LotepCp(m) | Self::LotepTk(m) = self {
-            m.depth_ratio.get_or_insert(site.default_depth_ratio);
-        }
+        let depth_ratio = match self {
+            Self::LotepCp(m) | Self::LotepTk(m) => &mut m.depth_ratio,
+            Self::NaiveDeep(m) => &mut m.depth_ratio,
+            Self::Grouped(m) => &mut m.depth_ratio,
+            Self::DeepLorVp(m) => &mut m.depth_ratio,
+            Self::LinearProbe(_) | Self::LorVp(_) | Self::VptShallow(_) | Self::VptDeep(_) => return,
+        };
+        depth_ratio.get_or_insert(site.default_depth_ratio);
     }
 
     fn with<T>(&self, act: impl FnOnce(&dyn Method) -> T) -> T {
@@ -101,6 +147,11 @@ impl MethodConfig {
             Self::LorVp(m) => act(m),
             Self::LotepCp(m) => act(&LotepMethod(m, Form::Cp)),
             Self::LotepTk(m) => act(&LotepMethod(m, Form::Tucker)),
+            Self::NaiveDeep(m) => act(&Grouped::from(m)),
+            Self::Grouped(m) => act(m),
+            Self::DeepLorVp(m) => act(&Grouped::from(m)),
+            Self::VptShallow(m) => act(&VptMethod(m, Depth::Shallow)),
+            Self::VptDeep(m) => act(&VptMethod(m, Depth::Deep)),
         }
     }
 }
@@ -110,7 +161,7 @@ impl Method for MethodConfig {
         self.with(|m| m.init(site, seed))
     }
 
-    fn prompts(&self, site: &Site<'_>, params: &Params) -> AdditivePrompts {
+    fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
         self.with(|m| m.prompts(site, params))
     }
 }
@@ -132,10 +183,14 @@ fn seeded(seed: u64, stream: u64) -> ChaCha8Rng {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{Tensor, TensorData};
+
     use super::*;
-    use crate::backbone::Layout;
+    use crate::backbone::parity::architecture;
+    use crate::backbone::{Layout, made_up};
     use crate::fixtures;
-    use crate::params::Group;
+    use crate::model::Frozen;
+    use crate::params::{Group, normal};
 
     fn counts(blocks: &[Block], ratio: f64, change: impl Fn(&mut Lotep)) -> [usize; 2] {
         let device = Device::flex();
@@ -216,13 +271,49 @@ mod tests {
         assert_eq!(params.count(Group::Prompt), 5_376);
     }
 
-    /// Training starts from the unchanged network: every prompt is exactly zero.
+    /// `spec/methods.md` 1.1 and 6: C·H·W, g·H·W, C·r·(H + W) and n·C for each prompted block, and the image's.
+    #[test]
+    fn baselines_have_the_parameters_of_their_formulas() {
+        let (device, blocks) = (Device::flex(), vit(14));
+        let site = Site { image: [224, 224], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        let count = |json: serde_json::Value| {
+            let method: MethodConfig = serde_json::from_value(json).unwrap();
+            method.init(&site, 0).unwrap().count(Group::Prompt)
+        };
+        let (grid, image) = (14 * 14, 224 * 224);
+        assert_eq!(count(serde_json::json!({"method": "naive-deep"})), 4 * 768 * grid + 3 * image);
+        let off = serde_json::json!({"method": "naive-deep", "input_prompt": false, "depth_ratio": 0.1});
+        assert_eq!(count(off), 768 * grid);
+        let grouped = serde_json::json!({"method": "grouped", "groups": 5});
+        assert_eq!(count(grouped), 4 * 5 * grid + 3 * image);
+        let grouped = serde_json::json!({"method": "grouped", "groups": 2, "rank": 3});
+        assert_eq!(count(grouped), 4 * 2 * 3 * 28 + 2 * 3 * 448);
+        assert_eq!(count(serde_json::json!({"method": "deep-lor-vp"})), 4 * 768 * 4 * 28 + 3 * 4 * 448);
+        assert_eq!(count(serde_json::json!({"method": "vpt-deep", "tokens": 50})), 12 * 50 * 768);
+        assert_eq!(count(serde_json::json!({"method": "vpt-shallow", "tokens": 7})), 7 * 768);
+    }
+
+    /// Seven channels in three groups: 0 to 2, 3 and 4, 5 and 6.
+    #[test]
+    fn successive_channels_share_a_map() {
+        let device = Device::flex();
+        let block = Block { name: "b".into(), channels: 7, height: 1, width: 2, layout: Layout::Map };
+        let site = Site { image: [4, 4], blocks: &[block], default_depth_ratio: 1.0, device: &device };
+        let method = Grouped { groups: 3, input_prompt: false, ..Grouped::default() };
+        let mut params = method.init(&site, 0).unwrap();
+        params.load("test", |_| Ok(((0..6).map(|v| v as f32).collect(), vec![3, 1, 2]))).unwrap();
+        let prompt = method.prompts(&site, &params).blocks[0].clone().unwrap();
+        let values: Vec<f32> = prompt.into_data().iter::<f32>().collect();
+        assert_eq!(values, [0., 1., 0., 1., 0., 1., 2., 3., 2., 3., 4., 5., 4., 5.]);
+    }
+
+    /// Training starts from the unchanged network: every added prompt is exactly zero.
     #[test]
     fn prompts_start_at_zero_and_seeds_differ() {
         let (device, blocks) = (Device::flex(), vit(14));
         let site = Site { image: [32, 48], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
         for name in MethodConfig::NAMES {
-            let method: MethodConfig = serde_json::from_value(serde_json::json!({ "method": name })).unwrap();
+            let method = MethodConfig::named(name).unwrap();
             assert_eq!(method.name(), name);
             let params = method.init(&site, 3).unwrap();
             let prompts = method.prompts(&site, &params);
@@ -234,7 +325,80 @@ mod tests {
                 named.into_iter().flat_map(|t| t.values).collect::<Vec<_>>()
             };
             assert_eq!(values(3), values(3), "{name}");
-            assert!(name == "linear-probe" || values(3) != values(4), "{name}");
+            assert!(
+                ["linear-probe", "naive-deep", "grouped"].contains(&name) || values(3) != values(4),
+                "{name}"
+            );
+        }
+    }
+
+    /// Each method's gradients along a random direction, against the loss on both sides. With smooth networks: a ReLU's
+    /// kinks would be seen.
+    #[test]
+    fn gradients_agree_with_finite_differences() {
+        let networks =
+            [("vit_b16", [32, 32]), ("convnext", [32, 64]), ("swin", [48, 48]), ("coatnet2", [64, 96])];
+        for (network, image) in networks {
+            let loaded = made_up(architecture(network), image);
+            let frozen = Frozen::new(&loaded);
+            let site = Site::of(&loaded);
+            let [h, w] = image;
+            let pixels: Vec<f32> = (0..3 * h * w).map(|i| 0.5 + 0.5 * (i as f32 * 0.37).sin()).collect();
+            let pixels = Tensor::<4>::from_data(TensorData::new(pixels, [1, 3, h, w]), &loaded.device);
+            for name in MethodConfig::NAMES.iter().filter(|n| **n != "linear-probe") {
+                let method = MethodConfig::named(name).unwrap();
+                if name.starts_with("vpt") && network != "vit_b16" {
+                    assert!(
+                        method.init(&site, 0).unwrap_err().to_string().contains("need a ViT"),
+                        "{network}"
+                    );
+                    continue;
+                }
+                let mut params = method.init(&site, 0).unwrap();
+                let mut rng = seeded(1, 0);
+                for param in params.iter_mut() {
+                    let n = param.value.dims()[0];
+                    let values = normal(n, 0.3, &mut rng);
+                    param.value = Tensor::from_data(TensorData::new(values, [n]), &loaded.device);
+                }
+                let directions: Vec<Tensor<1>> = params
+                    .iter()
+                    .map(|p| {
+                        let n = p.value.dims()[0];
+                        Tensor::from_data(TensorData::new(normal(n, 1.0, &mut rng), [n]), &loaded.device)
+                    })
+                    .collect();
+                let loss = |params: &Params| {
+                    let features = frozen.features(pixels.clone(), &method.prompts(&site, params));
+                    let width = features.dims()[1];
+                    let weigh: Vec<f32> = (0..width).map(|i| (i as f32).cos()).collect();
+                    let weigh = Tensor::<2>::from_data(TensorData::new(weigh, [1, width]), &loaded.device);
+                    (features * weigh).sum()
+                };
+                let leaves = params.leaves();
+                let mut tape = loss(&leaves).backward();
+                let slope: f64 = leaves
+                    .iter()
+                    .zip(&directions)
+                    .map(|(leaf, along)| {
+                        let grad = leaf.value.grad_remove(&mut tape).expect("every parameter acts");
+                        f64::from((grad * along.clone()).sum().into_scalar::<f32>())
+                    })
+                    .sum();
+                let norm =
+                    directions.iter().map(|d| f64::from((d.clone() * d.clone()).sum().into_scalar::<f32>()));
+                let step = 0.02 / norm.sum::<f64>().sqrt();
+                let beside = |step: f64| {
+                    let mut moved = params.clone();
+                    for (param, along) in moved.iter_mut().zip(&directions) {
+                        param.value = param.value.clone() + along.clone() * step;
+                    }
+                    f64::from(loss(&moved).into_scalar::<f32>())
+                };
+                let found = (beside(step) - beside(-step)) / (2.0 * step);
+                let scale = slope.abs().max(found.abs());
+                assert!((slope - found).abs() < 0.03 * scale, "{network} {name}: {slope} and {found}");
+            }
         }
     }
 
@@ -251,6 +415,14 @@ mod tests {
         assert!(lotep(&|m| m.depth_ratio = Some(1.5)).contains("depth_ratio 1.5"));
         assert!(lotep(&|m| m.depth_ratio = Some(f64::NAN)).contains("depth_ratio NaN"));
         assert!(lotep(&|m| (m.depth_ratio, m.input_prompt) = (Some(0.0), false)).contains("nothing"));
+        let given = |json: &str| {
+            let method: MethodConfig = serde_json::from_str(json).unwrap();
+            method.init(&site, 0).unwrap_err().to_string()
+        };
+        assert!(given(r#"{"method":"vpt-deep","tokens":0}"#).contains("tokens 0"));
+        assert!(given(r#"{"method":"vpt-deep","fourier":1.5}"#).contains("fourier 1.5"));
+        assert!(given(r#"{"method":"grouped","groups":0}"#).contains("groups 0"));
+        assert!(given(r#"{"method":"deep-lor-vp","rank":0}"#).contains("rank 0"));
         let rank = LorVp { rank: 300, ..LorVp::default() };
         assert!(MethodConfig::LorVp(rank).init(&site, 0).unwrap_err().to_string().contains("rank 300"));
         for json in [r#"{"method":"lor-vp","depth_ratio":0.5}"#, r#"{"method":"nothing"}"#] {

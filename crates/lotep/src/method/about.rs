@@ -1,0 +1,99 @@
+//! What there is to know of each method, for people who choose one.
+
+use serde::Serialize;
+
+/// A method in a few words.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct About {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it acts.
+    pub acts: &'static str,
+    /// What it learns beside the classifier: images `[3, H, W]`, blocks l with `[C, Hₗ, Wₗ]` at their entrance.
+    pub parameters: &'static str,
+    /// What a prediction costs over the plain network's.
+    pub cost: &'static str,
+    /// Where it was published.
+    pub source: &'static str,
+}
+
+const FOLDED: &str = "nothing: folded into the first layer";
+const ADDED: &str = "an addition a prompted block, the image's and a ViT's first folded";
+
+/// Every method, in the order of [`MethodConfig::NAMES`](super::MethodConfig::NAMES).
+pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
+    About {
+        name: "linear-probe",
+        acts: "nowhere: a new classifier of the pooled features, which are computed once",
+        parameters: "0",
+        cost: "nothing",
+        source: "",
+    },
+    About {
+        name: "lor-vp",
+        acts: "added to the image, a product of thin matrices for each colour",
+        parameters: "3 r (H + W), r = 4",
+        cost: FOLDED,
+        source: "LoR-VP (Jin et al., ICLR 2025)",
+    },
+    About {
+        name: "lotep-cp",
+        acts: "added to the image and to the entrance of the first blocks, a CP tensor each",
+        parameters: "Σ rₗ (C + Hₗ + Wₗ), r = 6 falling to 1",
+        cost: ADDED,
+        source: "LoTeP, eq. 7 and 8",
+    },
+    About {
+        name: "lotep-tk",
+        acts: "the same, a Tucker tensor each",
+        parameters: "Σ rₗ (C + Hₗ + Wₗ) + rₗ³, r = 6 falling to 1",
+        cost: ADDED,
+        source: "LoTeP, eq. 5 and 8",
+    },
+    About {
+        name: "naive-deep",
+        acts: "the same places, a full map for each channel",
+        parameters: "Σ C Hₗ Wₗ",
+        cost: ADDED,
+        source: "LoTeP, reference baseline",
+    },
+    About {
+        name: "grouped",
+        acts: "the same places, a map for each of g groups of successive channels, full or a product",
+        parameters: "Σ g Hₗ Wₗ, or Σ g r (Hₗ + Wₗ); g = 8",
+        cost: ADDED,
+        source: "LoTeP, reference baseline",
+    },
+    About {
+        name: "deep-lor-vp",
+        acts: "the same places, a product of thin matrices for each channel",
+        parameters: "Σ C r (Hₗ + Wₗ), r = 4",
+        cost: ADDED,
+        source: "LoTeP, reference baseline",
+    },
+    About {
+        name: "vpt-shallow",
+        acts: "n tokens among those of a ViT's first block",
+        parameters: "n C, n = 10",
+        cost: "n more tokens",
+        source: "VPT (Jia et al., ECCV 2022)",
+    },
+    About {
+        name: "vpt-deep",
+        acts: "n tokens among those of each of a ViT's L blocks; --fourier for VFPT's",
+        parameters: "L n C, n = 10",
+        cost: "n more tokens",
+        source: "VPT (Jia et al., ECCV 2022), VFPT",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::super::MethodConfig;
+    use super::*;
+
+    #[test]
+    fn every_method_has_its_line() {
+        assert_eq!(METHODS.map(|m| m.name), MethodConfig::NAMES);
+    }
+}

@@ -1,0 +1,139 @@
+//! Visual prompt tuning (Jia et al., ECCV 2022; `spec/methods.md` 6): tokens of the method's own among those of a ViT.
+//!
+//! The shallow form puts them in once, behind the position embedding; the deep one has others for every block, which
+//! take the place of what the block before made of its own. With `fourier` some of them are seen through a Fourier
+//! transform (VFPT, `spec/methods.md` 8).
+
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::{Method, Prompts, Site, seeded};
+use crate::backbone::Layout;
+use crate::params::{Group, Params, uniform};
+use crate::{Result, bail};
+
+/// VPT's settings, the same for the shallow and the deep form.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vpt {
+    /// Prompt tokens of a block.
+    pub tokens: usize,
+    /// Share of them, from the first, that enters as the real part of a Fourier transform over their width and their
+    /// number.
+    pub fourier: f64,
+}
+
+impl Default for Vpt {
+    fn default() -> Self {
+        Self { tokens: 10, fourier: 0.0 }
+    }
+}
+
+/// Where tokens are put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    Shallow,
+    Deep,
+}
+
+/// VPT in one of its forms, as a method.
+pub(super) struct VptMethod<'a>(pub(super) &'a Vpt, pub(super) Depth);
+
+/// More than any sequence that a ViT was trained on.
+const MOST: usize = 1000;
+
+impl VptMethod<'_> {
+    fn blocks(&self, site: &Site<'_>) -> usize {
+        match self.1 {
+            Depth::Shallow => 1,
+            Depth::Deep => site.blocks.len(),
+        }
+    }
+}
+
+impl Method for VptMethod<'_> {
+    fn init(&self, site: &Site<'_>, seed: u64) -> Result<Params> {
+        let (config, count) = (self.0, self.0.tokens);
+        if !(1..=MOST).contains(&count) {
+            bail!("vpt: tokens {count} is out of range; 1 to {MOST}");
+        }
+        if !(0.0..=1.0).contains(&config.fourier) {
+            bail!("vpt: fourier {} is out of range; 0 to 1", config.fourier);
+        }
+        let mut params = Params::default();
+        for (l, block) in site.blocks.iter().enumerate().take(self.blocks(site)) {
+            if block.layout != Layout::Tokens {
+                bail!(
+                    "vpt: prompt tokens need a ViT, whose blocks see a sequence with a class token; `{}` sees a map",
+                    block.name
+                );
+            }
+            // As the first layer of a network is drawn that takes patches to tokens (Glorot).
+            let patch = site.image[0] / block.height.max(1) * (site.image[1] / block.width.max(1));
+            let bound = (6.0 / (3 * patch + block.channels) as f64).sqrt();
+            let values = uniform(count * block.channels, bound, &mut seeded(seed, l as u64));
+            let shape = [count, block.channels];
+            params.push(format!("block.{l}.tokens"), &shape, Group::Prompt, values, site.device);
+        }
+        Ok(params)
+    }
+
+    fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
+        let transformed = (self.0.fourier * self.0.tokens as f64 + 1e-9) as usize;
+        let tokens = |l: usize| {
+            let tokens: Tensor<2> = params.get(&format!("block.{l}.tokens"));
+            let [count, _] = tokens.dims();
+            if transformed == 0 {
+                return tokens;
+            }
+            let seen = fourier(tokens.clone().narrow(0, 0, transformed));
+            if transformed == count {
+                return seen;
+            }
+            Tensor::cat(vec![seen, tokens.narrow(0, transformed, count - transformed)], 0)
+        };
+        Prompts { tokens: (0..self.blocks(site)).map(tokens).collect(), ..Prompts::default() }
+    }
+}
+
+/// The real part of the Fourier transform of a matrix along both axes: `Cₙ X C − Sₙ X S`, with the cosines and sines of
+/// `2π i j / length`.
+fn fourier(x: Tensor<2>) -> Tensor<2> {
+    let ([rows, columns], device) = (x.dims(), x.device());
+    let [row_cos, row_sin] = waves(rows, &device);
+    let [column_cos, column_sin] = waves(columns, &device);
+    row_cos.matmul(x.clone()).matmul(column_cos) - row_sin.matmul(x).matmul(column_sin)
+}
+
+fn waves(length: usize, device: &Device) -> [Tensor<2>; 2] {
+    let table = |wave: fn(f64) -> f64| {
+        let angle =
+            |i: usize| std::f64::consts::TAU * (i / length * (i % length) % length) as f64 / length as f64;
+        let values: Vec<f32> = (0..length * length).map(|i| wave(angle(i)) as f32).collect();
+        Tensor::from_data(TensorData::new(values, [length, length]), &device.clone().without_autodiff())
+    };
+    [table(f64::cos), table(f64::sin)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fourier_transform_is_the_definition() {
+        let (rows, columns) = (3, 5);
+        let at = |r: usize, c: usize| ((r * columns + c) as f64).sin();
+        let values: Vec<f32> = (0..rows * columns).map(|i| at(i / columns, i % columns) as f32).collect();
+        let x = Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), &Device::flex());
+        let found: Vec<f32> = fourier(x).into_data().iter::<f32>().collect();
+        for (i, found) in found.into_iter().enumerate() {
+            let (k, l) = (i / columns, i % columns);
+            let mut expected = 0.0;
+            for (r, c) in (0..rows * columns).map(|i| (i / columns, i % columns)) {
+                let turn = (k * r) as f64 / rows as f64 + (l * c) as f64 / columns as f64;
+                expected += at(r, c) * (std::f64::consts::TAU * turn).cos();
+            }
+            assert!((f64::from(found) - expected).abs() < 1e-5, "{i}: {found} {expected}");
+        }
+    }
+}
