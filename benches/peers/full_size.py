@@ -40,6 +40,8 @@ ARCHITECTURES = [
     ("convnext_base", 21841),
     ("swin_base_patch4_window7_224", 21841),
     ("coatnet_2_rw_224", 11821),
+    ("coatnet_3_rw_224", 1000),
+    ("coatnet_pico_rw_224", 1000),
     ("coatnet_nano_rw_224", 1000),
     ("coatnet_0_rw_224", 1000),
     ("coatnet_1_rw_224", 1000),
@@ -183,7 +185,7 @@ def restore(file, stored):
 
 
 def clear_of_kinks(model, image, margin=3e-5):
-    """Move batch norms' biases a little, until no ReLU's input on `image` is within `margin` of zero.
+    """Move the biases in front of ReLUs a little, until no ReLU's input on `image` is within `margin` of zero.
 
     Of millions of inputs one or two are so near zero that f32 rounds them to the other side. Each turns a gradient
     on or off there, and the comparison would be of that accident, not of the networks.
@@ -195,7 +197,9 @@ def clear_of_kinks(model, image, margin=3e-5):
     exact = copy.deepcopy(model).double()
 
     def settle(name, relu):
-        norm = model.get_submodule(name.replace("act", "bn"))
+        # Behind a norm, or in squeeze and excitation behind a convolution.
+        place = name.rpartition(".")[0] + ".fc1" if ".se" in name else name.replace("act", "bn")
+        norm = model.get_submodule(place)
 
         def before(_relu, inputs):
             # The new bias is rounded as the file will hold it; a channel moves on until it is clear.
@@ -210,7 +214,9 @@ def clear_of_kinks(model, image, margin=3e-5):
 
         relu.register_forward_pre_hook(before)
 
-    relus = [(name, module) for name, module in exact.named_modules() if isinstance(module, torch.nn.ReLU)]
+    # Those that make position biases see nothing of the image.
+    relus = [(name, module) for name, module in exact.named_modules()
+             if isinstance(module, torch.nn.ReLU) and ".rel_pos." not in name]
     for name, relu in relus:
         settle(name, relu)
     if relus:

@@ -311,6 +311,7 @@ fn mbconv(
         }
         Ok((kernel(leaf, [rows, columns, 1, 1])?.reshape([rows, columns]), None))
     };
+    let gate = if variant.early_gate { "se_early" } else { "se" };
     let halving = if variant.means { Halving::Means } else { Halving::Stride };
     Ok(MbConvWeights {
         pre_norm: norm("pre_norm", inputs)?,
@@ -320,8 +321,8 @@ fn mbconv(
         entrance: if variant.plain_entrance { Nonlinearity::Identity } else { Nonlinearity::Silu },
         early: variant.early_gate,
         middle: if variant.relu_gate { Nonlinearity::Relu } else { Nonlinearity::Silu },
-        squeeze: weights.pointwise(&format!("{name}.se.fc1"), wide / 4, wide)?,
-        excite: weights.pointwise(&format!("{name}.se.fc2"), wide, wide / 4)?,
+        squeeze: weights.pointwise(&format!("{name}.{gate}.fc1"), wide / 4, wide)?,
+        excite: weights.pointwise(&format!("{name}.{gate}.fc2"), wide, wide / 4)?,
         reduce: layer("conv3_1x1", outputs, wide)?,
         shortcut: (inputs != outputs).then(|| layer("shortcut.expand", outputs, inputs)).transpose()?,
     })
