@@ -104,7 +104,10 @@ impl Sweep for Heads {
 
 #[test]
 fn heads_of_any_size_agree_with_f64() {
-    for sizes in [[1, 1, 1, 1], [2, 5, 3, 4], [1, 33, 2, 32], [2, 49, 1, 40], [0, 7, 2, 8]] {
+    // Miri, which interprets, gets the small ones and one that is longer than a tile.
+    let interpreted: &[_] = &[[1, 1, 1, 1], [2, 5, 1, 4], [1, 33, 1, 4], [0, 7, 2, 8]];
+    let all: &[_] = &[[1, 1, 1, 1], [2, 5, 3, 4], [1, 33, 2, 32], [2, 49, 1, 40], [0, 7, 2, 8]];
+    for &sizes in if cfg!(miri) { interpreted } else { all } {
         for (windows, extra, queries) in
             [(0, 0, 99), (2, 0, 99), (0, 3, 99), (2, 30, 99), (0, 1, 1), (2, 0, 34)]
         {
@@ -197,6 +200,9 @@ fn windows_agree_with_f64() {
     for (size, window, shift) in
         [([4, 6], [2, 3], 0), ([7, 7], [7, 7], 3), ([5, 7], [4, 3], 1), ([1, 1], [2, 2], 0)]
     {
+        if cfg!(miri) && size == [7, 7] {
+            continue;
+        }
         sweep(&Windowed { size, window, shift });
     }
 }
