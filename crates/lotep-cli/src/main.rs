@@ -46,6 +46,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     Train(cmd::train::Args),
+    Sweep(cmd::sweep::Args),
     Eval(cmd::eval::Args),
     Predict(cmd::predict::Args),
     Inspect(cmd::inspect::Args),
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     let ui = Ui::new(args.format == "json", args.quiet);
     let done = match &args.command {
         Command::Train(a) => cmd::train::run(a, &ui),
+        Command::Sweep(a) => cmd::sweep::run(a, &ui),
         Command::Eval(a) => cmd::eval::run(a, &ui),
         Command::Predict(a) => cmd::predict::run(a, &ui),
         Command::Inspect(a) => cmd::inspect::run(a, &ui),

@@ -26,6 +26,7 @@ pub mod ops;
 pub mod params;
 pub mod pretrain;
 pub mod safetensors;
+pub mod sweep;
 pub mod system;
 pub mod torch;
 pub mod train;

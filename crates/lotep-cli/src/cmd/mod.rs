@@ -9,4 +9,5 @@ pub(crate) mod inspect;
 pub(crate) mod methods;
 mod model;
 pub(crate) mod predict;
+pub(crate) mod sweep;
 pub(crate) mod train;

@@ -213,15 +213,8 @@ impl Args {
     /// Defaults, then the file, then the options.
     fn resolve(&self) -> Result<TrainConfig> {
         let (mut file, mut method) = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
-        // A method named here is another method than the file's: its settings do not carry over.
-        if let Some(name) = &self.method
-            && method.get("method").and_then(Value::as_str) != Some(name)
-        {
-            method = Table::from_iter([("method".to_owned(), name.clone().into())]);
-            // Nor do the update rule and the learning rates that suited it.
-            for key in ["optimizer", "lr", "prompt_lr"] {
-                file.remove(key);
-            }
+        if let Some(name) = &self.method {
+            take_method(name, &mut file, &mut method);
         }
         self.overlay_method(&mut method);
         self.overlay(&mut file);
@@ -282,6 +275,17 @@ impl Args {
     }
 }
 
+/// Name the method. Another than the one that was set leaves that one's settings behind, and the update rule and the
+/// learning rates that suited it.
+pub(crate) fn take_method(name: &str, file: &mut Table, method: &mut Table) {
+    if method.get("method").and_then(Value::as_str) != Some(name) {
+        *method = Table::from_iter([("method".to_owned(), name.into())]);
+        for key in ["optimizer", "lr", "prompt_lr"] {
+            file.remove(key);
+        }
+    }
+}
+
 fn put(table: &mut Table, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         table.insert(key.to_owned(), value.into());
@@ -289,7 +293,7 @@ fn put(table: &mut Table, key: &str, value: Option<impl Into<Value>>) {
 }
 
 /// The settings in a file, and those of its method.
-fn read(path: &Path) -> Result<(Table, Table)> {
+pub(crate) fn read(path: &Path) -> Result<(Table, Table)> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let mut file: Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
@@ -306,7 +310,7 @@ fn read(path: &Path) -> Result<(Table, Table)> {
 }
 
 /// Settings over the defaults.
-fn settle(settings: Table, mut method: Table) -> Result<TrainConfig> {
+pub(crate) fn settle(settings: Table, mut method: Table) -> Result<TrainConfig> {
     method.entry("method").or_insert_with(|| "lotep-tk".into());
     let given = Value::Table(method.clone());
     let method: MethodConfig = method

@@ -26,4 +26,5 @@ mod interrupt;
 mod output;
 mod predict;
 mod resume;
+mod sweep;
 mod train;

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::factor::Order;
 use super::rank::{RankDenominator, RankSchedule, prompted_blocks, ranks};
 use super::{Method, Prompts, Site, check_scale, factor, seeded};
 use crate::backbone::Layout;
@@ -154,11 +155,12 @@ impl Method for LotepMethod<'_> {
         for plan in config.plan(site) {
             let get = |leaf: &str| params.get::<2>(&format!("{}.{leaf}", plan.name));
             let (channel, row, column) = (get("channel"), get("row"), get("column"));
+            let order = if plan.block.is_some() { Order::ChannelsLast } else { Order::ChannelsFirst };
             let prompt = match form {
-                Form::Cp => factor::cp(channel, row, column),
+                Form::Cp => factor::cp(channel, row, column, order),
                 Form::Tucker => {
                     let core = params.get::<3>(&format!("{}.core", plan.name));
-                    factor::tucker(core, channel, row, column)
+                    factor::tucker(core, channel, row, column, order)
                 }
             };
             match plan.block {

@@ -123,7 +123,7 @@ fn kernel(weight: Tensor<4>, bias: Option<Tensor<1>>, stride: usize, padding: us
 /// prompt covers it (as a sequence, H · W = tokens).
 pub(crate) fn token_rows(prompt: Tensor<3>, tokens: usize) -> Tensor<2> {
     let [c, h, w] = prompt.dims();
-    let rows = prompt.reshape([c, h * w]).transpose();
+    let rows = prompt.permute([1, 2, 0]).reshape([h * w, c]);
     if h * w == tokens {
         return rows;
     }

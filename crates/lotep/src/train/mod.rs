@@ -16,5 +16,5 @@ pub mod tensorboard;
 pub use config::{Select, TrainConfig};
 pub use observe::{EpochRecord, Event, Observer, Silent};
 pub use records::{Outcome, RunFacts, TrainFacts};
-pub use run::{RunDir, train};
+pub use run::{RunDir, train, train_epochs};
 pub use schedule::Schedule;

@@ -67,14 +67,34 @@ pub fn train(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let checkpoint = dir.checkpoint();
-    let resuming = resume && checkpoint.exists();
-    if !resume && (checkpoint.exists() || dir.result().exists()) {
+    if !resume && (dir.checkpoint().exists() || dir.result().exists()) {
         bail!(
             "{} already holds a run: continue it with --resume, or choose another --output",
             dir.path().display()
         );
     }
+    let mut run = open(config, dir, observer)?;
+    run.fit(run.config().epochs, observer)?;
+    run.finish(dir, observer)
+}
+
+/// Train up to the end of an epoch, going on from the checkpoint in `dir` if there is one, and leave a checkpoint there;
+/// the test split stays untouched.
+///
+/// # Errors
+/// As for [`train`].
+pub fn train_epochs(
+    config: &TrainConfig,
+    dir: &RunDir,
+    epochs: usize,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    open(config, dir, observer)?.fit(epochs.min(config.epochs), observer)
+}
+
+/// Set up a run, at its checkpoint if it has one.
+fn open(config: &TrainConfig, dir: &RunDir, observer: &mut dyn Observer) -> Result<Run> {
+    let checkpoint = dir.checkpoint();
     for directory in [dir.path(), &dir.adapter(), checkpoint.parent().unwrap_or(dir.path())] {
         remove_leftovers(directory);
     }
@@ -88,15 +108,13 @@ pub fn train(
         setup.params.iter().count(),
     );
     let mut state = State { progress: Progress::default(), params: setup.params.clone(), optim, best: None };
-    if resuming {
+    if checkpoint.exists() {
         state.load(&checkpoint, &setup.config)?;
         let p = &state.progress;
         observer.event(Event::Plan(&format!("resuming  after epoch {}, batch {}", p.epoch, p.batch)));
     }
     let records = Records::open(dir, &setup.config, state.progress.epoch)?;
-    let mut run = Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records };
-    run.fit(observer)?;
-    run.finish(dir, observer)
+    Ok(Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records })
 }
 
 struct Run {
@@ -122,14 +140,18 @@ impl Run {
         self.state.save(&self.checkpoint, self.config())
     }
 
-    fn fit(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    /// Train to the end of epoch `last`.
+    fn fit(&mut self, last: usize, observer: &mut dyn Observer) -> Result<()> {
+        if self.state.progress.epoch >= last {
+            return Ok(());
+        }
         let started = Instant::now();
         let cache = self.feature_cache(observer)?;
         if cache.is_some() {
             // The one pass through the network is most of what a linear probe costs.
             self.state.progress.seconds += started.elapsed().as_secs_f64();
         }
-        while self.state.progress.epoch < self.config().epochs {
+        while self.state.progress.epoch < last {
             let record = match self.epoch(cache.as_ref(), observer) {
                 Err(Error::Interrupted(why)) => return Err(self.interrupted(&why)),
                 other => other?,
@@ -143,7 +165,7 @@ impl Run {
 
     /// A method without prompts leaves the features alone: compute them once.
     fn feature_cache(&self, observer: &mut dyn Observer) -> Result<Option<FeatureCache>> {
-        if self.state.params.count(Group::Prompt) > 0 || self.state.progress.epoch == self.config().epochs {
+        if self.state.params.count(Group::Prompt) > 0 {
             return Ok(None);
         }
         let loader = &self.setup.images.train;

@@ -1,0 +1,156 @@
+//! `lotep sweep`.
+
+use std::path::PathBuf;
+
+use lotep::sweep::{Candidate, Chosen, sweep};
+use lotep::{Result, bail, input_error};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use toml::{Table, Value};
+
+use super::train::{MAX_SEED, read, settle, take_method};
+use crate::ui::{Ui, Watcher};
+
+/// More combinations than anyone would wait for: a slip in the ranges.
+const MOST: usize = 10_000;
+
+/// Try settings on held-out training images, and train the best to its end.
+///
+/// A setting with several values varies; all combinations are tried, or --trials of them. Each is judged by its best epoch
+/// on images held out of the training split (val/ if there is one); the test split is looked at once, for the chosen
+/// one. A sweep that was stopped goes on where it was when the same command is given again.
+#[derive(clap::Args)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
+Examples:
+  lotep sweep --set backbone=resnet18.tv_in1k --set data=photos --set prompt_lr=0.005,0.02,0.05 --output runs/rates
+  lotep sweep --config runs/photos/config.toml --set method=lotep-tk,lor-vp,linear-probe --output runs/methods
+  lotep sweep --config vpt.toml --set lr=0.5,0.1,0.02 --set weight_decay=0,0.001 --set method.tokens=5,10,50 \\
+              --halving 3 --output runs/vpt"
+)]
+pub(crate) struct Args {
+    /// A TOML file of settings, such as a run's config.toml; --set wins over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A setting as in config.toml, one value for all trials or several with commas between; the method's own begin with
+    /// `method.`, and `method` itself is its name.
+    #[arg(long = "set", value_name = "KEY=VALUE,…")]
+    set: Vec<String>,
+    /// Directory of the sweep: trials/NNN, trials.json and result.json.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Try so many of the combinations, drawn at random, not all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST as u64))]
+    trials: Option<u64>,
+    /// Seed of that draw; the runs' own is the setting `seed`.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
+    draw_seed: u64,
+    /// Successive halving: train all for a part of their epochs, keep one of N, and so on up to the last.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=100))]
+    halving: Option<u64>,
+}
+
+/// A setting's key and values, as they were given.
+type Axis = (String, Vec<String>);
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let candidates = args.candidates()?;
+    let by = args.halving.map(|n| n as usize);
+    ui.note(&format!("{} settings to try", candidates.len()));
+    Ui::catch_signals();
+    let chosen = sweep(&candidates, &args.output, by, &mut Watcher(ui));
+    ui.clear();
+    let chosen = chosen?;
+    if ui.json() { ui.out_json(&chosen) } else { ui.out(&table(&chosen)) }
+}
+
+impl Args {
+    fn candidates(&self) -> Result<Vec<Candidate>> {
+        let (file, method) = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let axes = self.set.iter().map(|text| axis(text)).collect::<Result<Vec<_>>>()?;
+        let many = |axis: &&Axis| axis.1.len() > 1;
+        let count = axes.iter().try_fold(1_usize, |n, (_, values)| n.checked_mul(values.len()));
+        let count = count.filter(|n| *n <= MOST);
+        let Some(count) = count else { bail!("--set: more than {MOST} combinations") };
+        if let Some((key, _)) =
+            axes.iter().enumerate().find(|(i, a)| axes[..*i].iter().any(|b| b.0 == a.0)).map(|(_, a)| a)
+        {
+            bail!("--set {key} is given twice: put its values together, with commas between");
+        }
+        let mut numbers: Vec<usize> = (0..count).collect();
+        if let Some(trials) = self.trials {
+            numbers.shuffle(&mut ChaCha8Rng::seed_from_u64(self.draw_seed));
+            numbers.truncate(trials as usize);
+            numbers.sort_unstable();
+        }
+        let candidate = |number: usize| -> Result<Candidate> {
+            let (mut file, mut method) = (file.clone(), method.clone());
+            // The last axis varies fastest.
+            let mut rest = number;
+            let mut point: Vec<(&str, &str)> = Vec::new();
+            for (key, values) in axes.iter().rev() {
+                point.push((key, &values[rest % values.len()]));
+                rest /= values.len();
+            }
+            point.reverse();
+            // A method leaves another one's settings behind, so it comes before its own.
+            for (_, name) in point.iter().filter(|(key, _)| *key == "method") {
+                take_method(name, &mut file, &mut method);
+            }
+            for (key, value) in point.iter().filter(|(key, _)| *key != "method") {
+                match key.strip_prefix("method.") {
+                    Some(key) => method.insert(key.to_owned(), parse(value)),
+                    None => file.insert((*key).to_owned(), parse(value)),
+                };
+            }
+            for key in ["backbone", "data"] {
+                if !file.contains_key(key) {
+                    bail!("`{key}` is missing: give it as --set {key}=… or in --config");
+                }
+            }
+            let varied = point.iter().filter(|(key, _)| axes.iter().filter(many).any(|a| a.0 == *key));
+            let settings: Vec<String> = varied.map(|(key, value)| format!("{key}={value}")).collect();
+            let settings = if settings.is_empty() { "as given".to_owned() } else { settings.join(" ") };
+            let config = settle(file, method).map_err(|e| input_error!("{settings}: {e}"))?;
+            Ok(Candidate { settings, config })
+        };
+        numbers.into_iter().map(candidate).collect()
+    }
+}
+
+fn axis(text: &str) -> Result<Axis> {
+    let Some((key, values)) = text.split_once('=') else {
+        bail!("--set {text}: KEY=VALUE is expected, or KEY=VALUE,VALUE,…");
+    };
+    let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
+    if key.is_empty() || values.iter().any(String::is_empty) {
+        bail!("--set {text}: KEY=VALUE is expected, or KEY=VALUE,VALUE,…");
+    }
+    Ok((key.trim().to_owned(), values))
+}
+
+/// As TOML would read it, and else as text.
+fn parse(value: &str) -> Value {
+    let line = format!("v = {value}");
+    let read = line.parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+    read.unwrap_or_else(|| Value::String(value.to_owned()))
+}
+
+fn table(chosen: &Chosen) -> String {
+    let mut lines = vec![format!("{:>7} {:>6} {:>9}  settings", "val", "epoch", "of epochs")];
+    for t in &chosen.trials {
+        let (val, epoch) = match (&t.failed, t.best) {
+            (None, Some((epoch, a))) => (format!("{:.2}%", a.top1), epoch.to_string()),
+            _ => ("failed".to_owned(), "-".to_owned()),
+        };
+        lines.push(format!("{val:>7} {epoch:>6} {:>9}  {}", t.epochs, t.settings));
+    }
+    let train = &chosen.outcome.train;
+    if let Some(a) = train.test {
+        lines.push(format!("chosen on held-out images; its test top1 {:.2}% ({} images)", a.top1, a.images));
+    }
+    lines.push(format!("adapter in {}", chosen.run.join("adapter").display()));
+    lines.join("\n")
+}
