@@ -1,9 +1,9 @@
 //! CPU kernels for neural networks whose weights never change.
 //!
-//! Weights are packed once ([`gemm::Matrix`]), activations lie in tiles ([`Tiles`]). Products take bfloat16 or f32 operands and sum in f32; what precedes a product (a
-//! normalisation, a window of a feature map, a prompt) is applied while its operand is packed, and what follows it
-//! (bias, activation, residual) while the sums are still in the cache. Backward passes compute the gradient of the
-//! input only.
+//! Weights are packed once ([`gemm::Matrix`]), activations lie in tiles ([`Tiles`]). Products take bfloat16 or f32
+//! operands and sum in f32; what precedes a product (a normalisation, a window of a feature map, a prompt) is applied
+//! while its operand is packed, and what follows it (bias, activation, residual) while the sums are still in the cache.
+//! Backward passes compute the gradient of the input only.
 //!
 //! The instruction set is chosen at run time ([`Isa`]); every function takes it, so that all of them can be tested
 //! on one machine. No framework is in sight: what comes in and goes out of a network are slices of f32, row by row.
@@ -18,6 +18,14 @@
 //! gemm::run(Isa::best(), &Rounded::new(&x, 4), &weight, &Store::new(&mut y, 2).bias(&[0.5, -0.5]));
 //! assert_eq!(y, [0.5, 0.5, 4.5, 4.5, 8.5, 8.5]);
 //! ```
+//!
+//! # Checked
+//!
+//! Every kernel is compared with f64 over awkward shapes, for each instruction set that the machine has. The same tests
+//! run under the address sanitiser (`RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p lotep-kernels --lib --target
+//! x86_64-unknown-linux-gnu`). Miri, which knows no vector instructions, interprets the portable form
+//! (`MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-tree-borrows -Zmiri-ignore-leaks" cargo +nightly miri test -p
+//! lotep-kernels --lib`); sizes are smaller there, and it takes hours all the same: name the tests you want.
 
 pub mod attention;
 mod buffer;
