@@ -21,6 +21,9 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A run's loss or parameters became something that is no number. The message says when, and what is kept.
+    #[error("{0}")]
+    Diverged(String),
     /// The user asked to stop (Ctrl-C); what had been done is saved.
     #[error("{0}")]
     Interrupted(String),

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::eval::Accuracy;
-use crate::train::{EpochRecord, Event, Observer, Outcome, RunDir, Select, TrainConfig, train, train_epochs};
+use crate::train::{Event, Observer, Outcome, RunDir, Select, TrainConfig, train, train_epochs};
 use crate::{Error, Result, bail, input_error, write_atomic};
 
 /// Settings to try.
@@ -27,19 +26,62 @@ pub struct Candidate {
 pub struct Trial {
     /// What distinguishes it.
     pub settings: String,
-    /// Epochs it was trained for.
+    /// All of its settings.
+    pub config: TrainConfig,
+    /// What came of each round that it took part in.
+    pub rounds: Vec<Round>,
+}
+
+/// What a trial had reached at the end of a round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// The round, from 1.
+    pub round: usize,
+    /// Epochs trained.
     pub epochs: usize,
-    /// The best of them, from 1, and its accuracy on held-out images.
-    pub best: Option<(usize, Accuracy)>,
-    /// Why it could not be trained to there.
+    /// The best of them on held-out images; of equals the earlier.
+    pub best: Option<Best>,
+    /// How the run diverged, if it did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub failed: Option<String>,
+    pub diverged: Option<String>,
+}
+
+/// An epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its number, from 1.
+    pub epoch: usize,
+    /// Accuracy on held-out images, in percent.
+    pub top1: f64,
 }
 
 impl Trial {
-    fn score(&self) -> f64 {
-        self.best.filter(|_| self.failed.is_none()).map_or(f64::NEG_INFINITY, |(_, a)| a.top1)
+    fn round(&self, round: usize) -> Option<&Round> {
+        self.rounds.iter().find(|r| r.round == round)
     }
+
+    /// Its score in a round; below all others where it diverged.
+    fn score(&self, round: usize) -> f64 {
+        let best = self.round(round).filter(|r| r.diverged.is_none()).and_then(|r| r.best);
+        best.map_or(f64::NEG_INFINITY, |best| best.top1)
+    }
+
+    /// How it diverged, if it did.
+    pub fn diverged(&self) -> Option<&str> {
+        self.rounds.iter().find_map(|r| r.diverged.as_deref())
+    }
+
+    /// The last round that it took part in.
+    pub fn last(&self) -> Option<&Round> {
+        self.rounds.last()
+    }
+}
+
+/// `trials.json`: what a sweep is, and how far it has come.
+#[derive(Serialize, Deserialize)]
+struct State {
+    halving: Option<usize>,
+    trials: Vec<Trial>,
 }
 
 /// All trials, best first, and what the best one gave.
@@ -72,9 +114,11 @@ fn rounds(epochs: usize, candidates: usize, halving: Option<usize>) -> Vec<(usiz
 ///
 /// `halving` keeps one of so many after each round, 2 or more; without it everyone is trained to the end.
 ///
+/// A trial whose loss is no longer a number loses its round; any other error ends the sweep.
+///
 /// # Errors
-/// There are no candidates, `dir` holds another sweep, every candidate fails, or the observer stops it (what is done is
-/// kept).
+/// There are no candidates, `dir` holds another sweep, a setting is wrong, every candidate diverges, or the observer
+/// stops it (what is done is kept).
 pub fn sweep(
     candidates: &[Candidate],
     dir: &Path,
@@ -83,53 +127,86 @@ pub fn sweep(
 ) -> Result<Chosen> {
     let Some(first) = candidates.first() else { bail!("a sweep needs one setting at least") };
     let epochs = first.config.epochs;
+    if halving.is_some_and(|by| by < 2) {
+        bail!("successive halving keeps one of two at most");
+    }
     if halving.is_some() && candidates.iter().any(|c| c.config.epochs != epochs) {
         bail!("successive halving compares runs of the same length: epochs can't vary");
     }
     for c in candidates {
-        c.config.validate().map_err(|e| input_error!("{}: {e}", c.settings))?;
+        judged(&c.config).validate().map_err(|e| input_error!("{}: {e}", c.settings))?;
     }
-    let mut trials = open(candidates, dir)?;
-    let last = rounds(epochs, candidates.len(), halving);
+    let mut state = open(candidates, dir, halving)?;
+    save(&state, dir)?;
+    let rounds = rounds(epochs, candidates.len(), halving);
     let (mut alive, mut out): (Vec<usize>, Vec<usize>) = ((0..candidates.len()).collect(), Vec::new());
-    for (round, &(length, count)) in last.iter().enumerate() {
+    for (number, &(length, count)) in (1..).zip(&rounds) {
         out.splice(0..0, alive.split_off(count));
-        for (done, &i) in alive.iter().enumerate() {
-            let length = if halving.is_some() { length } else { candidates[i].config.epochs };
-            let (config, run) = (judged(&candidates[i].config), trial_dir(dir, i));
-            if trials[i].failed.is_none() && trials[i].epochs < length {
-                let settings = &candidates[i].settings;
-                let of = format!("{}/{} of round {}/{}", done + 1, alive.len(), round + 1, last.len());
-                observer.event(Event::Plan(&format!("\ntrial {of}, to epoch {length}: {settings}")));
-                match train_epochs(&config, &run, length, observer) {
-                    Ok(()) => {}
-                    Err(Error::Input(why)) => {
-                        observer.event(Event::Warning(&format!("{settings}: {why}")));
-                        trials[i].failed = Some(why);
-                    }
-                    Err(other) => return Err(other),
+        let mut done = 0;
+        while done < alive.len() {
+            for &i in &alive[done..] {
+                let trial = &state.trials[i];
+                if trial.diverged().is_none() && trial.round(number).is_none() {
+                    let length = if halving.is_some() { length } else { state.trials[i].config.epochs };
+                    let settings = &state.trials[i].settings;
+                    let of = format!("trial {:03}, round {number} of {}", i + 1, rounds.len());
+                    observer.event(Event::Plan(&format!("\n{of}, to epoch {length}: {settings}")));
+                    let round = train_round(&state.trials[i], number, &trial_dir(dir, i), length, observer)?;
+                    state.trials[i].rounds.push(round);
+                    save(&state, dir)?;
                 }
-                if trials[i].failed.is_none() {
-                    trials[i].best = best(&run, length)?;
-                }
-                trials[i].epochs = length;
-                save(&trials, dir)?;
+            }
+            done = alive.len();
+            // The next best of those that were left behind takes the place of survivors that all diverged.
+            if alive.iter().all(|i| state.trials[*i].diverged().is_some()) {
+                let next = out.iter().position(|i| state.trials[*i].diverged().is_none());
+                let Some(next) = next else {
+                    let why = state.trials.iter().find_map(Trial::diverged).unwrap_or_default();
+                    bail!("every trial failed; the first: {why}");
+                };
+                alive.push(out.remove(next));
             }
         }
-        if let Some(why) = alive.iter().map(|i| trials[*i].failed.as_ref()).collect::<Option<Vec<_>>>() {
-            bail!("every trial failed; the first: {}", why.first().map_or("", |why| why));
-        }
         // Stable: the earlier of two equals stays in front.
-        alive.sort_by(|a, b| trials[*b].score().total_cmp(&trials[*a].score()));
+        alive.sort_by(|a, b| state.trials[*b].score(number).total_cmp(&state.trials[*a].score(number)));
     }
     let winner = alive[0];
-    let run = RunDir::new(trial_dir(dir, winner).path());
-    observer.event(Event::Plan(&format!("\nchosen: {}", candidates[winner].settings)));
-    let outcome = train(&judged(&candidates[winner].config), &run, true, observer)?;
-    let trials = alive.iter().chain(&out).map(|i| trials[*i].clone()).collect();
+    let run = trial_dir(dir, winner);
+    observer.event(Event::Plan(&format!("\nchosen: {}", state.trials[winner].settings)));
+    let outcome = train(&state.trials[winner].config, &run, true, observer).map_err(without_hint)?;
+    let trials = alive.iter().chain(&out).map(|i| state.trials[*i].clone()).collect();
     let chosen = Chosen { trials, run: run.path().to_owned(), outcome };
     write_json(&chosen, &dir.join("result.json"))?;
     Ok(chosen)
+}
+
+/// Train a trial to the end of a round.
+fn train_round(
+    trial: &Trial,
+    round: usize,
+    run: &RunDir,
+    epochs: usize,
+    observer: &mut dyn Observer,
+) -> Result<Round> {
+    match train_epochs(&trial.config, run, epochs, observer) {
+        Ok(()) => Ok(Round { round, epochs, best: best(run, epochs)?.1, diverged: None }),
+        Err(Error::Diverged(why)) => {
+            observer.event(Event::Warning(&format!("{}: {why}", trial.settings)));
+            let (epochs, best) = best(run, epochs)?;
+            Ok(Round { round, epochs, best, diverged: Some(why) })
+        }
+        Err(other) => Err(without_hint(other)),
+    }
+}
+
+/// A run's own advice on how to go on is not the sweep's.
+fn without_hint(error: Error) -> Error {
+    match error {
+        Error::Interrupted(_) => {
+            Error::Interrupted("stopped, with everything saved: the same command goes on from here".into())
+        }
+        other => other,
+    }
 }
 
 /// The settings of a trial: its epoch is chosen on held-out images, as it is itself.
@@ -142,25 +219,29 @@ fn trial_dir(dir: &Path, index: usize) -> RunDir {
 }
 
 /// What earlier calls did here, or a new beginning.
-fn open(candidates: &[Candidate], dir: &Path) -> Result<Vec<Trial>> {
+fn open(candidates: &[Candidate], dir: &Path, halving: Option<usize>) -> Result<State> {
+    let fresh =
+        |c: &Candidate| Trial { settings: c.settings.clone(), config: judged(&c.config), rounds: Vec::new() };
+    let fresh: Vec<Trial> = candidates.iter().map(fresh).collect();
     let path = dir.join("trials.json");
-    let Ok(text) = std::fs::read(&path) else {
-        let fresh =
-            |c: &Candidate| Trial { settings: c.settings.clone(), epochs: 0, best: None, failed: None };
-        return Ok(candidates.iter().map(fresh).collect());
+    let text = match std::fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State { halving, trials: fresh }),
+        read => read.map_err(Error::io("read", &path))?,
     };
-    let trials: Vec<Trial> =
+    let state: State =
         serde_json::from_slice(&text).map_err(|e| input_error!("{} is damaged: {e}", path.display()))?;
-    let same = trials.len() == candidates.len()
-        && trials.iter().zip(candidates).all(|(trial, c)| trial.settings == c.settings);
-    if !same {
-        bail!("{} holds another sweep: choose another --output", dir.display());
+    let same = |a: &Trial, b: &Trial| a.settings == b.settings && a.config == b.config;
+    if state.halving != halving
+        || state.trials.len() != fresh.len()
+        || !state.trials.iter().zip(&fresh).all(|(a, b)| same(a, b))
+    {
+        bail!("{} holds another sweep, with other settings: choose another --output", dir.display());
     }
-    Ok(trials)
+    Ok(state)
 }
 
-fn save(trials: &[Trial], dir: &Path) -> Result<()> {
-    write_json(&trials, &dir.join("trials.json"))
+fn save(state: &State, dir: &Path) -> Result<()> {
+    write_json(state, &dir.join("trials.json"))
 }
 
 fn write_json(value: &impl Serialize, path: &Path) -> Result<()> {
@@ -168,19 +249,22 @@ fn write_json(value: &impl Serialize, path: &Path) -> Result<()> {
     write_atomic(path, &json)
 }
 
-/// The best of a run's first epochs on held-out images; of equals the earlier.
-fn best(run: &RunDir, epochs: usize) -> Result<Option<(usize, Accuracy)>> {
+/// How many of a run's first epochs there are, and the best of them.
+fn best(run: &RunDir, epochs: usize) -> Result<(usize, Option<Best>)> {
     let path = run.metrics();
     let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let mut best: Option<(usize, Accuracy)> = None;
+    let (mut count, mut best): (usize, Option<Best>) = (0, None);
     for line in text.lines().take(epochs) {
-        let record: EpochRecord =
+        // Only what is needed: a loss that is no number is written as null.
+        let record: serde_json::Value =
             serde_json::from_str(line).map_err(|e| input_error!("{} is damaged: {e}", path.display()))?;
-        if let Some(val) = record.val.filter(|val| best.is_none_or(|(_, b)| val.top1 > b.top1)) {
-            best = Some((record.epoch, val));
+        count += 1;
+        let top1 = record["val"]["top1"].as_f64();
+        if let Some(top1) = top1.filter(|top1| best.is_none_or(|b| *top1 > b.top1)) {
+            best = Some(Best { epoch: count, top1 });
         }
     }
-    Ok(best)
+    Ok((count, best))
 }
 
 #[cfg(test)]

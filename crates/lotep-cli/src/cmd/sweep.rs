@@ -52,6 +52,10 @@ pub(crate) struct Args {
     halving: Option<u64>,
 }
 
+/// Settings that decide which images are held out.
+const FIXED: [&str; 8] =
+    ["data", "dataset", "subset", "seed", "val_fraction", "test_fraction", "select", "test_every_epoch"];
+
 /// A setting's key and values, as they were given.
 type Axis = (String, Vec<String>);
 
@@ -84,6 +88,9 @@ impl Args {
             numbers.shuffle(&mut ChaCha8Rng::seed_from_u64(self.draw_seed));
             numbers.truncate(trials as usize);
             numbers.sort_unstable();
+        }
+        if let Some((key, _)) = axes.iter().filter(many).find(|(key, _)| FIXED.contains(&key.as_str())) {
+            bail!("--set {key} can't vary: trials are compared on the same held-out images");
         }
         let candidate = |number: usize| -> Result<Candidate> {
             let (mut file, mut method) = (file.clone(), method.clone());
@@ -141,11 +148,11 @@ fn parse(value: &str) -> Value {
 fn table(chosen: &Chosen) -> String {
     let mut lines = vec![format!("{:>7} {:>6} {:>9}  settings", "val", "epoch", "of epochs")];
     for t in &chosen.trials {
-        let (val, epoch) = match (&t.failed, t.best) {
-            (None, Some((epoch, a))) => (format!("{:.2}%", a.top1), epoch.to_string()),
-            _ => ("failed".to_owned(), "-".to_owned()),
+        let (val, epoch) = match t.last().filter(|_| t.diverged().is_none()).and_then(|round| round.best) {
+            Some(best) => (format!("{:.2}%", best.top1), best.epoch.to_string()),
+            None => ("failed".to_owned(), "-".to_owned()),
         };
-        lines.push(format!("{val:>7} {epoch:>6} {:>9}  {}", t.epochs, t.settings));
+        lines.push(format!("{val:>7} {epoch:>6} {:>9}  {}", t.last().map_or(0, |r| r.epochs), t.settings));
     }
     let train = &chosen.outcome.train;
     if let Some(a) = train.test {

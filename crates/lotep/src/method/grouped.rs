@@ -117,18 +117,18 @@ impl Grouped {
 impl Method for Grouped {
     fn init(&self, site: &Site<'_>, seed: u64) -> Result<Params> {
         if self.groups == 0 {
-            bail!("grouped: groups 0 is out of range; 1 at least");
+            bail!("deep prompts: groups 0 is out of range; 1 at least");
         }
         if let Some(ratio) = self.depth_ratio.filter(|r| !(0.0..=1.0).contains(r)) {
-            bail!("grouped: depth_ratio {ratio} is out of range; 0 to 1");
+            bail!("deep prompts: depth_ratio {ratio} is out of range; 0 to 1");
         }
         if self.rank == Some(0) {
-            bail!("grouped: rank 0 is out of range; 1 at least");
+            bail!("deep prompts: rank 0 is out of range; 1 at least");
         }
-        check_scale("grouped", "spatial_std", self.spatial_std)?;
+        check_scale("deep prompts", "spatial_std", self.spatial_std)?;
         let (image, blocks) = self.places(site);
         if image.is_none() && blocks.is_empty() {
-            bail!("grouped: no block is prompted and input_prompt is off, so nothing would be learnt");
+            bail!("deep prompts: no block is prompted and input_prompt is off, so nothing would be learnt");
         }
         let mut params = Params::default();
         for (index, (name, [channels, h, w])) in image.into_iter().chain(blocks).enumerate() {

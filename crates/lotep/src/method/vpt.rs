@@ -43,6 +43,11 @@ pub(super) struct VptMethod<'a>(pub(super) &'a Vpt, pub(super) Depth);
 const MOST: usize = 1000;
 
 impl VptMethod<'_> {
+    /// Tokens that enter through a Fourier transform.
+    fn transformed(&self) -> usize {
+        (self.0.fourier * self.0.tokens as f64 + 1e-9) as usize
+    }
+
     fn blocks(&self, site: &Site<'_>) -> usize {
         match self.1 {
             Depth::Shallow => 1,
@@ -59,6 +64,9 @@ impl Method for VptMethod<'_> {
         }
         if !(0.0..=1.0).contains(&config.fourier) {
             bail!("vpt: fourier {} is out of range; 0 to 1", config.fourier);
+        }
+        if config.fourier > 0.0 && self.transformed() == 0 {
+            bail!("vpt: fourier {} of {count} tokens is none", config.fourier);
         }
         let mut params = Params::default();
         for (l, block) in site.blocks.iter().enumerate().take(self.blocks(site)) {
@@ -79,14 +87,15 @@ impl Method for VptMethod<'_> {
     }
 
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
-        let transformed = (self.0.fourier * self.0.tokens as f64 + 1e-9) as usize;
+        let transformed = self.transformed();
+        // The same for all blocks.
+        let fourier =
+            (transformed > 0).then(|| Fourier::new(transformed, site.blocks[0].channels, site.device));
         let tokens = |l: usize| {
             let tokens: Tensor<2> = params.get(&format!("block.{l}.tokens"));
             let [count, _] = tokens.dims();
-            if transformed == 0 {
-                return tokens;
-            }
-            let seen = fourier(tokens.clone().narrow(0, 0, transformed));
+            let Some(fourier) = &fourier else { return tokens };
+            let seen = fourier.real_part(tokens.clone().narrow(0, 0, transformed));
             if transformed == count {
                 return seen;
             }
@@ -96,20 +105,30 @@ impl Method for VptMethod<'_> {
     }
 }
 
-/// The real part of the Fourier transform of a matrix along both axes: `Cₙ X C − Sₙ X S`, with the cosines and sines of
-/// `2π i j / length`.
-fn fourier(x: Tensor<2>) -> Tensor<2> {
-    let ([rows, columns], device) = (x.dims(), x.device());
-    let [row_cos, row_sin] = waves(rows, &device);
-    let [column_cos, column_sin] = waves(columns, &device);
-    row_cos.matmul(x.clone()).matmul(column_cos) - row_sin.matmul(x).matmul(column_sin)
+/// The Fourier transform of matrices along both axes: cosines and sines of `2π i j / length` for rows and columns.
+struct Fourier {
+    rows: [Tensor<2>; 2],
+    columns: [Tensor<2>; 2],
+}
+
+impl Fourier {
+    fn new(rows: usize, columns: usize, device: &Device) -> Self {
+        Self { rows: waves(rows, device), columns: waves(columns, device) }
+    }
+
+    /// Its real part, `C X C − S X S`.
+    fn real_part(&self, x: Tensor<2>) -> Tensor<2> {
+        let ([row_cos, row_sin], [column_cos, column_sin]) = (self.rows.clone(), self.columns.clone());
+        row_cos.matmul(x.clone()).matmul(column_cos) - row_sin.matmul(x).matmul(column_sin)
+    }
 }
 
 fn waves(length: usize, device: &Device) -> [Tensor<2>; 2] {
     let table = |wave: fn(f64) -> f64| {
-        let angle =
-            |i: usize| std::f64::consts::TAU * (i / length * (i % length) % length) as f64 / length as f64;
-        let values: Vec<f32> = (0..length * length).map(|i| wave(angle(i)) as f32).collect();
+        let turns = |i: usize| std::f64::consts::TAU * i as f64 / length as f64;
+        let one: Vec<f32> = (0..length).map(|i| wave(turns(i)) as f32).collect();
+        let at = |i: usize| one[i / length * (i % length) % length];
+        let values: Vec<f32> = (0..length * length).map(at).collect();
         Tensor::from_data(TensorData::new(values, [length, length]), &device.clone().without_autodiff())
     };
     [table(f64::cos), table(f64::sin)]
@@ -125,7 +144,8 @@ mod tests {
         let at = |r: usize, c: usize| ((r * columns + c) as f64).sin();
         let values: Vec<f32> = (0..rows * columns).map(|i| at(i / columns, i % columns) as f32).collect();
         let x = Tensor::<2>::from_data(TensorData::new(values, [rows, columns]), &Device::flex());
-        let found: Vec<f32> = fourier(x).into_data().iter::<f32>().collect();
+        let fourier = Fourier::new(rows, columns, &Device::flex());
+        let found: Vec<f32> = fourier.real_part(x).into_data().iter::<f32>().collect();
         for (i, found) in found.into_iter().enumerate() {
             let (k, l) = (i / columns, i % columns);
             let mut expected = 0.0;

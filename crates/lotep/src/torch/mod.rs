@@ -236,7 +236,7 @@ fn legacy(file: &[u8]) -> Structure {
             return Err(format!("storage `{key}` has an unknown type"));
         };
         let bytes =
-            count.checked_mul(*size).filter(|b| at.checked_add(8 + b).is_some_and(|end| end <= length));
+            count.checked_mul(*size).filter(|b| b.checked_add(at + 8).is_some_and(|end| end <= length));
         let bytes = bytes.ok_or_else(|| format!("storage `{key}` ends behind the file (truncated?)"))?;
         places.insert(key.to_string(), (at + 8, bytes));
         at += 8 + bytes;
@@ -304,7 +304,7 @@ fn tensors(
             .is_some_and(|end| end <= *bytes);
         // Strides of zero would make a small storage a huge tensor.
         let elements = t.shape.iter().try_fold(1_u64, |n, s| n.checked_mul(*s as u64));
-        let dense = elements.is_some_and(|n| n <= t.storage.count.max(bytes / kind.size()));
+        let dense = elements.is_some_and(|n| n <= t.storage.count.min(bytes / kind.size()));
         if !inside || !dense {
             return Err(format!("`{name}` {:?} is larger than its storage", t.shape));
         }
@@ -401,6 +401,24 @@ mod tests {
                 let file = TorchFile::open(turned.path()).unwrap();
                 assert_eq!(file.read("w").unwrap().0, [0., 2., 4., 1., 3., 5.]);
             }
+        }
+    }
+
+    #[test]
+    fn sizes_that_only_the_file_claims_are_refused() {
+        // Strides of zero over one value, which the pickle calls six.
+        let one = archive(&pickled(false, [0, 0], REBUILD), &[0; 4]);
+        let error = TorchFile::open(one.path()).unwrap_err().to_string();
+        assert!(error.contains("`module.w` [2, 3] is larger than its storage"), "{error}");
+        // A length whose bytes, and what stands before them, wrap around.
+        let file = old(&pickled(false, [3, 1], REBUILD), &floats());
+        let mut bytes = std::fs::read(file.path()).unwrap();
+        let at = bytes.len() - floats().len() - 8;
+        for count in [(1_u64 << 62) - 1, u64::MAX, 7] {
+            bytes[at..at + 8].copy_from_slice(&count.to_le_bytes());
+            std::fs::write(file.path(), &bytes).unwrap();
+            let error = TorchFile::open(file.path()).unwrap_err().to_string();
+            assert!(error.contains("ends behind the file"), "{count}: {error}");
         }
     }
 

@@ -13,7 +13,7 @@ use super::optim::Optim;
 use crate::eval::Accuracy;
 use crate::params::Params;
 use crate::safetensors::{NamedTensor, TensorFile, serialize};
-use crate::{Result, bail, input_error, write_atomic};
+use crate::{Error, Result, bail, input_error, write_atomic};
 
 const BEST: &str = "best.";
 /// The metadata entry with everything that is not a tensor.
@@ -71,14 +71,14 @@ impl State {
             } else {
                 "nothing had been saved yet".into()
             };
-            bail!(
+            return Err(Error::Diverged(format!(
                 "`{}` is no longer finite after step {} (lr {}, prompt-lr {}): training stopped, {kept}; \
                  try a lower learning rate or a warm-up",
                 bad.name,
                 self.progress.step,
                 config.lr.unwrap_or_default(),
                 config.prompt_lr.unwrap_or_default()
-            );
+            )));
         }
         let best = self.best.iter().flat_map(Params::to_named);
         tensors.extend(best.map(|t| NamedTensor { name: format!("{BEST}{}", t.name), ..t }));

@@ -326,11 +326,11 @@ impl Run {
             "nothing had been saved yet".into()
         };
         let Rates { head: lr, prompt: prompt_lr } = self.full_rates();
-        crate::input_error!(
+        Error::Diverged(format!(
             "the loss became {loss} at step {} (lr {lr}, prompt-lr {prompt_lr}): training stopped, {kept}; \
              try a lower learning rate or a warm-up",
             self.state.progress.step + 1
-        )
+        ))
     }
 
     fn finish(mut self, dir: &RunDir, observer: &mut dyn Observer) -> Result<Outcome> {
