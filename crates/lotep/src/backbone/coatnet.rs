@@ -71,26 +71,26 @@ fn is_default(variant: &Variant) -> bool {
     *variant == Variant::default()
 }
 
-/// timm's names, with the channels behind the stem, each stage's blocks and what is different. Left out are those that
+/// timm's names, with the channels behind the stem and of the first stage, each stage's blocks and what is different. Left out are those that
 /// no one published weights for or that need another kind of block: `bn_0_rw`, `rmlp_1_rw` (maximum pooling), `nano_cc`.
-fn known(size: &str) -> Option<(usize, [usize; 4], bool, Variant)> {
+fn known(size: &str) -> Option<([usize; 2], [usize; 4], bool, Variant)> {
     let v = Variant::default();
     let gate = Variant { relu_gate: true, ..v };
     let early = Variant { early_gate: true, bare_shortcut: true, ..gate };
     let plain = Variant { plain_entrance: true, biases: true, ..v };
     let mlp = |hidden: usize, v: Variant| Variant { position_mlp: Some(hidden), ..v };
     Some(match size {
-        "pico_rw" => (64, [2, 3, 5, 2], false, plain),
-        "nano_rw" => (64, [3, 4, 6, 3], false, Variant { means: true, ..plain }),
-        "0_rw" => (64, [2, 3, 7, 2], false, Variant { means: true, ..early }),
-        "1_rw" => (64, [2, 6, 14, 2], false, early),
-        "2_rw" => (128, [2, 6, 14, 2], false, v),
-        "3_rw" => (192, [2, 6, 14, 2], true, v),
-        "rmlp_nano_rw" => (64, [3, 4, 6, 3], false, mlp(384, plain)),
-        "rmlp_0_rw" => (64, [2, 3, 7, 2], false, mlp(512, gate)),
-        "rmlp_1_rw2" => (64, [2, 6, 14, 2], false, mlp(512, gate)),
-        "rmlp_2_rw" => (128, [2, 6, 14, 2], true, mlp(512, v)),
-        "rmlp_3_rw" => (192, [2, 6, 14, 2], true, mlp(512, v)),
+        "pico_rw" => ([64, 64], [2, 3, 5, 2], false, plain),
+        "nano_rw" => ([64, 64], [3, 4, 6, 3], false, Variant { means: true, ..plain }),
+        "0_rw" => ([64, 96], [2, 3, 7, 2], false, Variant { means: true, ..early }),
+        "1_rw" => ([64, 96], [2, 6, 14, 2], false, early),
+        "2_rw" => ([128; 2], [2, 6, 14, 2], false, v),
+        "3_rw" => ([192; 2], [2, 6, 14, 2], true, v),
+        "rmlp_nano_rw" => ([64, 64], [3, 4, 6, 3], false, mlp(384, plain)),
+        "rmlp_0_rw" => ([64, 96], [2, 3, 7, 2], false, mlp(512, gate)),
+        "rmlp_1_rw2" => ([64, 96], [2, 6, 14, 2], false, mlp(512, gate)),
+        "rmlp_2_rw" => ([128; 2], [2, 6, 14, 2], true, mlp(512, v)),
+        "rmlp_3_rw" => ([192; 2], [2, 6, 14, 2], true, mlp(512, v)),
         _ => return None,
     })
 }
@@ -100,9 +100,7 @@ impl CoAtNetConfig {
     pub(super) fn named(name: &str) -> Option<Self> {
         let (size, image) = name.strip_prefix("coatnet_")?.rsplit_once('_')?;
         let image: usize = image.parse().ok()?;
-        let (stem, depths, layer_scale, variant) = known(size)?;
-        // Networks 0 and 1 begin with 96 channels behind a stem of 64.
-        let width = if stem == 64 && !size.contains("nano") && size != "pico_rw" { 96 } else { stem };
+        let ([stem, width], depths, layer_scale, variant) = known(size)?;
         let config = Self {
             image: [image; 2],
             stem: [stem / 2, stem],
@@ -160,7 +158,7 @@ impl Family for CoAtNetConfig {
     }
 
     fn preprocess(&self, _classes: usize) -> Preprocess {
-        // What timm's configurations say, in the order of their image sizes.
+        // timm's: 1 for the network at 384 pixels, 0.9 for the nano ones, which begin with three blocks.
         let crop = match (self.image[0], self.depths[0]) {
             (384.., _) => 1.0,
             (_, 3) => 0.9,
