@@ -9,9 +9,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::backbone::Loaded;
+use crate::backbone::{Loaded, Preprocess};
 use crate::data::Transform;
-use crate::method::MethodConfig;
+use crate::head::Head;
+use crate::method::{Method, MethodConfig};
 use crate::params::Params;
 use crate::safetensors::{TensorFile, serialize};
 use crate::train::setup::init_params;
@@ -41,10 +42,20 @@ pub struct BackboneIdentity {
 pub struct InputSpec {
     /// Geometry.
     pub transform: Transform,
+    /// Height and width of the network's own input, where the method puts smaller images into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canvas: Option<[usize; 2]>,
     /// Subtracted from pixels in [0, 1], after the image prompt.
     pub mean: [f32; 3],
     /// Then divided by.
     pub std: [f32; 3],
+}
+
+impl InputSpec {
+    /// Height and width of the network's own input.
+    pub fn network(&self) -> [usize; 2] {
+        self.canvas.unwrap_or(self.transform.size().into())
+    }
 }
 
 /// Everything about an adapter but its tensors.
@@ -56,6 +67,9 @@ pub struct AdapterConfig {
     pub lotep_version: String,
     /// The method and its settings, defaults resolved.
     pub method: MethodConfig,
+    /// How class scores come about.
+    #[serde(default)]
+    pub head: Head,
     /// The backbone.
     pub backbone: BackboneIdentity,
     /// The class of each logit.
@@ -80,12 +94,26 @@ pub struct Adapter {
 
 impl Adapter {
     /// Describe learnt `params` for `loaded`.
-    pub fn new(loaded: &Loaded, method: MethodConfig, classes: Vec<String>, params: Params) -> Self {
+    pub fn new(
+        loaded: &Loaded,
+        method: MethodConfig,
+        head: Head,
+        classes: Vec<String>,
+        params: Params,
+    ) -> Self {
         let p = &loaded.config.preprocess;
+        let input = method.input(p.image);
+        let input = InputSpec {
+            transform: Preprocess::adaptation(input),
+            canvas: (input != p.image).then_some(p.image),
+            mean: p.mean,
+            std: p.std,
+        };
         let config = AdapterConfig {
             format: FORMAT,
             lotep_version: env!("CARGO_PKG_VERSION").into(),
             method,
+            head,
             backbone: BackboneIdentity {
                 name: loaded.config.name.clone(),
                 arch: loaded.arch.clone(),
@@ -93,7 +121,7 @@ impl Adapter {
                 source: loaded.source.clone(),
             },
             classes,
-            input: InputSpec { transform: p.adaptation(), mean: p.mean, std: p.std },
+            input,
             tensors_sha256: String::new(),
             metrics: serde_json::Value::Null,
         };
@@ -147,7 +175,7 @@ impl Adapter {
         let wrong = |e: Error| input_error!("{}: {e}", dir.join(CONFIG).display());
         loaded.check_identity(&config.backbone.name, config.backbone.sha256.as_deref()).map_err(wrong)?;
         let own = &loaded.config.preprocess;
-        let (height, width) = config.input.transform.size();
+        let [height, width] = config.input.network();
         if [height, width] != own.image {
             bail!(
                 "{}: `input.transform` is {height}x{width}, the backbone takes {}x{} (see --image-size)",
@@ -166,6 +194,14 @@ impl Adapter {
                 own.std
             );
         }
+        if Into::<[usize; 2]>::into(config.input.transform.size()) != config.method.input(own.image) {
+            let [height, width] = config.method.input(own.image);
+            bail!(
+                "{}: `input.transform` does not give the {height}x{width} pixels that {} takes",
+                dir.join(CONFIG).display(),
+                config.method.name()
+            );
+        }
         if config.classes.is_empty() {
             bail!("{}: `classes` is empty", dir.join(CONFIG).display());
         }
@@ -175,7 +211,8 @@ impl Adapter {
             bail!("{} is not the file that {CONFIG} describes (`tensors_sha256` differs)", path.display());
         }
         // Laid out as for training; every value is then replaced.
-        let mut params = init_params(loaded, &config.method, config.classes.len(), 0).map_err(wrong)?;
+        let mut params =
+            init_params(loaded, &config.method, config.head, config.classes.len(), 0).map_err(wrong)?;
         let what = path.display().to_string();
         params.load(&what, |name| file.read(name))?;
         let known: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();

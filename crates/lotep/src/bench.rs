@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use crate::backbone::Loaded;
 use crate::data::{Dataset, Loader, LoaderConfig, OnCorrupt, Sample, Source, Transform, list_images};
-use crate::method::{LinearProbe, MethodConfig, Site};
+use crate::head::Head;
+use crate::method::{LinearProbe, Method, MethodConfig, Site};
 use crate::model::{Frozen, Predictor};
 use crate::system;
 use crate::train::optim::{Optim, OptimizerKind, Rates};
@@ -83,20 +84,20 @@ pub fn train(
     progress: impl FnMut(usize) -> bool,
 ) -> Result<Vec<BenchReport>> {
     let frozen = Frozen::new(loaded);
-    let pixels = made_up(loaded, options.batch_size);
     let labels: Vec<usize> = (0..options.batch_size).map(|i| i % options.classes).collect();
     // A tiny rate, so that prompts are not exactly zero and nothing diverges.
     let rates = Rates { prompt: 1e-4, head: 1e-4 };
-    let (frozen, pixels, labels) = (&frozen, &pixels, &labels);
+    let (frozen, labels) = (&frozen, &labels);
     let steps = options.methods.iter().map(|method| -> Result<Step<'_>> {
         let mut params = adapted_params(loaded, method.as_ref(), options)?;
+        let pixels = made_up(loaded, method.as_ref(), options.batch_size);
         let Some(method) = method else {
-            return Ok(Box::new(move || pixel_gradient(frozen, &params, pixels, labels)));
+            return Ok(Box::new(move || pixel_gradient(frozen, &params, &pixels, labels)));
         };
         let zero = Rates { prompt: 0.0, head: 0.0 };
-        let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, zero, params.iter().count());
+        let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, zero, params.learnt().count());
         Ok(Box::new(move || {
-            let mut stepper = Stepper::new(frozen, method, Site::of(loaded));
+            let mut stepper = Stepper::new(frozen, method, head(method), Site::of(loaded));
             stepper.accumulate(&params, Input::Pixels(pixels.clone()), labels);
             stepper.finish(&mut optim, rates, &mut params);
             // Reading one value back waits for the device.
@@ -116,11 +117,11 @@ pub fn infer(
     options: &BenchOptions,
     progress: impl FnMut(usize) -> bool,
 ) -> Result<Vec<BenchReport>> {
-    let pixels = made_up(loaded, options.batch_size);
-    let pixels = &pixels;
     let steps = options.methods.iter().map(|method| -> Result<Step<'_>> {
         let params = adapted_params(loaded, method.as_ref(), options)?;
-        let predictor = Predictor::adapted(loaded, method.as_ref().unwrap_or(&PLAIN), &params);
+        let pixels = made_up(loaded, method.as_ref(), options.batch_size);
+        let method = method.as_ref().unwrap_or(&PLAIN);
+        let predictor = Predictor::adapted(loaded, method, head(method), &params);
         Ok(Box::new(move || drop(predictor.logits(pixels.clone()).into_data())))
     });
     measure(loaded, options, "infer", steps.collect::<Result<_>>()?, progress)
@@ -134,11 +135,16 @@ fn adapted_params(
     method: Option<&MethodConfig>,
     options: &BenchOptions,
 ) -> Result<crate::params::Params> {
-    init_params(loaded, method.unwrap_or(&PLAIN), options.classes, 0)
+    let method = method.unwrap_or(&PLAIN);
+    init_params(loaded, method, head(method), options.classes, 0)
 }
 
-fn made_up(loaded: &Loaded, batch: usize) -> Tensor<4> {
-    let [h, w] = loaded.config.preprocess.image;
+fn head(method: &MethodConfig) -> Head {
+    Head { mapping: method.default_mapping(), sources: 1 }
+}
+
+fn made_up(loaded: &Loaded, method: Option<&MethodConfig>, batch: usize) -> Tensor<4> {
+    let [h, w] = method.unwrap_or(&PLAIN).input(loaded.config.preprocess.image);
     loaded.device.seed(0);
     Tensor::random([batch, 3, h, w], Distribution::Uniform(0.0, 1.0), &loaded.device)
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 use crate::adapter::Adapter;
 use crate::backbone::{Checkpoint, CropMode, Loaded};
 use crate::data::Transform;
-use crate::head::linear;
 use crate::model::Predictor;
 use crate::safetensors::{NamedTensor, serialize};
 use crate::{Result, bail, input_error, write_atomic};
@@ -20,7 +19,7 @@ use crate::{Result, bail, input_error, write_atomic};
 /// Something can't be merged (the message says what), the backbone has no file, or `output` can't be written.
 pub fn merge(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
     let Some(file) = &loaded.file else { bail!("a network of random weights can't be exported") };
-    let merged = Predictor::merge(loaded, &adapter.config.method, &adapter.params);
+    let merged = Predictor::merge(loaded, &adapter.config.method, adapter.config.head, &adapter.params);
     if !merged.left.is_empty() {
         bail!(
             "timm's layout has no place for the prompts of {} at: {}; keep the adapter beside the backbone instead \
@@ -29,18 +28,8 @@ pub fn merge(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
             merged.left.join(", ")
         );
     }
-    let head = loaded.config.architecture.classifier();
-    let mut changed: BTreeMap<String, NamedTensor> =
+    let changed: BTreeMap<String, NamedTensor> =
         loaded.resampled.iter().cloned().chain(merged.changed).map(|t| (t.name.clone(), t)).collect();
-    for tensor in adapter.params.to_named() {
-        let leaf = match tensor.name.as_str() {
-            linear::WEIGHT => "weight",
-            linear::BIAS => "bias",
-            _ => continue,
-        };
-        let name = format!("{head}.{leaf}");
-        changed.insert(name.clone(), NamedTensor { name, ..tensor });
-    }
     let source = Checkpoint::open(file)?;
     let mut tensors = Vec::new();
     for (name, shape) in source.shapes() {

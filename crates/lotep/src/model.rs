@@ -6,9 +6,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::backbone::{Backbone, Hooks, Loaded};
 use crate::data::{Batch, Transform};
-use crate::head::linear;
+use crate::head::Head;
 use crate::method::{Method, MethodConfig, Prompts, Site};
-use crate::ops::Linear;
+use crate::ops::{Linear, Precision};
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
 use crate::{Result, input_error};
@@ -35,6 +35,11 @@ impl Frozen {
         Self { network: loaded.network.clone(), mean: channels(p.mean), std: channels(p.std) }
     }
 
+    /// The network.
+    pub(crate) fn network(&self) -> &dyn Backbone {
+        self.network.as_ref()
+    }
+
     /// Pooled features `[B, F]` of pixels `[B, 3, H, W]` in [0, 1].
     pub fn features(&self, pixels: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let x = hooks.pixels(pixels);
@@ -42,19 +47,12 @@ impl Frozen {
     }
 }
 
-/// What scores the classes.
-#[derive(Clone)]
-enum Classifier {
-    Own(Linear),
-    Learnt(Params),
-}
-
 /// A model ready to score images: prompts built once and folded where the network allows it.
 #[derive(Clone)]
 pub struct Predictor {
     frozen: Frozen,
     prompts: Prompts,
-    classifier: Classifier,
+    classifier: Linear,
     device: Device,
 }
 
@@ -78,26 +76,51 @@ impl Predictor {
         Ok(Self {
             frozen: Frozen::new(loaded),
             prompts: Prompts::default(),
-            classifier: Classifier::Own(head.clone()),
+            classifier: head.clone(),
             device: loaded.device.clone(),
         })
     }
 
-    /// A network adapted by `method` with learnt `params`.
-    pub fn adapted(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Self {
+    /// A network adapted by `method` and `head` with learnt `params`.
+    pub fn adapted(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Self {
         let prompts = method.prompts(&Site::of(loaded), params);
-        Self::with_prompts(loaded, prompts, params).0
+        let (weight, bias) = head.classifier(loaded.network.as_ref(), params);
+        Self::with_prompts(loaded, prompts, Linear::new(weight, Some(bias), Precision::F32)).0
+    }
+
+    /// The same with the classifier that the network was trained with.
+    ///
+    /// # Errors
+    /// It has none.
+    pub(crate) fn with_own_classifier(self, loaded: &Loaded) -> Result<Self> {
+        Ok(Self { classifier: Self::own(loaded)?.classifier, ..self })
     }
 
     /// What of an adaptation can be written into the network's own weights.
-    pub fn merge(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Merge {
+    pub fn merge(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Merge {
         let prompts = method.prompts(&Site::of(loaded), params);
-        Self::with_prompts(loaded, prompts, params).1
+        let (weight, bias) = head.classifier(loaded.network.as_ref(), params);
+        let name = loaded.config.architecture.classifier();
+        let tensor = |leaf: &str, shape: &[usize], values: TensorData| NamedTensor {
+            name: format!("{name}.{leaf}"),
+            shape: shape.to_vec(),
+            values: values.iter::<f32>().collect(),
+        };
+        let classifier = [
+            tensor("weight", &weight.dims(), weight.to_data()),
+            tensor("bias", &bias.dims(), bias.to_data()),
+        ];
+        let mut merge =
+            Self::with_prompts(loaded, prompts, Linear::new(weight, Some(bias), Precision::F32)).1;
+        merge.changed.extend(classifier);
+        merge
     }
 
-    fn with_prompts(loaded: &Loaded, mut prompts: Prompts, params: &Params) -> (Self, Merge) {
+    fn with_prompts(loaded: &Loaded, mut prompts: Prompts, classifier: Linear) -> (Self, Merge) {
         let mut frozen = Frozen::new(loaded);
         let image = prompts.image.take().map(|p| p.unsqueeze::<4>() / frozen.std.clone());
+        // A checkpoint has no place for what is done to the image, however it is folded here.
+        let framed = prompts.canvas.is_some() || prompts.scale.is_some();
         let has_image = image.is_some();
         let folded = loaded.network.fold(image, prompts.blocks.first().cloned().flatten());
         frozen.network = folded.network;
@@ -105,25 +128,20 @@ impl Predictor {
             prompts.blocks[0] = None;
         }
         let mut left: Vec<String> = Vec::new();
-        if has_image && folded.changed.is_none() {
+        if framed || has_image && folded.changed.is_none() {
             left.push("image".into());
         }
         let blocks = prompts.blocks.iter().zip(&loaded.blocks);
         left.extend(blocks.filter(|(p, _)| p.is_some()).map(|(_, b)| b.name.clone()));
         let blocks = prompts.tokens.iter().zip(&loaded.blocks);
         left.extend(blocks.map(|(_, b)| format!("tokens of {}", b.name)));
-        let classifier = Classifier::Learnt(params.clone());
         let predictor = Self { frozen, prompts, classifier, device: loaded.device.clone() };
         (predictor, Merge { changed: folded.changed.unwrap_or_default(), left })
     }
 
     /// Scores `[B, classes]` of pixels `[B, 3, H, W]` in [0, 1].
     pub fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
-        let features = self.frozen.features(pixels, &self.prompts);
-        match &self.classifier {
-            Classifier::Own(head) => head.forward(features),
-            Classifier::Learnt(params) => linear::logits(params, features),
-        }
+        self.classifier.forward(self.frozen.features(pixels, &self.prompts))
     }
 
     /// Where it computes.
@@ -147,8 +165,7 @@ mod tests {
     use crate::backbone::parity::architecture;
     use crate::backbone::{LoadOptions, load, made_up};
     use crate::fixtures::assert_close;
-    use crate::ops::Precision;
-    use crate::params::normal;
+    use crate::params::{Group, normal};
     use crate::train::setup::init_params;
     use burn::tensor::Distribution;
     use rand::SeedableRng;
@@ -184,6 +201,10 @@ mod tests {
             (&resnet, "linear-probe", vec![]),
             (&vit, "lor-vp", vec![]),
             (&vit, "lotep-cp", vec!["blocks.1", "blocks.2", "blocks.3"]),
+            (&vit, "border", vec![]),
+            (&vit, "ilm-vp", vec!["image"]),
+            (&vit, "auto-vp", vec!["image"]),
+            (&resnet, "ilm-vp", vec!["image"]),
             (&vit, "vpt-shallow", vec!["tokens of blocks.0"]),
             (&clip, "vpt-deep", vec!["tokens of blocks.0", "tokens of blocks.1", "tokens of blocks.2"]),
             (&coatnet, "grouped", vec!["image", "stages.0.blocks.0"]),
@@ -193,22 +214,27 @@ mod tests {
             (&swin, "lotep-cp", vec!["image", "layers.0.blocks.0"]),
             (&coatnet, "lotep-tk", vec!["image", "stages.0.blocks.0"]),
         ] {
-            let method = MethodConfig::named(method).unwrap();
-            let mut params = init_params(loaded, &method, 5, 0).unwrap();
+            let mut method = MethodConfig::named(method).unwrap();
+            if let MethodConfig::IlmVp(m) = &mut method {
+                m.size = 40;
+            }
+            let head = Head { mapping: method.default_mapping(), sources: 1 };
+            let mut params = init_params(loaded, &method, head, 5, 0).unwrap();
             let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-            for param in params.iter_mut() {
+            for param in params.iter_mut().filter(|p| p.group != Group::Fixed) {
                 let n = param.value.dims()[0];
                 let values = normal(n, 0.3, &mut rng);
                 param.value = Tensor::from_data(TensorData::new(values, [n]), &loaded.device);
             }
-            let [h, w] = loaded.config.preprocess.image;
+            let [h, w] = method.input(loaded.config.preprocess.image);
             let pixels = Tensor::random([2, 3, h, w], Distribution::Uniform(0.0, 1.0), &loaded.device);
             let prompts = method.prompts(&Site::of(loaded), &params);
-            let added = linear::logits(&params, Frozen::new(loaded).features(pixels.clone(), &prompts));
-            let folded = Predictor::adapted(loaded, &method, &params).logits(pixels);
+            let features = Frozen::new(loaded).features(pixels.clone(), &prompts);
+            let added = head.logits(loaded.network.as_ref(), &params, features);
+            let folded = Predictor::adapted(loaded, &method, head, &params).logits(pixels);
             let values = |t: Tensor<2>| t.into_data().iter::<f32>().collect::<Vec<_>>();
             assert_close(&values(folded), &values(added), 2e-5, method.name());
-            assert_eq!(Predictor::merge(loaded, &method, &params).left, left, "{}", method.name());
+            assert_eq!(Predictor::merge(loaded, &method, head, &params).left, left, "{}", method.name());
         }
     }
 }

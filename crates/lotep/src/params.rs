@@ -16,6 +16,8 @@ pub enum Group {
     Prompt,
     /// The classifier.
     Head,
+    /// Kept with the others, but not learnt by gradients: no rate applies.
+    Fixed,
 }
 
 /// One trainable tensor, held flat: shapes differ, optimisers do not care.
@@ -56,6 +58,11 @@ impl Params {
         self.0.extend(other.0);
     }
 
+    /// Those that are learnt, in order.
+    pub fn learnt(&self) -> impl Iterator<Item = &Param> {
+        self.0.iter().filter(|p| p.group != Group::Fixed)
+    }
+
     /// In order.
     pub fn iter(&self) -> impl Iterator<Item = &Param> {
         self.0.iter()
@@ -71,15 +78,18 @@ impl Params {
         self.0.iter().filter(|p| p.group == group).map(|p| p.value.dims()[0]).sum()
     }
 
-    /// Number of scalars.
+    /// Number of scalars that are learnt.
     pub fn total(&self) -> usize {
-        self.0.iter().map(|p| p.value.dims()[0]).sum()
+        self.learnt().map(|p| p.value.dims()[0]).sum()
     }
 
-    /// As gradient leaves.
+    /// What is learnt as gradient leaves.
     #[must_use]
     pub fn leaves(&self) -> Self {
-        let leaf = |p: &Param| Param { value: p.value.clone().autodiff().require_grad(), ..p.clone() };
+        let leaf = |p: &Param| match p.group {
+            Group::Fixed => p.clone(),
+            _ => Param { value: p.value.clone().autodiff().require_grad(), ..p.clone() },
+        };
         Self(self.0.iter().map(leaf).collect())
     }
 

@@ -57,7 +57,7 @@ impl ModelArgs {
             // A bare weight file says nothing of itself; the adapter remembers what it was taken for.
             arch: self.arch.clone().or(config.as_ref().and_then(|c| c.backbone.arch.clone())),
             random_weights: false,
-            image: config.as_ref().map(|c| c.input.transform.size().into()),
+            image: config.as_ref().map(|c| c.input.network()),
             device: device::open(&self.device)?,
             precision,
             recompute: false,
@@ -81,7 +81,7 @@ impl Model {
     /// Ready to score images: with the adapter, or with the network's own classifier.
     pub(crate) fn predictor(&self) -> Result<Predictor> {
         match &self.adapter {
-            Some(a) => Ok(Predictor::adapted(&self.loaded, &a.config.method, &a.params)),
+            Some(a) => Ok(Predictor::adapted(&self.loaded, &a.config.method, a.config.head, &a.params)),
             None => Predictor::own(&self.loaded),
         }
     }

@@ -100,6 +100,31 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SHARE", help_heading = "Method")]
     fourier: Option<f64>,
 
+    /// Border: its width in pixels [default: 30]
+    #[arg(long, value_name = "PIXELS", help_heading = "Method")]
+    border: Option<usize>,
+    /// ILM-VP, AutoVP: side of the image inside its frame; the papers take 32 for sets of small images [default: 128]
+    #[arg(long, value_name = "PIXELS", help_heading = "Method")]
+    size: Option<usize>,
+    /// AutoVP: factor by which the image is scaled inside its frame, at the start [default: 1]
+    #[arg(long, value_name = "FACTOR", help_heading = "Method")]
+    scale: Option<f64>,
+    /// AutoVP: whether that factor is learnt [default: on]
+    #[arg(long, value_parser = ["on", "off"], help_heading = "Method")]
+    train_scale: Option<String>,
+    /// How class scores come about: a new classifier of the features (linear) or of the scores of the network's own
+    /// classes (full), or own classes that speak for yours: the first, random ones, or those that your images are taken
+    /// for, found once (frequency) or again and again (iterative) [default: linear; first for border, iterative for
+    /// ilm-vp, full for auto-vp]
+    #[arg(long, value_parser = ["linear", "full", "first", "random", "frequency", "iterative"], help_heading = "Method")]
+    mapping: Option<String>,
+    /// Own classes of the network that speak for one of yours [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    sources_per_class: Option<usize>,
+    /// Epochs after which an iterative mapping is found again [default: 1]
+    #[arg(long, value_name = "EPOCHS", help_heading = "Method")]
+    mapping_every: Option<usize>,
+
     /// Directory of images: train/CLASS/* with test/CLASS/*, or CLASS/*.
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     data: Option<PathBuf>,
@@ -239,9 +264,16 @@ impl Args {
         put(table, "groups", self.groups.map(|v| v as i64));
         put(table, "tokens", self.tokens.map(|v| v as i64));
         put(table, "fourier", self.fourier);
+        put(table, "border", self.border.map(|v| v as i64));
+        put(table, "size", self.size.map(|v| v as i64));
+        put(table, "scale", self.scale);
+        put(table, "train_scale", self.train_scale.as_ref().map(|v| v == "on"));
     }
 
     fn overlay(&self, table: &mut Table) {
+        put(table, "mapping", self.mapping.clone());
+        put(table, "sources_per_class", self.sources_per_class.map(|v| v as i64));
+        put(table, "mapping_every", self.mapping_every.map(|v| v as i64));
         put(table, "backbone", self.backbone.clone());
         put(table, "arch", self.arch.clone());
         put(table, "random_weights", self.random_weights.then_some(true));
@@ -275,12 +307,12 @@ impl Args {
     }
 }
 
-/// Name the method. Another than the one that was set leaves that one's settings behind, and the update rule and the
-/// learning rates that suited it.
+/// Name the method. Another than the one that was set leaves that one's settings behind, and the update rule, the
+/// learning rates and the mapping that suited it.
 pub(crate) fn take_method(name: &str, file: &mut Table, method: &mut Table) {
     if method.get("method").and_then(Value::as_str) != Some(name) {
         *method = Table::from_iter([("method".to_owned(), name.into())]);
-        for key in ["optimizer", "lr", "prompt_lr"] {
+        for key in ["optimizer", "lr", "prompt_lr", "mapping"] {
             file.remove(key);
         }
     }

@@ -159,7 +159,7 @@ fn eval_wants_the_adapters_classes() {
     lotep!("eval", "--adapter", adapter, "--data", images, "--split", "dev").misused(&["dev", "test"]);
     // The network's own classifier has no names to match by.
     lotep!("eval", "--backbone", case.backbone(Net::Vit), "--data", images)
-        .refused(&["7 classes", "classifier 5"]);
+        .refused(&["7 classes", "classifier 12"]);
 }
 
 #[test]

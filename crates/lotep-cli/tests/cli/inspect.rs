@@ -34,7 +34,7 @@ fn a_backbone() {
 
         let ran = lotep!("inspect", "--backbone", dir).done();
         let last = blocks.as_array().unwrap().last().unwrap()[0].as_str().unwrap();
-        for word in [hash, last, "classes     5", "32x32", "depth ratio"] {
+        for word in [hash, last, "classes     12", "32x32", "depth ratio"] {
             assert!(ran.stdout.contains(word), "`{word}` is not in {ran}");
         }
     }

@@ -12,7 +12,7 @@ pub(crate) enum Net {
 }
 
 /// Classes of a tiny network's own classifier.
-pub(crate) const OWN_CLASSES: usize = 5;
+pub(crate) const OWN_CLASSES: usize = 12;
 
 impl Net {
     pub(crate) const BOTH: [Self; 2] = [Self::ResNet, Self::Vit];

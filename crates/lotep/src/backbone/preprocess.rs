@@ -64,8 +64,7 @@ impl Preprocess {
     }
 
     /// The papers' transform for adaptation: both sides resized, bilinear, nothing cropped.
-    pub fn adaptation(&self) -> Transform {
-        let [height, width] = self.image;
+    pub fn adaptation([height, width]: [usize; 2]) -> Transform {
         Transform::Squash { height, width, interpolation: Interpolation::Bilinear }
     }
 }

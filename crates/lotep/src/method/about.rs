@@ -37,6 +37,27 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         source: "LoR-VP (Jin et al., ICLR 2025)",
     },
     About {
+        name: "border",
+        acts: "a border p pixels wide, added over the image's edge; the first source classes speak (--mapping)",
+        parameters: "6 p (H + W − 2 p), p = 30",
+        cost: FOLDED,
+        source: "Bahng et al., 2022",
+    },
+    About {
+        name: "ilm-vp",
+        acts: "the image, made s × s, in a frame of learnt pixels; source classes are matched anew each epoch",
+        parameters: "3 (H W − s²), s = 128; no classifier",
+        cost: FOLDED,
+        source: "ILM-VP (Chen et al., CVPR 2023)",
+    },
+    About {
+        name: "auto-vp",
+        acts: "the same with a learnt scale of the image; a classifier of the source classes' scores",
+        parameters: "3 (H W − s²) + 1, s = 128",
+        cost: "scaling the image; the frame is folded into the first layer",
+        source: "AutoVP (Tsao et al., ICLR 2024)",
+    },
+    About {
         name: "lotep-cp",
         acts: "added to the image and to the entrance of the first blocks, a CP tensor each",
         parameters: "Σ rₗ (C + Hₗ + Wₗ), r = 6 falling to 1",

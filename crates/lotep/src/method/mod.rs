@@ -1,8 +1,12 @@
 //! The adaptation methods: what each learns and what it does to the activations.
 
 mod about;
+mod auto_vp;
+mod border;
 pub mod factor;
+mod frame;
 mod grouped;
+mod ilm_vp;
 mod linear_probe;
 mod lor_vp;
 mod lotep;
@@ -16,7 +20,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use about::{About, METHODS};
+pub use auto_vp::AutoVp;
+pub use border::Border;
 pub use grouped::{DeepLorVp, Grouped, NaiveDeep};
+pub use ilm_vp::IlmVp;
 pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
 pub use lotep::{Form, Lotep, VitGeometry};
@@ -24,6 +31,7 @@ pub use prompts::Prompts;
 pub use vpt::Vpt;
 
 use crate::backbone::{Block, Loaded};
+use crate::head::Mapping;
 use crate::params::Params;
 use crate::{Result, bail, input_error};
 use lotep::LotepMethod;
@@ -36,6 +44,8 @@ pub struct Site<'a> {
     pub image: [usize; 2],
     /// The backbone's blocks.
     pub blocks: &'a [Block],
+    /// What pixels are divided by in the end.
+    pub std: [f32; 3],
     /// LoTeP's depth ratio for this family.
     pub default_depth_ratio: f64,
     /// Where the parameters live.
@@ -48,6 +58,7 @@ impl<'a> Site<'a> {
         Self {
             image: loaded.config.preprocess.image,
             blocks: &loaded.blocks,
+            std: loaded.config.preprocess.std,
             default_depth_ratio: loaded.config.architecture.default_depth_ratio(),
             device: &loaded.device,
         }
@@ -64,6 +75,11 @@ pub trait Method {
 
     /// Build the prompts from parameters that [`Method::init`] laid out.
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts;
+
+    /// Height and width of the images that it takes, given the network's own; smaller ones are put on a canvas.
+    fn input(&self, image: [usize; 2]) -> [usize; 2] {
+        image
+    }
 }
 
 /// A method and its settings, tagged by name: the one spelling that configuration files, adapters and the
@@ -75,6 +91,12 @@ pub enum MethodConfig {
     LinearProbe(LinearProbe),
     /// A low-rank prompt on the image.
     LorVp(LorVp),
+    /// A border over the image's edge.
+    Border(Border),
+    /// A frame around the image, made small.
+    IlmVp(IlmVp),
+    /// The same with a learnt scale.
+    AutoVp(AutoVp),
     /// CP prompts on the image and the first blocks.
     LotepCp(Lotep),
     /// Tucker prompts on the image and the first blocks.
@@ -93,9 +115,12 @@ pub enum MethodConfig {
 
 impl MethodConfig {
     /// The names of all methods.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 12] = [
         "linear-probe",
         "lor-vp",
+        "border",
+        "ilm-vp",
+        "auto-vp",
         "lotep-cp",
         "lotep-tk",
         "naive-deep",
@@ -119,6 +144,9 @@ impl MethodConfig {
         match self {
             Self::LinearProbe(_) => "linear-probe",
             Self::LorVp(_) => "lor-vp",
+            Self::Border(_) => "border",
+            Self::IlmVp(_) => "ilm-vp",
+            Self::AutoVp(_) => "auto-vp",
             Self::LotepCp(_) => "lotep-cp",
             Self::LotepTk(_) => "lotep-tk",
             Self::NaiveDeep(_) => "naive-deep",
@@ -136,15 +164,34 @@ impl MethodConfig {
             Self::NaiveDeep(m) => &mut m.depth_ratio,
             Self::Grouped(m) => &mut m.depth_ratio,
             Self::DeepLorVp(m) => &mut m.depth_ratio,
-            Self::LinearProbe(_) | Self::LorVp(_) | Self::VptShallow(_) | Self::VptDeep(_) => return,
+            Self::LinearProbe(_)
+            | Self::LorVp(_)
+            | Self::Border(_)
+            | Self::IlmVp(_)
+            | Self::AutoVp(_)
+            | Self::VptShallow(_)
+            | Self::VptDeep(_) => return,
         };
         depth_ratio.get_or_insert(site.default_depth_ratio);
+    }
+
+    /// How class scores come about where nothing else is asked for: as in the method's paper.
+    pub fn default_mapping(&self) -> Mapping {
+        match self {
+            Self::Border(_) => Mapping::First,
+            Self::IlmVp(_) => Mapping::Iterative,
+            Self::AutoVp(_) => Mapping::Full,
+            _ => Mapping::Linear,
+        }
     }
 
     fn with<T>(&self, act: impl FnOnce(&dyn Method) -> T) -> T {
         match self {
             Self::LinearProbe(m) => act(m),
             Self::LorVp(m) => act(m),
+            Self::Border(m) => act(m),
+            Self::IlmVp(m) => act(m),
+            Self::AutoVp(m) => act(m),
             Self::LotepCp(m) => act(&LotepMethod(m, Form::Cp)),
             Self::LotepTk(m) => act(&LotepMethod(m, Form::Tucker)),
             Self::NaiveDeep(m) => act(&Grouped::from(m)),
@@ -163,6 +210,10 @@ impl Method for MethodConfig {
 
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
         self.with(|m| m.prompts(site, params))
+    }
+
+    fn input(&self, image: [usize; 2]) -> [usize; 2] {
+        self.with(|m| m.input(image))
     }
 }
 
@@ -192,9 +243,25 @@ mod tests {
     use crate::model::Frozen;
     use crate::params::{Group, normal};
 
+    /// Those that start with a visible frame.
+    const FRAMES: [&str; 3] = ["border", "ilm-vp", "auto-vp"];
+
+    /// A method with settings that images of 32 pixels allow.
+    fn small(name: &str) -> MethodConfig {
+        let mut method = MethodConfig::named(name).unwrap();
+        match &mut method {
+            MethodConfig::Border(m) => m.border = 5,
+            MethodConfig::IlmVp(m) => m.size = 21,
+            MethodConfig::AutoVp(m) => (m.size, m.scale) = (21, 1.3),
+            _ => {}
+        }
+        method
+    }
+
     fn counts(blocks: &[Block], ratio: f64, change: impl Fn(&mut Lotep)) -> [usize; 2] {
         let device = Device::flex();
-        let site = Site { image: [224, 224], blocks, default_depth_ratio: ratio, device: &device };
+        let site =
+            Site { image: [224, 224], blocks, std: [1.0; 3], default_depth_ratio: ratio, device: &device };
         let mut config = Lotep::default();
         change(&mut config);
         [MethodConfig::LotepCp(config.clone()), MethodConfig::LotepTk(config)]
@@ -266,7 +333,13 @@ mod tests {
     #[test]
     fn lor_vp_has_6_times_side_times_rank() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site { image: [224, 224], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        let site = Site {
+            image: [224, 224],
+            blocks: &blocks,
+            std: [1.0; 3],
+            default_depth_ratio: 0.4,
+            device: &device,
+        };
         let params = MethodConfig::LorVp(LorVp::default()).init(&site, 0).unwrap();
         assert_eq!(params.count(Group::Prompt), 5_376);
     }
@@ -275,7 +348,13 @@ mod tests {
     #[test]
     fn baselines_have_the_parameters_of_their_formulas() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site { image: [224, 224], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        let site = Site {
+            image: [224, 224],
+            blocks: &blocks,
+            std: [1.0; 3],
+            default_depth_ratio: 0.4,
+            device: &device,
+        };
         let count = |json: serde_json::Value| {
             let method: MethodConfig = serde_json::from_value(json).unwrap();
             method.init(&site, 0).unwrap().count(Group::Prompt)
@@ -289,6 +368,14 @@ mod tests {
         let grouped = serde_json::json!({"method": "grouped", "groups": 2, "rank": 3});
         assert_eq!(count(grouped), 4 * 2 * 3 * 28 + 2 * 3 * 448);
         assert_eq!(count(serde_json::json!({"method": "deep-lor-vp"})), 4 * 768 * 4 * 28 + 3 * 4 * 448);
+        assert_eq!(count(serde_json::json!({"method": "border"})), 12 * 30 * (224 - 30));
+        for framed in ["ilm-vp", "auto-vp"] {
+            let off = serde_json::json!({"method": framed, "size": 32, "train_scale": false});
+            let off =
+                if framed == "auto-vp" { off } else { serde_json::json!({"method": framed, "size": 32}) };
+            assert_eq!(count(off), 147_456, "{framed}");
+        }
+        assert_eq!(count(serde_json::json!({"method": "auto-vp"})), 3 * (image - 128 * 128) + 1);
         assert_eq!(count(serde_json::json!({"method": "vpt-deep", "tokens": 50})), 12 * 50 * 768);
         assert_eq!(count(serde_json::json!({"method": "vpt-shallow", "tokens": 7})), 7 * 768);
     }
@@ -298,7 +385,13 @@ mod tests {
     fn successive_channels_share_a_map() {
         let device = Device::flex();
         let block = Block { name: "b".into(), channels: 7, height: 1, width: 2, layout: Layout::Map };
-        let site = Site { image: [4, 4], blocks: &[block], default_depth_ratio: 1.0, device: &device };
+        let site = Site {
+            image: [4, 4],
+            blocks: &[block],
+            std: [1.0; 3],
+            default_depth_ratio: 1.0,
+            device: &device,
+        };
         let method = Grouped { groups: 3, input_prompt: false, ..Grouped::default() };
         let mut params = method.init(&site, 0).unwrap();
         params.load("test", |_| Ok(((0..6).map(|v| v as f32).collect(), vec![3, 1, 2]))).unwrap();
@@ -307,17 +400,24 @@ mod tests {
         assert_eq!(values, [0., 1., 0., 1., 0., 1., 2., 3., 2., 3., 4., 5., 4., 5.]);
     }
 
-    /// Training starts from the unchanged network: every added prompt is exactly zero.
+    /// Training starts from the unchanged network where the method says so: every added prompt is exactly zero.
     #[test]
     fn prompts_start_at_zero_and_seeds_differ() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site { image: [32, 48], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        let site = Site {
+            image: [32, 48],
+            blocks: &blocks,
+            std: [1.0; 3],
+            default_depth_ratio: 0.4,
+            device: &device,
+        };
         for name in MethodConfig::NAMES {
-            let method = MethodConfig::named(name).unwrap();
+            let method = small(name);
             assert_eq!(method.name(), name);
             let params = method.init(&site, 3).unwrap();
             let prompts = method.prompts(&site, &params);
-            for prompt in prompts.image.iter().chain(prompts.blocks.iter().flatten()) {
+            let begins = if FRAMES.contains(&name) { &[] } else { prompts.image.as_slice() };
+            for prompt in begins.iter().chain(prompts.blocks.iter().flatten()) {
                 assert!(prompt.to_data().iter::<f32>().all(|v| v == 0.0), "{name}");
             }
             let values = |seed: u64| {
@@ -326,7 +426,8 @@ mod tests {
             };
             assert_eq!(values(3), values(3), "{name}");
             assert!(
-                ["linear-probe", "naive-deep", "grouped"].contains(&name) || values(3) != values(4),
+                ["linear-probe", "naive-deep", "grouped", "ilm-vp", "auto-vp"].contains(&name)
+                    || values(3) != values(4),
                 "{name}"
             );
         }
@@ -342,11 +443,8 @@ mod tests {
             let loaded = made_up(architecture(network), image);
             let frozen = Frozen::new(&loaded);
             let site = Site::of(&loaded);
-            let [h, w] = image;
-            let pixels: Vec<f32> = (0..3 * h * w).map(|i| 0.5 + 0.5 * (i as f32 * 0.37).sin()).collect();
-            let pixels = Tensor::<4>::from_data(TensorData::new(pixels, [1, 3, h, w]), &loaded.device);
             for name in MethodConfig::NAMES.iter().filter(|n| **n != "linear-probe") {
-                let method = MethodConfig::named(name).unwrap();
+                let method = small(name);
                 if name.starts_with("vpt") && network != "vit_b16" {
                     assert!(
                         method.init(&site, 0).unwrap_err().to_string().contains("need a ViT"),
@@ -361,6 +459,9 @@ mod tests {
                     let values = normal(n, 0.3, &mut rng);
                     param.value = Tensor::from_data(TensorData::new(values, [n]), &loaded.device);
                 }
+                let [h, w] = method.input(image);
+                let pixels: Vec<f32> = (0..3 * h * w).map(|i| 0.5 + 0.5 * (i as f32 * 0.37).sin()).collect();
+                let pixels = Tensor::<4>::from_data(TensorData::new(pixels, [1, 3, h, w]), &loaded.device);
                 let directions: Vec<Tensor<1>> = params
                     .iter()
                     .map(|p| {
@@ -377,14 +478,12 @@ mod tests {
                 };
                 let leaves = params.leaves();
                 let mut tape = loss(&leaves).backward();
-                let slope: f64 = leaves
-                    .iter()
-                    .zip(&directions)
-                    .map(|(leaf, along)| {
-                        let grad = leaf.value.grad_remove(&mut tape).expect("every parameter acts");
-                        f64::from((grad * along.clone()).sum().into_scalar::<f32>())
-                    })
-                    .sum();
+                let (mut slope, mut steepest) = (0.0, 0.0);
+                for (leaf, along) in leaves.iter().zip(&directions) {
+                    let grad = leaf.value.grad_remove(&mut tape).expect("every parameter acts");
+                    slope += f64::from((grad.clone() * along.clone()).sum().into_scalar::<f32>());
+                    steepest += f64::from(grad.square().sum().into_scalar::<f32>());
+                }
                 let norm =
                     directions.iter().map(|d| f64::from((d.clone() * d.clone()).sum().into_scalar::<f32>()));
                 let step = 0.02 / norm.sum::<f64>().sqrt();
@@ -396,7 +495,8 @@ mod tests {
                     f64::from(loss(&moved).into_scalar::<f32>())
                 };
                 let found = (beside(step) - beside(-step)) / (2.0 * step);
-                let scale = slope.abs().max(found.abs());
+                // What the slope along a random direction is usually like: one that is nearly level says little.
+                let scale = slope.abs().max(steepest.sqrt());
                 assert!((slope - found).abs() < 0.03 * scale, "{network} {name}: {slope} and {found}");
             }
         }
@@ -405,7 +505,13 @@ mod tests {
     #[test]
     fn settings_out_of_range_are_named() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site { image: [224, 224], blocks: &blocks, default_depth_ratio: 0.4, device: &device };
+        let site = Site {
+            image: [224, 224],
+            blocks: &blocks,
+            std: [1.0; 3],
+            default_depth_ratio: 0.4,
+            device: &device,
+        };
         let lotep = |change: &dyn Fn(&mut Lotep)| {
             let mut config = Lotep::default();
             change(&mut config);
@@ -423,6 +529,11 @@ mod tests {
         assert!(given(r#"{"method":"vpt-deep","fourier":1.5}"#).contains("fourier 1.5"));
         assert!(given(r#"{"method":"grouped","groups":0}"#).contains("groups 0"));
         assert!(given(r#"{"method":"deep-lor-vp","rank":0}"#).contains("rank 0"));
+        assert!(
+            given(r#"{"method":"border","border":112}"#).contains("border 112 is out of range; 1 to 111")
+        );
+        assert!(given(r#"{"method":"ilm-vp","size":224}"#).contains("size 224"));
+        assert!(given(r#"{"method":"auto-vp","scale":9}"#).contains("scale 9"));
         let rank = LorVp { rank: 300, ..LorVp::default() };
         assert!(MethodConfig::LorVp(rank).init(&site, 0).unwrap_err().to_string().contains("rank 300"));
         for json in [r#"{"method":"lor-vp","depth_ratio":0.5}"#, r#"{"method":"nothing"}"#] {

@@ -1,7 +1,9 @@
 //! What methods put into a network: built once a step while learning, once for all afterwards.
 
-use burn::tensor::Tensor;
+use burn::tensor::ops::PadMode;
+use burn::tensor::{Int, Tensor, activation::relu};
 
+use super::frame::around;
 use crate::backbone::{Activation, Hooks};
 
 /// Prompts, shared by all samples. They are f32 whatever the network computes in.
@@ -14,10 +16,22 @@ pub struct Prompts {
     /// Tokens `[n, C]` that stand between the class token and the patches in block `l`: those of the first block are
     /// put in, those of later ones take the place of what became of the ones before.
     pub tokens: Vec<Tensor<2>>,
+    /// Height and width of the network's input, in whose middle smaller images are put, zeros around them.
+    pub canvas: Option<[usize; 2]>,
+    /// Factor `[1]` by which images are scaled about their middle before, each keeping its size.
+    pub scale: Option<Tensor<1>>,
 }
 
 impl Hooks for Prompts {
     fn pixels(&self, x: Tensor<4>) -> Tensor<4> {
+        let x = match &self.scale {
+            Some(scale) => scaled(x, scale),
+            None => x,
+        };
+        let x = match self.canvas {
+            Some(outer) => framed(x, outer),
+            None => x,
+        };
         match &self.image {
             Some(prompt) => x + prompt.clone().unsqueeze(),
             None => x,
@@ -36,5 +50,57 @@ impl Hooks for Prompts {
         let patches = x.clone().narrow(1, first, have - first);
         let tokens = tokens.clone().unsqueeze::<3>().expand([samples, count, width]);
         Activation::Tokens(Tensor::cat(vec![class_token, tokens, patches], 1))
+    }
+}
+
+/// Images in the middle of larger ones that are zero elsewhere.
+fn framed(x: Tensor<4>, outer: [usize; 2]) -> Tensor<4> {
+    let [_, _, h, w] = x.dims();
+    let [rows, columns] = [around(outer[0], h), around(outer[1], w)];
+    x.pad([(rows[0], rows[1]), (columns[0], columns[1])], PadMode::Constant(0.0))
+}
+
+/// Images scaled about their middle by a factor, between pixels in proportion, zero outside; the size stays.
+///
+/// Rows and columns are products with matrices, through which the factor has its gradient.
+fn scaled(x: Tensor<4>, scale: &Tensor<1>) -> Tensor<4> {
+    let [_, _, h, w] = x.dims();
+    taps(h, scale).unsqueeze::<4>().matmul(x).matmul(taps(w, scale).transpose().unsqueeze())
+}
+
+/// What each of `side` pixels takes from which: `[side, side]`, pixel `i` from around `c + (i − c) / scale`.
+fn taps(side: usize, scale: &Tensor<1>) -> Tensor<2> {
+    let device = scale.device().without_autodiff();
+    let at = Tensor::<1, Int>::arange(0..side as i64, &device).float();
+    let middle = (side as f64 - 1.0) / 2.0;
+    let from = (at.clone() - middle).unsqueeze_dim::<2>(1) / scale.clone().unsqueeze() + middle;
+    relu((from - at.unsqueeze_dim(0)).abs().neg() + 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    #[test]
+    fn images_are_scaled_about_their_middle() {
+        let row = |scale: f32| {
+            let x = TensorData::new(vec![1.0_f32, 2.0, 3.0, 4.0, 5.0], [1, 1, 1, 5]);
+            let x = Tensor::<4>::from_data(x, &Device::flex());
+            let scale = Tensor::from_floats([scale], &Device::flex());
+            scaled(x, &scale).into_data().iter::<f32>().collect::<Vec<_>>()
+        };
+        assert_eq!(row(1.0), [1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(row(2.0), [2.0, 2.5, 3.0, 3.5, 4.0]);
+        // Every second pixel, and zero where there is none.
+        assert_eq!(row(0.5), [0.0, 1.0, 3.0, 5.0, 0.0]);
+    }
+
+    #[test]
+    fn small_images_stand_in_the_middle() {
+        let x = Tensor::<4>::ones([1, 1, 1, 2], &Device::flex());
+        let framed: Vec<f32> = framed(x, [2, 5]).into_data().iter::<f32>().collect();
+        assert_eq!(framed, [0., 1., 1., 0., 0., 0., 0., 0., 0., 0.]);
     }
 }

@@ -28,6 +28,12 @@ impl Linear {
         self.weight.dims()
     }
 
+    /// Its weight `[out, in]` and its bias `[out]`, as its products see them.
+    pub fn weights(&self) -> (Tensor<2>, Tensor<1>) {
+        let bias = self.bias.clone().unwrap_or_else(|| Tensor::zeros([self.dims()[1]], &self.device()));
+        (self.weight.clone().transpose(), bias)
+    }
+
     /// `[..., in]` to `[..., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let [inputs, outputs] = self.weight.dims();

@@ -8,6 +8,7 @@ use super::optim::OptimizerKind;
 use super::schedule::Schedule;
 use crate::backbone::{Architecture, Loaded};
 use crate::data::{Known, OnCorrupt};
+use crate::head::{Head, Mapping};
 use crate::method::{MethodConfig, Site};
 use crate::ops::Precision;
 use crate::{Result, bail};
@@ -98,6 +99,13 @@ pub struct TrainConfig {
     pub cache_mb: u64,
     /// Steps between checkpoints inside an epoch; one is written after every epoch in any case.
     pub checkpoint_steps: usize,
+    /// How class scores come about; where it is not given, as in the method's paper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<Mapping>,
+    /// Source classes whose scores a class averages, for mappings that match classes.
+    pub sources_per_class: usize,
+    /// Epochs between two matches of an iterative mapping.
+    pub mapping_every: usize,
     /// The method and its settings. Last, because TOML wants tables after values.
     pub method: MethodConfig,
 }
@@ -154,8 +162,17 @@ impl TrainConfig {
             workers: 0,
             cache_mb: 1024,
             checkpoint_steps: 200,
+            mapping: None,
+            sources_per_class: 1,
+            mapping_every: 1,
             method,
         }
+    }
+
+    /// How class scores come about.
+    pub(crate) fn head(&self) -> Head {
+        let mapping = self.mapping.unwrap_or(self.method.default_mapping());
+        Head { mapping, sources: self.sources_per_class }
     }
 
     /// Write what depends on method and network into the settings, so that a record says what was run.
@@ -163,6 +180,7 @@ impl TrainConfig {
         let architecture = &loaded.config.architecture;
         self.precision = Some(loaded.precision);
         self.method.resolve(&Site::of(loaded));
+        self.mapping = Some(self.head().mapping);
         let optimizer = *self.optimizer.get_or_insert(default_optimizer(&self.method, architecture));
         let [lr, prompt_lr] = default_rates(&self.method, architecture, optimizer);
         self.lr.get_or_insert(lr);
@@ -182,6 +200,8 @@ impl TrainConfig {
         positive("batch-size", self.batch_size)?;
         positive("accumulate", self.accumulate)?;
         positive("checkpoint-steps", self.checkpoint_steps)?;
+        positive("sources-per-class", self.sources_per_class)?;
+        positive("mapping-every", self.mapping_every)?;
         positive("subset", self.subset.unwrap_or(1))?;
         if !self.batch_size.is_multiple_of(self.accumulate) {
             bail!("accumulate {} does not divide batch-size {}", self.accumulate, self.batch_size);
@@ -216,8 +236,11 @@ impl TrainConfig {
 /// (`records/defaults` has the search on held-out images).
 fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> OptimizerKind {
     match (method, architecture) {
-        (MethodConfig::LinearProbe(_), _) => OptimizerKind::Sgd,
-        (_, Architecture::ResNet(_)) => OptimizerKind::AdamW,
+        (MethodConfig::LinearProbe(_) | MethodConfig::Border(_), _) => OptimizerKind::Sgd,
+        // Adam in the papers of the first two.
+        (MethodConfig::IlmVp(_) | MethodConfig::AutoVp(_), _) | (_, Architecture::ResNet(_)) => {
+            OptimizerKind::AdamW
+        }
         // Searched on a ViT; the other families are unsearched and take what is less likely to hurt.
         (_, _) => OptimizerKind::Sgd,
     }
@@ -227,6 +250,10 @@ fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> Opti
 fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: OptimizerKind) -> [f64; 2] {
     let lotep = matches!(method, MethodConfig::LotepCp(_) | MethodConfig::LotepTk(_));
     match (optimizer, architecture) {
+        // Their papers', the border's for steps through a mean over source classes.
+        _ if matches!(method, MethodConfig::Border(_)) => [0.02, 40.0],
+        _ if matches!(method, MethodConfig::IlmVp(_)) => [0.02, 0.01],
+        _ if matches!(method, MethodConfig::AutoVp(_)) => [0.001, 0.001],
         (OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
         (OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
         (OptimizerKind::Sgd, _) => [0.005, 0.02],

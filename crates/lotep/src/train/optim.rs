@@ -52,7 +52,7 @@ pub struct Optim {
 }
 
 impl Optim {
-    /// A fresh optimiser for `count` parameters. `decay` is the weight decay of prompts and of the head.
+    /// A fresh optimiser for `count` learnt parameters. `decay` is the weight decay of prompts and of the head.
     pub fn new(kind: OptimizerKind, momentum: f64, decay: Rates, count: usize) -> Self {
         let rule = |decay: f64| match kind {
             OptimizerKind::Sgd => {
@@ -67,12 +67,13 @@ impl Optim {
         Self { prompt: rule(decay.prompt), head: rule(decay.head), states: vec![None; count] }
     }
 
-    /// Update every parameter with its gradient, in the order of `params`.
+    /// Update what is learnt with its gradients, in the order of [`Params::learnt`].
     pub fn step(&mut self, rates: Rates, params: &mut Params, grads: Vec<Tensor<1>>) {
-        for ((param, grad), state) in params.iter_mut().zip(grads).zip(&mut self.states) {
+        let learnt = params.iter_mut().filter(|p| p.group != Group::Fixed);
+        for ((param, grad), state) in learnt.zip(grads).zip(&mut self.states) {
             let (rule, rate) = match param.group {
-                Group::Prompt => (&self.prompt, rates.prompt),
                 Group::Head => (&self.head, rates.head),
+                _ => (&self.prompt, rates.prompt),
             };
             let value = param.value.clone();
             (param.value, *state) = match (rule, state.take()) {
@@ -93,7 +94,7 @@ impl Optim {
     /// The state's tensors, named `NAME.optim.LEAF`; counters become tensors of one element.
     pub fn to_named(&self, params: &Params) -> Vec<NamedTensor> {
         let mut sink = StateSink::default();
-        for (param, state) in params.iter().zip(&self.states) {
+        for (param, state) in params.learnt().zip(&self.states) {
             let prefix = format!("{}.optim", param.name);
             match state {
                 Some(State::Sgd(s)) => s.state_flatten(&prefix, &mut sink),
@@ -126,7 +127,7 @@ impl Optim {
             let data = TensorData::new(tensor.values.clone(), [tensor.values.len()]);
             source.insert_tensor(tensor.name.clone(), data);
         }
-        for (param, state) in params.iter().zip(&mut self.states) {
+        for (param, state) in params.learnt().zip(&mut self.states) {
             let prefix = format!("{}.optim", param.name);
             let length = param.value.dims()[0];
             if tensors.iter().any(|t| {

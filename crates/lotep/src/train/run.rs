@@ -16,6 +16,7 @@ use super::step::{Input, Stepper};
 use crate::adapter::Adapter;
 use crate::data::Loader;
 use crate::eval::{Accuracy, evaluate};
+use crate::head::{Counts, Mapping};
 use crate::method::Site;
 use crate::model::{Frozen, Predictor, pixels};
 use crate::params::{Group, Params};
@@ -105,7 +106,7 @@ fn open(config: &TrainConfig, dir: &RunDir, observer: &mut dyn Observer) -> Resu
         setup.config.optimizer.unwrap_or_default(),
         setup.config.momentum,
         decay,
-        setup.params.iter().count(),
+        setup.params.learnt().count(),
     );
     let mut state = State { progress: Progress::default(), params: setup.params.clone(), optim, best: None };
     if checkpoint.exists() {
@@ -189,6 +190,8 @@ impl Run {
     }
 
     fn epoch(&mut self, cache: Option<&FeatureCache>, observer: &mut dyn Observer) -> Result<EpochRecord> {
+        let (started, before) = (Instant::now(), self.state.progress.seconds);
+        self.match_classes(observer)?;
         let (batch_size, parts) = (self.config().batch_size, self.config().accumulate);
         let order = self.setup.images.train.shuffled(self.config().seed, self.state.progress.epoch as u64);
         let batches = order.len().div_ceil(batch_size);
@@ -198,12 +201,12 @@ impl Run {
         observer.event(Event::Begin { what: &what, images: order.len(), done: first * batch_size });
         let rest = order[(first * batch_size).min(order.len())..].to_vec();
         let mut loaded = cache.is_none().then(|| self.setup.images.train.epoch(rest.clone()));
-        let (started, before) = (Instant::now(), self.state.progress.seconds);
         let mut trained = 0;
         for chunk in rest.chunks(batch_size) {
             let rates = self.rates(self.state.progress.step, batches);
             let site = Site::of(&self.setup.loaded);
-            let mut stepper = Stepper::new(&self.frozen, &self.setup.config.method, site);
+            let mut stepper =
+                Stepper::new(&self.frozen, &self.setup.config.method, self.config().head(), site);
             for part in chunk.chunks(batch_size / parts) {
                 if let Some((input, labels)) = next_input(part, cache, loaded.as_mut(), &self.setup)? {
                     stepper.accumulate(&self.state.params, input, &labels);
@@ -239,6 +242,48 @@ impl Run {
         let speed = trained as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let rates = self.rates(self.state.progress.step.saturating_sub(1), batches);
         self.end_epoch(rates, speed, observer)
+    }
+
+    /// Match classes by what the training images are now taken for, at the epochs that ask for it. A run that was stopped
+    /// inside an epoch has that epoch's match in its checkpoint.
+    fn match_classes(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let (head, epoch) = (self.config().head(), self.state.progress.epoch);
+        let due = match head.mapping {
+            Mapping::Frequency => epoch == 0,
+            Mapping::Iterative => epoch.is_multiple_of(self.config().mapping_every),
+            _ => false,
+        };
+        if !due || self.state.progress.batch > 0 {
+            return Ok(());
+        }
+        let (loaded, params) = (&self.setup.loaded, &self.state.params);
+        let predictor = Predictor::adapted(loaded, &self.config().method, head, params);
+        let predictor = predictor.with_own_classifier(loaded)?;
+        let (train, transform) = (&self.setup.images.train, &self.setup.images.transform);
+        let images = train.dataset().samples.len();
+        observer.event(Event::Begin { what: "matching classes", images, done: 0 });
+        let own = loaded.config.classes;
+        let (mut counts, mut done) = (Counts::new(own, self.setup.images.classes.len()), 0);
+        for batch in train.in_order() {
+            let batch = batch?;
+            if batch.size == 0 {
+                continue;
+            }
+            let labels = batch.labels.clone();
+            let scores = predictor.logits(pixels(batch, transform, &self.setup.device));
+            let scores: Vec<f32> = scores.into_data().iter::<f32>().collect();
+            for (row, label) in scores.chunks_exact(own).zip(&labels) {
+                let most = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+                counts.add(most.map_or(0, |(source, _)| source), *label);
+            }
+            done += labels.len();
+            observer.event(Event::Advance { done, running: None });
+            if observer.stop() {
+                return Err(Error::Interrupted("stopped while matching classes".into()));
+            }
+        }
+        head.rematch(&mut self.state.params, &counts);
+        Ok(())
     }
 
     /// Evaluate, choose, and turn the epoch's sums into a record.
@@ -291,7 +336,8 @@ impl Run {
         params: &Params,
         observer: &mut dyn Observer,
     ) -> Result<Accuracy> {
-        let predictor = Predictor::adapted(&self.setup.loaded, &self.config().method, params);
+        let predictor =
+            Predictor::adapted(&self.setup.loaded, &self.config().method, self.config().head(), params);
         observer.event(Event::Begin { what, images: loader.dataset().samples.len(), done: 0 });
         evaluate(&predictor, loader, &self.setup.images.transform, |done| {
             observer.event(Event::Advance { done, running: None });
@@ -344,7 +390,8 @@ impl Run {
         self.note_skipped(observer);
         let outcome = self.records.finish(&self.setup, &self.state, &params, test)?;
         let (loaded, method) = (&self.setup.loaded, self.config().method.clone());
-        let mut adapter = Adapter::new(loaded, method, self.setup.images.classes.clone(), params);
+        let mut adapter =
+            Adapter::new(loaded, method, self.config().head(), self.setup.images.classes.clone(), params);
         adapter.config.metrics = outcome.metrics();
         adapter.save(&dir.adapter())?;
         outcome.save(&dir.result())?;

@@ -8,9 +8,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::config::{Select, TrainConfig};
 use super::observe::{Downloads, Event, Observer};
-use crate::backbone::{LoadOptions, Loaded, load};
+use crate::backbone::{LoadOptions, Loaded, Preprocess, load};
 use crate::data::{Dataset, Loader, LoaderConfig, Transform, open, stratified_split, subset};
-use crate::head::linear;
+use crate::head::Head;
 use crate::method::{Method, MethodConfig, Site};
 use crate::params::{Group, Params};
 use crate::{Result, bail, device};
@@ -57,13 +57,21 @@ impl TrainConfig {
 pub(crate) fn init_params(
     loaded: &Loaded,
     method: &MethodConfig,
+    head: Head,
     classes: usize,
     seed: u64,
 ) -> Result<Params> {
     let mut params = method.init(&Site::of(loaded), seed)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(HEAD_STREAM);
-    params.extend(linear::init(loaded.network.feature_width(), classes, &mut rng, &loaded.device));
+    params.extend(head.init(loaded, classes, &mut rng)?);
+    if params.total() == 0 {
+        bail!(
+            "method {} and mapping {} learn nothing: another --method, or --mapping linear or full",
+            method.name(),
+            serde_json::to_string(&head.mapping).unwrap_or_default()
+        );
+    }
     Ok(params)
 }
 
@@ -77,7 +85,7 @@ impl Setup {
         observer.event(Event::Plan(&format!("backbone  {}", loaded.describe())));
         let images = Images::new(&config, &loaded)?;
         observer.event(Event::Plan(&format!("data      {}", images.protocol)));
-        let params = init_params(&loaded, &config.method, images.classes.len(), config.seed)?;
+        let params = init_params(&loaded, &config.method, config.head(), images.classes.len(), config.seed)?;
         observer.event(Event::Plan(&format!(
             "method    {}: {} parameters in prompts, {} in the head",
             config.method.name(),
@@ -130,7 +138,7 @@ impl Images {
             count(&val),
             count(&splits.test)
         ));
-        let transform = loaded.config.preprocess.adaptation();
+        let transform = Preprocess::adaptation(config.method.input(loaded.config.preprocess.image));
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let loader = |data: Dataset, batch_size: usize, cache_bytes: u64| {
             let loader_config = LoaderConfig {

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::loss::{cross_entropy_sum, label_ranks};
 use super::optim::{Optim, Rates};
 use crate::backbone::NoHooks;
-use crate::head::linear;
+use crate::head::{Head, linear};
 use crate::method::{Method, MethodConfig, Site};
 use crate::model::Frozen;
 use crate::ops::is_cpu;
@@ -51,14 +51,15 @@ pub(crate) struct StepSums {
 pub(crate) struct Stepper<'a> {
     frozen: &'a Frozen,
     method: &'a MethodConfig,
+    head: Head,
     site: Site<'a>,
     grads: Option<Vec<Tensor<1>>>,
     pub(crate) sums: StepSums,
 }
 
 impl<'a> Stepper<'a> {
-    pub(crate) fn new(frozen: &'a Frozen, method: &'a MethodConfig, site: Site<'a>) -> Self {
-        Self { frozen, method, site, grads: None, sums: StepSums::default() }
+    pub(crate) fn new(frozen: &'a Frozen, method: &'a MethodConfig, head: Head, site: Site<'a>) -> Self {
+        Self { frozen, method, head, site, grads: None, sums: StepSums::default() }
     }
 
     /// Add the gradient of the summed loss of some images.
@@ -86,7 +87,7 @@ impl<'a> Stepper<'a> {
             }
             Input::Features(features) => features,
         };
-        let logits = linear::logits(&leaves, features);
+        let logits = self.head.logits(self.frozen.network(), &leaves, features);
         let loss = cross_entropy_sum(logits.clone(), labels);
         let classes = logits.dims()[1];
         let scores: Vec<f32> = logits.without_autodiff().into_data().iter::<f32>().collect();
@@ -98,7 +99,7 @@ impl<'a> Stepper<'a> {
         }
         let mut tape = loss.backward();
         let grads: Vec<_> = leaves
-            .iter()
+            .learnt()
             .map(|leaf| {
                 let zeros = || leaf.value.clone().without_autodiff().zeros_like();
                 leaf.value.grad_remove(&mut tape).unwrap_or_else(zeros)
@@ -163,7 +164,8 @@ mod tests {
         let [batch, _, h, w] = input.dims();
         let labels: Vec<usize> = base.values("_fx.target").iter().map(|v| *v as usize).collect();
         let blocks = blocks(network.as_ref(), [h, w], &device);
-        let site = Site { image: [h, w], blocks: &blocks, default_depth_ratio: 0.8, device: &device };
+        let site =
+            Site { image: [h, w], blocks: &blocks, std: [1.0; 3], default_depth_ratio: 0.8, device: &device };
         let lotep = Lotep { rank: 4, input_prompt: false, ..Lotep::default() };
         let method = if kind == "cp" { MethodConfig::LotepCp(lotep) } else { MethodConfig::LotepTk(lotep) };
         let mut params = method.init(&site, 0).unwrap();
@@ -190,10 +192,10 @@ mod tests {
         }
         let frozen = Frozen::bare(network.clone(), &device);
         let decay = Rates { prompt: 1e-4, head: 1e-4 };
-        let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, decay, params.iter().count());
+        let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, decay, params.learnt().count());
         let losses = run.values("losses");
         for (step, expected) in losses.iter().enumerate() {
-            let mut stepper = Stepper::new(&frozen, &method, site);
+            let mut stepper = Stepper::new(&frozen, &method, Head::default(), site);
             for part in 0..parts {
                 let size = batch / parts;
                 let pixels = input.clone().narrow(0, part * size, size);
