@@ -4,6 +4,7 @@
 //! holds the tensors. The configuration carries the tensors' hash, so that a pair from two different moments is
 //! noticed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,9 +13,9 @@ use sha2::{Digest, Sha256};
 use crate::backbone::{Loaded, Preprocess};
 use crate::data::Transform;
 use crate::head::Head;
-use crate::method::{Method, MethodConfig};
+use crate::method::{Method, MethodConfig, Site, full};
 use crate::params::Params;
-use crate::safetensors::{TensorFile, serialize};
+use crate::safetensors::{NamedTensor, TensorFile, serialize};
 use crate::train::setup::init_params;
 use crate::{Error, Result, bail, hash, input_error, write_atomic};
 
@@ -90,17 +91,22 @@ pub struct Adapter {
     pub config: AdapterConfig,
     /// Its tensors.
     pub params: Params,
+    /// Weights of the network among them that are still what they were, by name: the file goes without.
+    unchanged: BTreeSet<String>,
 }
 
 impl Adapter {
     /// Describe learnt `params` for `loaded`.
+    ///
+    /// # Errors
+    /// The backbone's own weights can no longer be read.
     pub fn new(
         loaded: &Loaded,
         method: MethodConfig,
         head: Head,
         classes: Vec<String>,
         params: Params,
-    ) -> Self {
+    ) -> Result<Self> {
         let p = &loaded.config.preprocess;
         let input = method.input(p.image);
         let input = InputSpec {
@@ -125,7 +131,7 @@ impl Adapter {
             tensors_sha256: String::new(),
             metrics: serde_json::Value::Null,
         };
-        Self { config, params }
+        Ok(Self { unchanged: unchanged(loaded, &config.method, &params)?, config, params })
     }
 
     /// Write both files.
@@ -133,7 +139,9 @@ impl Adapter {
     /// # Errors
     /// The directory can't be written.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
-        let tensors = serialize(&self.params.to_named(), Some(("format", "pt".into())))?;
+        let mut tensors = self.params.to_named();
+        tensors.retain(|t| !self.unchanged.contains(&t.name));
+        let tensors = serialize(&tensors, Some(("format", "pt".into())))?;
         self.config.tensors_sha256 = hash::hex(&Sha256::digest(&tensors));
         write_atomic(&dir.join(MODEL), &tensors)?;
         let json = serde_json::to_vec_pretty(&self.config)
@@ -214,11 +222,31 @@ impl Adapter {
         let mut params =
             init_params(loaded, &config.method, config.head, config.classes.len(), 0).map_err(wrong)?;
         let what = path.display().to_string();
-        params.load(&what, |name| file.read(name))?;
+        let stored = file.shapes();
+        let unchanged: BTreeMap<String, NamedTensor> = params
+            .iter()
+            .filter(|p| p.name.starts_with(full::PREFIX) && !stored.contains_key(&p.name))
+            .map(|p| (p.name.clone(), p.to_named()))
+            .collect();
+        params.load(&what, |name| match unchanged.get(name) {
+            Some(own) => Ok((own.values.clone(), own.shape.clone())),
+            None => file.read(name),
+        })?;
         let known: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();
         if let Some(extra) = file.shapes().keys().find(|name| !known.contains(&name.as_str())) {
             bail!("{what}: tensor `{extra}` does not belong to method {}", config.method.name());
         }
-        Ok(Self { config, params })
+        Ok(Self { unchanged: unchanged.into_keys().collect(), config, params })
     }
+}
+
+/// The names of the network's weights among `params` that are still what they were.
+fn unchanged(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Result<BTreeSet<String>> {
+    if !params.iter().any(|p| p.name.starts_with(full::PREFIX)) {
+        return Ok(BTreeSet::new());
+    }
+    let initial = method.init(&Site::of(loaded), 0)?.to_named();
+    let initial: BTreeMap<String, Vec<f32>> = initial.into_iter().map(|t| (t.name, t.values)).collect();
+    let own = params.to_named().into_iter().filter(|t| t.name.starts_with(full::PREFIX));
+    Ok(own.filter(|t| initial.get(&t.name) == Some(&t.values)).map(|t| t.name).collect())
 }

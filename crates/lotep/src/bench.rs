@@ -92,17 +92,21 @@ pub fn train(
         let mut params = adapted_params(loaded, method.as_ref(), options)?;
         let pixels = made_up(loaded, method.as_ref(), options.batch_size);
         let Some(method) = method else {
-            return Ok(Box::new(move || pixel_gradient(frozen, &params, &pixels, labels)));
+            return Ok(Box::new(move || {
+                pixel_gradient(frozen, &params, &pixels, labels);
+                Ok(())
+            }));
         };
         let zero = Rates { prompt: 0.0, head: 0.0 };
         let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, zero, params.learnt().count());
         Ok(Box::new(move || {
             let mut stepper = Stepper::new(frozen, method, head(method), Site::of(loaded));
-            stepper.accumulate(&params, Input::Pixels(pixels.clone()), labels);
+            stepper.accumulate(&params, Input::Pixels(pixels.clone()), labels)?;
             stepper.finish(&mut optim, rates, &mut params);
             // Reading one value back waits for the device.
             let first = params.iter().next().map(|p| p.value.clone().narrow(0, 0, 1).into_data());
             drop(first);
+            Ok(())
         }))
     });
     measure(loaded, options, "train", steps.collect::<Result<_>>()?, progress)
@@ -121,8 +125,11 @@ pub fn infer(
         let params = adapted_params(loaded, method.as_ref(), options)?;
         let pixels = made_up(loaded, method.as_ref(), options.batch_size);
         let method = method.as_ref().unwrap_or(&PLAIN);
-        let predictor = Predictor::adapted(loaded, method, head(method), &params);
-        Ok(Box::new(move || drop(predictor.logits(pixels.clone()).into_data())))
+        let predictor = Predictor::adapted(loaded, method, head(method), &params)?;
+        Ok(Box::new(move || {
+            drop(predictor.logits(pixels.clone()).into_data());
+            Ok(())
+        }))
     });
     measure(loaded, options, "infer", steps.collect::<Result<_>>()?, progress)
 }
@@ -150,7 +157,7 @@ fn made_up(loaded: &Loaded, method: Option<&MethodConfig>, batch: usize) -> Tens
 }
 
 /// One step of a method.
-type Step<'a> = Box<dyn FnMut() + 'a>;
+type Step<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 
 fn measure(
     loaded: &Loaded,
@@ -166,7 +173,7 @@ fn measure(
             // To and fro, so that a machine that gets slower favours neither the first nor the last.
             let method = if round % 2 == 0 { turn } else { steps.len() - 1 - turn };
             let start = Instant::now();
-            steps[method]();
+            steps[method]()?;
             if round >= options.warmup {
                 times[method].push(1000.0 * start.elapsed().as_secs_f64());
             }

@@ -19,7 +19,7 @@ use crate::{Result, bail, input_error, write_atomic};
 /// Something can't be merged (the message says what), the backbone has no file, or `output` can't be written.
 pub fn merge(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
     let Some(file) = &loaded.file else { bail!("a network of random weights can't be exported") };
-    let merged = Predictor::merge(loaded, &adapter.config.method, adapter.config.head, &adapter.params);
+    let merged = Predictor::merge(loaded, &adapter.config.method, adapter.config.head, &adapter.params)?;
     if !merged.left.is_empty() {
         bail!(
             "timm's layout has no place for the prompts of {} at: {}; keep the adapter beside the backbone instead \

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::backbone::{Backbone, Hooks, Loaded};
 use crate::data::{Batch, Transform};
 use crate::head::Head;
-use crate::method::{Method, MethodConfig, Prompts, Site};
+use crate::method::{Method, MethodConfig, Prompts, Site, full};
 use crate::ops::{Linear, Precision};
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
@@ -35,6 +35,11 @@ impl Frozen {
         Self { network: loaded.network.clone(), mean: channels(p.mean), std: channels(p.std) }
     }
 
+    /// The same around another network.
+    pub(crate) fn with_network(&self, network: Arc<dyn Backbone>) -> Self {
+        Self { network, ..self.clone() }
+    }
+
     /// The network.
     pub(crate) fn network(&self) -> &dyn Backbone {
         self.network.as_ref()
@@ -45,6 +50,11 @@ impl Frozen {
         let x = hooks.pixels(pixels);
         self.network.features((x - self.mean.clone()) / self.std.clone(), hooks)
     }
+}
+
+/// The network that `method` works with.
+fn network(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Result<Arc<dyn Backbone>> {
+    Ok(method.network(loaded, params, None)?.unwrap_or_else(|| loaded.network.clone()))
 }
 
 /// A model ready to score images: prompts built once and folded where the network allows it.
@@ -82,10 +92,15 @@ impl Predictor {
     }
 
     /// A network adapted by `method` and `head` with learnt `params`.
-    pub fn adapted(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Self {
+    ///
+    /// # Errors
+    /// The parameters are not this network's.
+    pub fn adapted(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Result<Self> {
+        let network = network(loaded, method, params)?;
         let prompts = method.prompts(&Site::of(loaded), params);
-        let (weight, bias) = head.classifier(loaded.network.as_ref(), params);
-        Self::with_prompts(loaded, prompts, Linear::new(weight, Some(bias), Precision::F32)).0
+        let (weight, bias) = head.classifier(network.as_ref(), params);
+        let classifier = Linear::new(weight, Some(bias), Precision::F32);
+        Ok(Self::with_prompts(loaded, network.as_ref(), prompts, classifier).0)
     }
 
     /// The same with the classifier that the network was trained with.
@@ -97,9 +112,13 @@ impl Predictor {
     }
 
     /// What of an adaptation can be written into the network's own weights.
-    pub fn merge(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Merge {
+    ///
+    /// # Errors
+    /// The parameters are not this network's.
+    pub fn merge(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Result<Merge> {
+        let network = network(loaded, method, params)?;
         let prompts = method.prompts(&Site::of(loaded), params);
-        let (weight, bias) = head.classifier(loaded.network.as_ref(), params);
+        let (weight, bias) = head.classifier(network.as_ref(), params);
         let name = loaded.config.architecture.classifier();
         let tensor = |leaf: &str, shape: &[usize], values: TensorData| NamedTensor {
             name: format!("{name}.{leaf}"),
@@ -110,19 +129,29 @@ impl Predictor {
             tensor("weight", &weight.dims(), weight.to_data()),
             tensor("bias", &bias.dims(), bias.to_data()),
         ];
-        let mut merge =
-            Self::with_prompts(loaded, prompts, Linear::new(weight, Some(bias), Precision::F32)).1;
-        merge.changed.extend(classifier);
-        merge
+        let learnt = Linear::new(weight, Some(bias), Precision::F32);
+        let mut merge = Self::with_prompts(loaded, network.as_ref(), prompts, learnt).1;
+        let own = params.to_named().into_iter().filter_map(|t| {
+            let name = t.name.strip_prefix(full::PREFIX)?.to_owned();
+            Some(NamedTensor { name, ..t })
+        });
+        // What was folded changed last, and the classifier is a new one.
+        merge.changed = own.chain(merge.changed).chain(classifier).collect();
+        Ok(merge)
     }
 
-    fn with_prompts(loaded: &Loaded, mut prompts: Prompts, classifier: Linear) -> (Self, Merge) {
+    fn with_prompts(
+        loaded: &Loaded,
+        network: &dyn Backbone,
+        mut prompts: Prompts,
+        classifier: Linear,
+    ) -> (Self, Merge) {
         let mut frozen = Frozen::new(loaded);
         let image = prompts.image.take().map(|p| p.unsqueeze::<4>() / frozen.std.clone());
         // A checkpoint has no place for what is done to the image, however it is folded here.
         let framed = prompts.canvas.is_some() || prompts.scale.is_some();
         let has_image = image.is_some();
-        let folded = loaded.network.fold(image, prompts.blocks.first().cloned().flatten());
+        let folded = network.fold(image, prompts.blocks.first().cloned().flatten());
         frozen.network = folded.network;
         if folded.first {
             prompts.blocks[0] = None;
@@ -231,10 +260,15 @@ mod tests {
             let prompts = method.prompts(&Site::of(loaded), &params);
             let features = Frozen::new(loaded).features(pixels.clone(), &prompts);
             let added = head.logits(loaded.network.as_ref(), &params, features);
-            let folded = Predictor::adapted(loaded, &method, head, &params).logits(pixels);
+            let folded = Predictor::adapted(loaded, &method, head, &params).unwrap().logits(pixels);
             let values = |t: Tensor<2>| t.into_data().iter::<f32>().collect::<Vec<_>>();
             assert_close(&values(folded), &values(added), 2e-5, method.name());
-            assert_eq!(Predictor::merge(loaded, &method, head, &params).left, left, "{}", method.name());
+            assert_eq!(
+                Predictor::merge(loaded, &method, head, &params).unwrap().left,
+                left,
+                "{}",
+                method.name()
+            );
         }
     }
 }

@@ -33,6 +33,17 @@ pub struct Param {
     pub value: Tensor<1>,
 }
 
+impl Param {
+    /// Read back from the device.
+    pub fn to_named(&self) -> NamedTensor {
+        NamedTensor {
+            name: self.name.clone(),
+            shape: self.shape.clone(),
+            values: self.value.to_data().iter::<f32>().collect(),
+        }
+    }
+}
+
 /// An ordered set of trainable tensors.
 #[derive(Clone, Debug, Default)]
 pub struct Params(Vec<Param>);
@@ -105,14 +116,7 @@ impl Params {
 
     /// Read back from the device, for writing.
     pub fn to_named(&self) -> Vec<NamedTensor> {
-        self.0
-            .iter()
-            .map(|p| NamedTensor {
-                name: p.name.clone(),
-                shape: p.shape.clone(),
-                values: p.value.to_data().iter::<f32>().collect(),
-            })
-            .collect()
+        self.0.iter().map(Param::to_named).collect()
     }
 
     /// Replace every value from `read`, which must know all names with the same shapes.

@@ -81,7 +81,7 @@ impl Model {
     /// Ready to score images: with the adapter, or with the network's own classifier.
     pub(crate) fn predictor(&self) -> Result<Predictor> {
         match &self.adapter {
-            Some(a) => Ok(Predictor::adapted(&self.loaded, &a.config.method, a.config.head, &a.params)),
+            Some(a) => Predictor::adapted(&self.loaded, &a.config.method, a.config.head, &a.params),
             None => Predictor::own(&self.loaded),
         }
     }

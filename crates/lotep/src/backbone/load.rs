@@ -61,7 +61,12 @@ pub struct Loaded {
     pub device: Device,
     /// What its matrix products round to.
     pub precision: Precision,
+    /// Whether only each block's input is kept for the backward pass.
+    pub recompute: bool,
 }
+
+/// The seed of made-up weights.
+const MADE_UP: u64 = 0;
 
 /// Load a backbone; `watch` sees what has to be downloaded.
 ///
@@ -70,7 +75,7 @@ pub struct Loaded {
 pub fn load(options: &LoadOptions, watch: &mut dyn Watch) -> Result<Loaded> {
     if options.random_weights {
         let config = ModelConfig::named(options.arch.as_deref().unwrap_or(&options.backbone), 1000)?;
-        return build(config, Weights::random(0, &options.device), None, options);
+        return build(config, Weights::random(MADE_UP, &options.device), None, options);
     }
     let place = source::find(&options.backbone, watch)?;
     let file = &place.weights;
@@ -136,6 +141,7 @@ fn build(
         arch: options.arch.clone(),
         device: options.device.clone().without_autodiff(),
         precision,
+        recompute: options.recompute,
         network,
         config,
     })
@@ -156,7 +162,7 @@ pub(crate) fn made_up(architecture: super::Architecture, image: [usize; 2]) -> L
         precision: Some(Precision::F32),
         recompute: false,
     };
-    build(config, Weights::random(0, &options.device), None, &options).unwrap()
+    build(config, Weights::random(MADE_UP, &options.device), None, &options).unwrap()
 }
 
 impl Loaded {
@@ -169,6 +175,26 @@ impl Loaded {
             (self.body_parameters + self.head_parameters) as f64 / 1e6,
             self.blocks.len()
         )
+    }
+
+    /// Its weights, to be taken again.
+    ///
+    /// # Errors
+    /// The file is no longer there, or no longer whole.
+    pub fn weights(&self) -> Result<Weights> {
+        Ok(match &self.file {
+            Some(file) => Weights::from_file(Checkpoint::open(file)?, &self.device),
+            None => Weights::random(MADE_UP, &self.device),
+        })
+    }
+
+    /// The same network of other weights; of tracked ones, in the portable form.
+    ///
+    /// # Errors
+    /// A weight is missing or of another shape.
+    pub fn build(&self, weights: &Weights) -> Result<Arc<dyn Backbone>> {
+        let compute = Compute { precision: self.precision, portable: false, recompute: self.recompute };
+        self.config.architecture.load(self.config.classes, weights, compute)
     }
 
     /// Check that an adapter trained on `sha256` fits.

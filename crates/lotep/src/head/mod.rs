@@ -162,7 +162,7 @@ mod tests {
     /// Each against the source scores themselves, from the definition.
     #[test]
     fn logits_are_those_of_the_source_classes() {
-        let loaded = made_up(architecture("vit_b16"), [32, 32]);
+        let loaded = made_up(architecture("vit_b16"), [48, 64]);
         let network = loaded.network.as_ref();
         let width = network.feature_width();
         let features = Tensor::<2>::random([3, width], Distribution::Normal(0.0, 1.0), &loaded.device);
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn gradients_pass_a_full_mapping() {
-        let loaded = made_up(architecture("vit_b16"), [32, 32]);
+        let loaded = made_up(architecture("vit_b16"), [48, 64]);
         let network = loaded.network.as_ref();
         let width = network.feature_width();
         let mut rng = ChaCha8Rng::seed_from_u64(3);
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_mapped_is_refused() {
-        let loaded = made_up(architecture("vit_b16"), [32, 32]);
+        let loaded = made_up(architecture("vit_b16"), [48, 64]);
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let mut refused = |mapping, sources, classes| {
             Head { mapping, sources }.init(&loaded, classes, &mut rng).unwrap_err().to_string()

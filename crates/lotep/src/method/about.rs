@@ -30,6 +30,13 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         source: "",
     },
     About {
+        name: "full",
+        acts: "everywhere: all weights of the network are learnt",
+        parameters: "all of the network's",
+        cost: "nothing",
+        source: "",
+    },
+    About {
         name: "lor-vp",
         acts: "added to the image, a product of thin matrices for each colour",
         parameters: "3 r (H + W), r = 4",

@@ -5,6 +5,7 @@ mod auto_vp;
 mod border;
 pub mod factor;
 mod frame;
+pub(crate) mod full;
 mod grouped;
 mod ilm_vp;
 mod linear_probe;
@@ -14,6 +15,8 @@ mod prompts;
 pub mod rank;
 mod vpt;
 
+use std::sync::Arc;
+
 use burn::tensor::Device;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -22,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use about::{About, METHODS};
 pub use auto_vp::AutoVp;
 pub use border::Border;
+pub use full::Full;
 pub use grouped::{DeepLorVp, Grouped, NaiveDeep};
 pub use ilm_vp::IlmVp;
 pub use linear_probe::LinearProbe;
@@ -30,15 +34,16 @@ pub use lotep::{Form, Lotep, VitGeometry};
 pub use prompts::Prompts;
 pub use vpt::Vpt;
 
-use crate::backbone::{Block, Loaded};
+use crate::backbone::{Backbone, Block, Loaded};
 use crate::head::Mapping;
+use crate::ops::Training;
 use crate::params::Params;
 use crate::{Result, bail, input_error};
 use lotep::LotepMethod;
 use vpt::{Depth, VptMethod};
 
 /// Where a method is put: a backbone's geometry.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Site<'a> {
     /// Height and width of the image.
     pub image: [usize; 2],
@@ -50,6 +55,8 @@ pub struct Site<'a> {
     pub default_depth_ratio: f64,
     /// Where the parameters live.
     pub device: &'a Device,
+    /// The network itself, for methods that learn its weights.
+    pub loaded: Option<&'a Loaded>,
 }
 
 impl<'a> Site<'a> {
@@ -61,6 +68,7 @@ impl<'a> Site<'a> {
             std: loaded.config.preprocess.std,
             default_depth_ratio: loaded.config.architecture.default_depth_ratio(),
             device: &loaded.device,
+            loaded: Some(loaded),
         }
     }
 }
@@ -76,6 +84,20 @@ pub trait Method {
     /// Build the prompts from parameters that [`Method::init`] laid out.
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts;
 
+    /// The network with weights of the method's own, where it has some: it takes the place of the frozen one. In
+    /// `training` its norms and paths behave as they do while weights are learnt.
+    ///
+    /// # Errors
+    /// The parameters are not those of this network.
+    fn network(
+        &self,
+        _loaded: &Loaded,
+        _params: &Params,
+        _training: Option<&Training>,
+    ) -> Result<Option<Arc<dyn Backbone>>> {
+        Ok(None)
+    }
+
     /// Height and width of the images that it takes, given the network's own; smaller ones are put on a canvas.
     fn input(&self, image: [usize; 2]) -> [usize; 2] {
         image
@@ -89,6 +111,8 @@ pub trait Method {
 pub enum MethodConfig {
     /// A new classifier alone.
     LinearProbe(LinearProbe),
+    /// All of the network's weights.
+    Full(Full),
     /// A low-rank prompt on the image.
     LorVp(LorVp),
     /// A border over the image's edge.
@@ -115,8 +139,9 @@ pub enum MethodConfig {
 
 impl MethodConfig {
     /// The names of all methods.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "linear-probe",
+        "full",
         "lor-vp",
         "border",
         "ilm-vp",
@@ -143,6 +168,7 @@ impl MethodConfig {
     pub fn name(&self) -> &'static str {
         match self {
             Self::LinearProbe(_) => "linear-probe",
+            Self::Full(_) => "full",
             Self::LorVp(_) => "lor-vp",
             Self::Border(_) => "border",
             Self::IlmVp(_) => "ilm-vp",
@@ -165,6 +191,7 @@ impl MethodConfig {
             Self::Grouped(m) => &mut m.depth_ratio,
             Self::DeepLorVp(m) => &mut m.depth_ratio,
             Self::LinearProbe(_)
+            | Self::Full(_)
             | Self::LorVp(_)
             | Self::Border(_)
             | Self::IlmVp(_)
@@ -188,6 +215,7 @@ impl MethodConfig {
     fn with<T>(&self, act: impl FnOnce(&dyn Method) -> T) -> T {
         match self {
             Self::LinearProbe(m) => act(m),
+            Self::Full(m) => act(m),
             Self::LorVp(m) => act(m),
             Self::Border(m) => act(m),
             Self::IlmVp(m) => act(m),
@@ -210,6 +238,15 @@ impl Method for MethodConfig {
 
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
         self.with(|m| m.prompts(site, params))
+    }
+
+    fn network(
+        &self,
+        loaded: &Loaded,
+        params: &Params,
+        training: Option<&Training>,
+    ) -> Result<Option<Arc<dyn Backbone>>> {
+        self.with(|m| m.network(loaded, params, training))
     }
 
     fn input(&self, image: [usize; 2]) -> [usize; 2] {
@@ -243,6 +280,10 @@ mod tests {
     use crate::model::Frozen;
     use crate::params::{Group, normal};
 
+    fn site<'a>(image: [usize; 2], blocks: &'a [Block], ratio: f64, device: &'a Device) -> Site<'a> {
+        Site { image, blocks, std: [1.0; 3], default_depth_ratio: ratio, device, loaded: None }
+    }
+
     /// Those that start with a visible frame.
     const FRAMES: [&str; 3] = ["border", "ilm-vp", "auto-vp"];
 
@@ -260,8 +301,7 @@ mod tests {
 
     fn counts(blocks: &[Block], ratio: f64, change: impl Fn(&mut Lotep)) -> [usize; 2] {
         let device = Device::flex();
-        let site =
-            Site { image: [224, 224], blocks, std: [1.0; 3], default_depth_ratio: ratio, device: &device };
+        let site = site([224, 224], blocks, ratio, &device);
         let mut config = Lotep::default();
         change(&mut config);
         [MethodConfig::LotepCp(config.clone()), MethodConfig::LotepTk(config)]
@@ -333,13 +373,7 @@ mod tests {
     #[test]
     fn lor_vp_has_6_times_side_times_rank() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site {
-            image: [224, 224],
-            blocks: &blocks,
-            std: [1.0; 3],
-            default_depth_ratio: 0.4,
-            device: &device,
-        };
+        let site = site([224, 224], &blocks, 0.4, &device);
         let params = MethodConfig::LorVp(LorVp::default()).init(&site, 0).unwrap();
         assert_eq!(params.count(Group::Prompt), 5_376);
     }
@@ -348,13 +382,7 @@ mod tests {
     #[test]
     fn baselines_have_the_parameters_of_their_formulas() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site {
-            image: [224, 224],
-            blocks: &blocks,
-            std: [1.0; 3],
-            default_depth_ratio: 0.4,
-            device: &device,
-        };
+        let site = site([224, 224], &blocks, 0.4, &device);
         let count = |json: serde_json::Value| {
             let method: MethodConfig = serde_json::from_value(json).unwrap();
             method.init(&site, 0).unwrap().count(Group::Prompt)
@@ -385,13 +413,8 @@ mod tests {
     fn successive_channels_share_a_map() {
         let device = Device::flex();
         let block = Block { name: "b".into(), channels: 7, height: 1, width: 2, layout: Layout::Map };
-        let site = Site {
-            image: [4, 4],
-            blocks: &[block],
-            std: [1.0; 3],
-            default_depth_ratio: 1.0,
-            device: &device,
-        };
+        let blocks = [block];
+        let site = site([4, 4], &blocks, 1.0, &device);
         let method = Grouped { groups: 3, input_prompt: false, ..Grouped::default() };
         let mut params = method.init(&site, 0).unwrap();
         params.load("test", |_| Ok(((0..6).map(|v| v as f32).collect(), vec![3, 1, 2]))).unwrap();
@@ -404,16 +427,14 @@ mod tests {
     #[test]
     fn prompts_start_at_zero_and_seeds_differ() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site {
-            image: [32, 48],
-            blocks: &blocks,
-            std: [1.0; 3],
-            default_depth_ratio: 0.4,
-            device: &device,
-        };
+        let site = site([32, 48], &blocks, 0.4, &device);
         for name in MethodConfig::NAMES {
             let method = small(name);
             assert_eq!(method.name(), name);
+            if name == "full" {
+                assert!(method.init(&site, 3).unwrap_err().to_string().contains("a network"));
+                continue;
+            }
             let params = method.init(&site, 3).unwrap();
             let prompts = method.prompts(&site, &params);
             let begins = if FRAMES.contains(&name) { &[] } else { prompts.image.as_slice() };
@@ -438,7 +459,7 @@ mod tests {
     #[test]
     fn gradients_agree_with_finite_differences() {
         let networks =
-            [("vit_b16", [32, 32]), ("convnext", [32, 64]), ("swin", [48, 48]), ("coatnet2", [64, 96])];
+            [("vit_b16", [48, 64]), ("convnext", [32, 64]), ("swin", [48, 48]), ("coatnet2", [64, 96])];
         for (network, image) in networks {
             let loaded = made_up(architecture(network), image);
             let frozen = Frozen::new(&loaded);
@@ -454,7 +475,8 @@ mod tests {
                 }
                 let mut params = method.init(&site, 0).unwrap();
                 let mut rng = seeded(1, 0);
-                for param in params.iter_mut() {
+                // A network of weights like that would not be smooth: it keeps its own.
+                for param in params.iter_mut().filter(|_| *name != "full") {
                     let n = param.value.dims()[0];
                     let values = normal(n, 0.3, &mut rng);
                     param.value = Tensor::from_data(TensorData::new(values, [n]), &loaded.device);
@@ -463,13 +485,15 @@ mod tests {
                 let pixels: Vec<f32> = (0..3 * h * w).map(|i| 0.5 + 0.5 * (i as f32 * 0.37).sin()).collect();
                 let pixels = Tensor::<4>::from_data(TensorData::new(pixels, [1, 3, h, w]), &loaded.device);
                 let directions: Vec<Tensor<1>> = params
-                    .iter()
+                    .learnt()
                     .map(|p| {
                         let n = p.value.dims()[0];
                         Tensor::from_data(TensorData::new(normal(n, 1.0, &mut rng), [n]), &loaded.device)
                     })
                     .collect();
                 let loss = |params: &Params| {
+                    let own = method.network(&loaded, params, Some(&Training::new(0))).unwrap();
+                    let frozen = own.map_or(frozen.clone(), |network| frozen.with_network(network));
                     let features = frozen.features(pixels.clone(), &method.prompts(&site, params));
                     let width = features.dims()[1];
                     let weigh: Vec<f32> = (0..width).map(|i| (i as f32).cos()).collect();
@@ -479,7 +503,7 @@ mod tests {
                 let leaves = params.leaves();
                 let mut tape = loss(&leaves).backward();
                 let (mut slope, mut steepest) = (0.0, 0.0);
-                for (leaf, along) in leaves.iter().zip(&directions) {
+                for (leaf, along) in leaves.learnt().zip(&directions) {
                     let grad = leaf.value.grad_remove(&mut tape).expect("every parameter acts");
                     slope += f64::from((grad.clone() * along.clone()).sum().into_scalar::<f32>());
                     steepest += f64::from(grad.square().sum().into_scalar::<f32>());
@@ -489,9 +513,12 @@ mod tests {
                 let step = 0.02 / norm.sum::<f64>().sqrt();
                 let beside = |step: f64| {
                     let mut moved = params.clone();
-                    for (param, along) in moved.iter_mut().zip(&directions) {
+                    let learnt = moved.iter_mut().filter(|p| p.group != Group::Fixed);
+                    for (param, along) in learnt.zip(&directions) {
                         param.value = param.value.clone() + along.clone() * step;
                     }
+                    // Weights that are not tracked would be packed, in a form that does not train.
+                    let moved = if *name == "full" { moved.leaves() } else { moved };
                     f64::from(loss(&moved).into_scalar::<f32>())
                 };
                 let found = (beside(step) - beside(-step)) / (2.0 * step);
@@ -505,13 +532,7 @@ mod tests {
     #[test]
     fn settings_out_of_range_are_named() {
         let (device, blocks) = (Device::flex(), vit(14));
-        let site = Site {
-            image: [224, 224],
-            blocks: &blocks,
-            std: [1.0; 3],
-            default_depth_ratio: 0.4,
-            device: &device,
-        };
+        let site = site([224, 224], &blocks, 0.4, &device);
         let lotep = |change: &dyn Fn(&mut Lotep)| {
             let mut config = Lotep::default();
             change(&mut config);

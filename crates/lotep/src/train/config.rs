@@ -237,10 +237,9 @@ impl TrainConfig {
 fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> OptimizerKind {
     match (method, architecture) {
         (MethodConfig::LinearProbe(_) | MethodConfig::Border(_), _) => OptimizerKind::Sgd,
-        // Adam in the papers of the first two.
-        (MethodConfig::IlmVp(_) | MethodConfig::AutoVp(_), _) | (_, Architecture::ResNet(_)) => {
-            OptimizerKind::AdamW
-        }
+        // Adam in the papers of the image's frames.
+        (MethodConfig::Full(_) | MethodConfig::IlmVp(_) | MethodConfig::AutoVp(_), _)
+        | (_, Architecture::ResNet(_)) => OptimizerKind::AdamW,
         // Searched on a ViT; the other families are unsearched and take what is less likely to hurt.
         (_, _) => OptimizerKind::Sgd,
     }
@@ -251,8 +250,9 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
     let lotep = matches!(method, MethodConfig::LotepCp(_) | MethodConfig::LotepTk(_));
     match (optimizer, architecture) {
         // Their papers', the border's for steps through a mean over source classes.
+        _ if matches!(method, MethodConfig::Full(_)) => [0.002, 1e-4],
         _ if matches!(method, MethodConfig::Border(_)) => [0.02, 40.0],
-        _ if matches!(method, MethodConfig::IlmVp(_)) => [0.02, 0.01],
+        _ if matches!(method, MethodConfig::IlmVp(_)) => [0.02, 0.1],
         _ if matches!(method, MethodConfig::AutoVp(_)) => [0.001, 0.001],
         (OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
         (OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],

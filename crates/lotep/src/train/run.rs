@@ -205,11 +205,13 @@ impl Run {
         for chunk in rest.chunks(batch_size) {
             let rates = self.rates(self.state.progress.step, batches);
             let site = Site::of(&self.setup.loaded);
+            // Another one for every step, and the same for a step that is taken again.
+            let seed = self.config().seed ^ (self.state.progress.step as u64).rotate_left(32);
             let mut stepper =
-                Stepper::new(&self.frozen, &self.setup.config.method, self.config().head(), site);
+                Stepper::seeded(&self.frozen, &self.setup.config.method, self.config().head(), site, seed);
             for part in chunk.chunks(batch_size / parts) {
                 if let Some((input, labels)) = next_input(part, cache, loaded.as_mut(), &self.setup)? {
-                    stepper.accumulate(&self.state.params, input, &labels);
+                    stepper.accumulate(&self.state.params, input, &labels)?;
                 }
             }
             let sums = stepper.finish(&mut self.state.optim, rates, &mut self.state.params);
@@ -257,7 +259,7 @@ impl Run {
             return Ok(());
         }
         let (loaded, params) = (&self.setup.loaded, &self.state.params);
-        let predictor = Predictor::adapted(loaded, &self.config().method, head, params);
+        let predictor = Predictor::adapted(loaded, &self.config().method, head, params)?;
         let predictor = predictor.with_own_classifier(loaded)?;
         let (train, transform) = (&self.setup.images.train, &self.setup.images.transform);
         let images = train.dataset().samples.len();
@@ -337,7 +339,7 @@ impl Run {
         observer: &mut dyn Observer,
     ) -> Result<Accuracy> {
         let predictor =
-            Predictor::adapted(&self.setup.loaded, &self.config().method, self.config().head(), params);
+            Predictor::adapted(&self.setup.loaded, &self.config().method, self.config().head(), params)?;
         observer.event(Event::Begin { what, images: loader.dataset().samples.len(), done: 0 });
         evaluate(&predictor, loader, &self.setup.images.transform, |done| {
             observer.event(Event::Advance { done, running: None });
@@ -391,7 +393,7 @@ impl Run {
         let outcome = self.records.finish(&self.setup, &self.state, &params, test)?;
         let (loaded, method) = (&self.setup.loaded, self.config().method.clone());
         let mut adapter =
-            Adapter::new(loaded, method, self.config().head(), self.setup.images.classes.clone(), params);
+            Adapter::new(loaded, method, self.config().head(), self.setup.images.classes.clone(), params)?;
         adapter.config.metrics = outcome.metrics();
         adapter.save(&dir.adapter())?;
         outcome.save(&dir.result())?;

@@ -4,11 +4,12 @@ use burn::tensor::Tensor;
 
 use super::loss::{cross_entropy_sum, label_ranks};
 use super::optim::{Optim, Rates};
+use crate::Result;
 use crate::backbone::NoHooks;
 use crate::head::{Head, linear};
-use crate::method::{Method, MethodConfig, Site};
+use crate::method::{Method, MethodConfig, Site, full};
 use crate::model::Frozen;
-use crate::ops::is_cpu;
+use crate::ops::{Training, is_cpu};
 use crate::params::Params;
 
 /// Images that go through the network together on the CPU.
@@ -53,41 +54,66 @@ pub(crate) struct Stepper<'a> {
     method: &'a MethodConfig,
     head: Head,
     site: Site<'a>,
+    /// What batch norms see and paths are dropped by, where the network's own weights are learnt.
+    training: Training,
     grads: Option<Vec<Tensor<1>>>,
     pub(crate) sums: StepSums,
 }
 
 impl<'a> Stepper<'a> {
     pub(crate) fn new(frozen: &'a Frozen, method: &'a MethodConfig, head: Head, site: Site<'a>) -> Self {
-        Self { frozen, method, head, site, grads: None, sums: StepSums::default() }
+        Self::seeded(frozen, method, head, site, 0)
+    }
+
+    /// The same with a seed for what is left to chance in a step.
+    pub(crate) fn seeded(
+        frozen: &'a Frozen,
+        method: &'a MethodConfig,
+        head: Head,
+        site: Site<'a>,
+        seed: u64,
+    ) -> Self {
+        let training = Training::new(seed);
+        Self { frozen, method, head, site, training, grads: None, sums: StepSums::default() }
     }
 
     /// Add the gradient of the summed loss of some images.
     ///
     /// On the CPU a few at a time: what is kept for the backward pass then stays small, and mostly in the cache,
     /// however large the batch is. Nothing in a frozen network couples the images of a batch.
-    pub(crate) fn accumulate(&mut self, params: &Params, input: Input, labels: &[usize]) {
+    ///
+    /// # Errors
+    /// The parameters are not those of the network.
+    pub(crate) fn accumulate(&mut self, params: &Params, input: Input, labels: &[usize]) -> Result<()> {
         match input {
-            Input::Pixels(pixels) => {
+            // Batch norms couple images.
+            Input::Pixels(pixels) if !matches!(self.method, MethodConfig::Full(_)) => {
                 for (part, labels) in parts(&pixels, labels) {
-                    self.accumulate_part(params, Input::Pixels(part), labels);
+                    self.accumulate_part(params, Input::Pixels(part), labels)?;
                 }
+                Ok(())
             }
-            input @ Input::Features(_) => self.accumulate_part(params, input, labels),
+            input => self.accumulate_part(params, input, labels),
         }
     }
 
-    fn accumulate_part(&mut self, params: &Params, input: Input, labels: &[usize]) {
+    fn accumulate_part(&mut self, params: &Params, input: Input, labels: &[usize]) -> Result<()> {
         let leaves = params.leaves();
+        let own = match self.site.loaded {
+            Some(loaded) => self.method.network(loaded, &leaves, Some(&self.training))?,
+            None => None,
+        };
+        let own = own.map(|network| self.frozen.with_network(network));
+        let frozen = own.as_ref().unwrap_or(self.frozen);
         let features = match input {
             Input::Pixels(pixels) => {
                 // Prompts are part of the graph, so they are built anew from the leaves at every step.
                 let prompts = self.method.prompts(&self.site, &leaves);
-                self.frozen.features(pixels, &prompts)
+                frozen.features(pixels, &prompts)
             }
             Input::Features(features) => features,
         };
-        let logits = self.head.logits(self.frozen.network(), &leaves, features);
+        let logits = self.head.logits(frozen.network(), &leaves, features);
         let loss = cross_entropy_sum(logits.clone(), labels);
         let classes = logits.dims()[1];
         let scores: Vec<f32> = logits.without_autodiff().into_data().iter::<f32>().collect();
@@ -95,7 +121,7 @@ impl<'a> Stepper<'a> {
         self.sums.loss += loss.clone().without_autodiff().into_data().iter::<f64>().sum::<f64>();
         self.sums.images += labels.len();
         if !self.sums.loss.is_finite() {
-            return;
+            return Ok(());
         }
         let mut tape = loss.backward();
         let grads: Vec<_> = leaves
@@ -109,6 +135,7 @@ impl<'a> Stepper<'a> {
             None => grads,
             Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| a + b).collect(),
         });
+        Ok(())
     }
 
     /// Update the parameters with the mean gradient, unless there were no images or the loss was not finite.
@@ -116,6 +143,7 @@ impl<'a> Stepper<'a> {
         if let Some(grads) = self.grads.filter(|_| self.sums.loss.is_finite()) {
             let scale = 1.0 / self.sums.images as f64;
             optim.step(rates, params, grads.into_iter().map(|g| g * scale).collect());
+            full::store_statistics(params, &self.training);
         }
         self.sums
     }
@@ -164,8 +192,14 @@ mod tests {
         let [batch, _, h, w] = input.dims();
         let labels: Vec<usize> = base.values("_fx.target").iter().map(|v| *v as usize).collect();
         let blocks = blocks(network.as_ref(), [h, w], &device);
-        let site =
-            Site { image: [h, w], blocks: &blocks, std: [1.0; 3], default_depth_ratio: 0.8, device: &device };
+        let site = Site {
+            image: [h, w],
+            blocks: &blocks,
+            std: [1.0; 3],
+            default_depth_ratio: 0.8,
+            device: &device,
+            loaded: None,
+        };
         let lotep = Lotep { rank: 4, input_prompt: false, ..Lotep::default() };
         let method = if kind == "cp" { MethodConfig::LotepCp(lotep) } else { MethodConfig::LotepTk(lotep) };
         let mut params = method.init(&site, 0).unwrap();
@@ -199,7 +233,7 @@ mod tests {
             for part in 0..parts {
                 let size = batch / parts;
                 let pixels = input.clone().narrow(0, part * size, size);
-                stepper.accumulate(&params, Input::Pixels(pixels), &labels[part * size..][..size]);
+                stepper.accumulate(&params, Input::Pixels(pixels), &labels[part * size..][..size]).unwrap();
             }
             if step == 0 {
                 for (param, grad) in params.iter().zip(stepper.grads.as_ref().unwrap()) {
