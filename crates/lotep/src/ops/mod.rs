@@ -11,6 +11,7 @@ mod conv;
 mod convnext;
 mod fast;
 mod frozen_conv;
+mod inside;
 mod linear;
 mod mbconv;
 mod nonlinearity;
@@ -32,6 +33,7 @@ use crate::{Result, input_error};
 
 pub use conv::{BatchNorm, Conv2d};
 pub use convnext::{ConvNextBlock, ConvNextWeights, NormDown};
+pub use inside::{Inside, LowRank};
 pub use linear::Linear;
 pub use lotep_frozen::{Halving, Precision, Windows};
 pub use mbconv::{ConvStem, MbConv, MbConvWeights};
