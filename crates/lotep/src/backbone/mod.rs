@@ -7,6 +7,8 @@ mod coatnet;
 mod config;
 mod convnext;
 mod family;
+#[cfg(test)]
+mod inside_parity;
 mod layout;
 mod load;
 #[cfg(test)]

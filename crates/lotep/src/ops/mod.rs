@@ -12,6 +12,8 @@ mod convnext;
 mod fast;
 mod frozen_conv;
 mod inside;
+#[cfg(test)]
+mod inside_parity;
 mod linear;
 mod mbconv;
 mod nonlinearity;
