@@ -127,7 +127,7 @@ impl<'a> Learnt<'a> {
 
     /// Sum the gradients of keys and values over the samples, `[B, 2, keys, C]`, into their place.
     pub(crate) fn sum_keys_values(&self, samples: &[f32], gradient: &mut [f32]) {
-        if let Some((layout, _)) = self.0.filter(|_| !samples.is_empty() && !gradient.is_empty()) {
+        if let Some((layout, _)) = self.0.filter(|_| !gradient.is_empty()) {
             norm::sum_samples(isa(), samples, &mut gradient[layout.keys_values.clone()]);
         }
     }

@@ -342,11 +342,13 @@ impl<T: Operand> Packed<T> {
 
         let mut projections = Tiles::new(samples * tokens, self.qkv.outputs());
         let sizes = self.attention(samples, tokens, asking);
-        let mut of_samples = Buffer::new(keys_values.as_ref().map_or(0, |kv| sizes.batch * kv.len()));
         let extra = keys_values.as_ref().map(KeysValues::extra);
-        let extra = extra.as_ref().map(|extra| (extra, &mut of_samples[..]));
-        attention::backward(isa(), sizes, &qkv, extra, &attended, &mut projections);
-        learnt.sum_keys_values(&of_samples, &mut gradient);
+        let mut of_samples = keys_values.as_ref().map(|kv| Buffer::new(sizes.batch * kv.len()));
+        let both = extra.as_ref().zip(of_samples.as_deref_mut());
+        attention::backward(isa(), sizes, &qkv, both, &attended, &mut projections);
+        if let Some(of_samples) = of_samples {
+            learnt.sum_keys_values(&of_samples, &mut gradient);
+        }
         drop(qkv);
         if !goes_on(Step::Attention) {
             return (Vec::new(), gradient);
