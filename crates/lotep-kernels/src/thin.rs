@@ -196,6 +196,24 @@ mod tests {
         }
     }
 
+    /// Threads share out columns, and their number is nobody's business.
+    #[test]
+    #[cfg_attr(miri, ignore = "too long")]
+    fn contractions_do_not_depend_on_threads() {
+        let (rows, rank, columns) = (700, 5, 200);
+        let (thin, x) = (values(rows * rank, 1), values(rows * columns, 2));
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut out = vec![9.0; rank * columns];
+            pool.install(|| contract(Isa::best(), &thin, rank, &Rows::new(&x, columns), &mut out));
+            out
+        };
+        let alone = with(1);
+        for threads in [2, 3, 5] {
+            assert_eq!(with(threads), alone, "{threads} threads");
+        }
+    }
+
     /// A product and an update behind it: rows, depth, rank, columns.
     struct Updated([usize; 4]);
 

@@ -103,6 +103,18 @@ impl Kind {
     }
 }
 
+/// Which inputs' gradients are asked for.
+#[derive(Clone, Copy, Debug)]
+struct Tracked {
+    stream: bool,
+    keys: bool,
+    updates: bool,
+}
+
+const EVERYTHING: Tracked = Tracked { stream: true, keys: true, updates: true };
+const INSIDE: Tracked = Tracked { stream: false, ..EVERYTHING };
+const STREAM: Tracked = Tracked { stream: true, keys: false, updates: false };
+
 /// What goes into a block: stream, prompt, and all that is learnt inside, whichever of it is used.
 struct Inputs {
     x: Tensor<3>,
@@ -124,15 +136,18 @@ impl Inputs {
         Self { x, prompt: made([kind.tokens(), WIDTH], 2, 0.5, &device), inside }
     }
 
-    fn tracked(self, stream: bool, inside: bool) -> Self {
+    /// What is not tracked is outside autodiff, as a frozen network's own activations are.
+    fn tracked(self, tracked: Tracked) -> Self {
+        fn either<const D: usize>(x: Tensor<D>, tracked: bool) -> Tensor<D> {
+            if tracked { x.require_grad() } else { x.without_autodiff() }
+        }
+        let inside = self.inside.into_iter().enumerate();
         Self {
-            x: if stream { self.x.require_grad() } else { self.x },
-            prompt: if stream { self.prompt.require_grad() } else { self.prompt },
-            inside: if inside {
-                self.inside.into_iter().map(Tensor::require_grad).collect()
-            } else {
-                self.inside
-            },
+            x: either(self.x, tracked.stream),
+            prompt: either(self.prompt, tracked.stream),
+            inside: inside
+                .map(|(i, x)| either(x, if i < 2 { tracked.keys } else { tracked.updates }))
+                .collect(),
         }
     }
 
@@ -169,13 +184,8 @@ fn run(block: &TransformerBlock, kind: Kind, inputs: &Inputs, inside: &Inside) -
 }
 
 /// The output and each input's gradient, of those that have one: stream, prompt, keys, values, downs and ups.
-fn pass(
-    kind: Kind,
-    compute: Compute,
-    used: [bool; 5],
-    [stream, learnt]: [bool; 2],
-) -> Vec<(String, Vec<f32>)> {
-    let inputs = Inputs::new(kind).tracked(stream, learnt);
+fn pass(kind: Kind, compute: Compute, used: [bool; 5], tracked: Tracked) -> Vec<(String, Vec<f32>)> {
+    let inputs = Inputs::new(kind).tracked(tracked);
     let (y, loss) = run(&kind.block(compute), kind, &inputs, &inputs.used(used));
     let grads = loss.backward();
     let mut all = vec![("output".to_owned(), flat(y))];
@@ -205,10 +215,10 @@ fn compare(fast: &[(String, Vec<f32>)], portable: &[(String, Vec<f32>)], what: &
 #[test]
 fn both_forms_agree_on_all_that_is_learnt_inside() {
     for kind in KINDS {
-        let portable = pass(kind, PORTABLE, ALL, [true, true]);
+        let portable = pass(kind, PORTABLE, ALL, EVERYTHING);
         assert_eq!(portable.len(), 13, "an output and twelve gradients");
         for compute in fast(Precision::F32) {
-            compare(&pass(kind, compute, ALL, [true, true]), &portable, &format!("{kind:?} {compute:?}"));
+            compare(&pass(kind, compute, ALL, EVERYTHING), &portable, &format!("{kind:?} {compute:?}"));
         }
     }
 }
@@ -219,12 +229,12 @@ fn each_part_learns_alone() {
     for kind in KINDS {
         for one in 0..5 {
             let used: [bool; 5] = std::array::from_fn(|i| i == one);
-            for stream in [true, false] {
-                let portable = pass(kind, PORTABLE, used, [stream, true]);
-                assert_eq!(portable.len(), if stream { 5 } else { 3 });
+            for tracked in [EVERYTHING, INSIDE] {
+                let portable = pass(kind, PORTABLE, used, tracked);
+                assert_eq!(portable.len(), if tracked.stream { 5 } else { 3 });
                 for compute in fast(Precision::F32) {
-                    let what = format!("{kind:?} {compute:?} part {one}, stream {stream}");
-                    compare(&pass(kind, compute, used, [stream, true]), &portable, &what);
+                    let what = format!("{kind:?} {compute:?} part {one}, {tracked:?}");
+                    compare(&pass(kind, compute, used, tracked), &portable, &what);
                 }
             }
         }
@@ -237,12 +247,14 @@ fn each_part_learns_alone() {
 fn gradients_stand_alone() {
     for kind in KINDS {
         for compute in fast(Precision::F32) {
-            let both = pass(kind, compute, ALL, [true, true]);
-            for wanted in [[true, false], [false, true]] {
-                let found = pass(kind, compute, ALL, wanted);
-                assert_eq!(found.len(), if wanted[0] { 3 } else { 11 });
+            let both = pass(kind, compute, ALL, EVERYTHING);
+            let keys = Tracked { updates: false, ..INSIDE };
+            let updates = Tracked { keys: false, ..INSIDE };
+            for (tracked, gradients) in [(STREAM, 2), (INSIDE, 10), (keys, 2), (updates, 8)] {
+                let found = pass(kind, compute, ALL, tracked);
+                assert_eq!(found.len(), 1 + gradients);
                 for found in found {
-                    assert!(both.contains(&found), "{kind:?} {compute:?} {wanted:?}: {}", found.0);
+                    assert!(both.contains(&found), "{kind:?} {compute:?} {tracked:?}: {}", found.0);
                 }
             }
         }
@@ -257,10 +269,10 @@ fn gradients_stand_alone() {
 fn bf16_stays_near_f32() {
     let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     for kind in KINDS {
-        let exact = pass(kind, PORTABLE, ALL, [true, true]);
+        let exact = pass(kind, PORTABLE, ALL, EVERYTHING);
         let portable = Compute { precision: Precision::Bf16, ..PORTABLE };
         for compute in fast(Precision::Bf16).into_iter().chain([portable]) {
-            let rounded = pass(kind, compute, ALL, [true, true]);
+            let rounded = pass(kind, compute, ALL, EVERYTHING);
             assert_eq!(rounded.len(), exact.len());
             for ((name, a), (_, b)) in rounded.iter().zip(&exact) {
                 let error = norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied());
@@ -281,7 +293,7 @@ fn nothing_is_added_by_zeros() {
             for compute in fast(precision).into_iter().chain([portable]) {
                 let block = kind.block(compute);
                 let outcome = |inside: &dyn Fn(&Inputs) -> Inside| {
-                    let inputs = Inputs::new(kind).tracked(true, false);
+                    let inputs = Inputs::new(kind).tracked(STREAM);
                     let (y, loss) = run(&block, kind, &inputs, &inside(&inputs));
                     let grads = loss.backward();
                     (flat(y), gradient(&inputs.x, &grads), gradient(&inputs.prompt, &grads))
@@ -307,7 +319,7 @@ fn nothing_is_added_by_zeros() {
 fn portable_gradients_are_those_of_finite_differences() {
     for kind in KINDS {
         let block = kind.block(PORTABLE);
-        let inputs = Inputs::new(kind).tracked(true, true);
+        let inputs = Inputs::new(kind).tracked(EVERYTHING);
         let (_, loss) = run(&block, kind, &inputs, &inputs.used(ALL));
         let grads = loss.backward();
         for i in 0..inputs.inside.len() {
