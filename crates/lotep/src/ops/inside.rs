@@ -45,6 +45,11 @@ impl LowRank {
 }
 
 impl Inside {
+    /// Keys and values, if there are any.
+    pub(super) fn before(&self) -> Option<&[Tensor<2>; 2]> {
+        self.keys_values.as_ref().filter(|[keys, _]| keys.dims()[0] > 0)
+    }
+
     /// How much there is and all of it in a row, as `lotep_frozen` documents; nothing if there is nothing. `norms` are
     /// the scales and shifts of the norms before the attention and before the perceptron.
     ///
@@ -53,7 +58,7 @@ impl Inside {
     pub(super) fn flat(&self, norms: &[[Tensor<1>; 2]; 2]) -> Option<(lotep_frozen::Inside, Tensor<1>)> {
         let mut inside = lotep_frozen::Inside::default();
         let mut parts = Vec::new();
-        if let Some(both) = self.keys_values.as_ref().filter(|[keys, _]| keys.dims()[0] > 0) {
+        if let Some(both) = self.before() {
             inside.keys = both[0].dims()[0];
             parts.extend(both.iter().map(|x| x.clone().flatten::<1>(0, 1)));
         }

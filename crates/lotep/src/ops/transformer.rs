@@ -168,7 +168,7 @@ impl Portable {
     }
 
     fn attend(&self, normed: Tensor<3>, inside: &Inside) -> Tensor<3> {
-        let (bias, before) = (self.scope.bias.as_ref(), inside.keys_values.as_ref());
+        let (bias, before) = (self.scope.bias.as_ref(), inside.before());
         let project = |x| LowRank::add(inside.qkv.as_ref(), &self.qkv, x, self.precision);
         let Some(windows) = &self.scope.windows else {
             return attention(project(normed), self.heads, bias, None, before, self.precision);
