@@ -2,7 +2,7 @@
 //!
 //! A [`FrozenOp`] is a stretch of a network, as long as no method has a hook inside it, from one residual stream to
 //! the next: a transformer block, a residual block, a stem. It takes and gives slices of f32 and knows of no
-//! framework. Weights are described by plain data ([`Transformer`], [`ResidualBlock`], …) and packed once for a
+//! framework. What methods learn inside one of them is a further input of a [`LearningOp`]. Weights are described by plain data ([`Transformer`], [`ResidualBlock`], …) and packed once for a
 //! [`Precision`].
 //!
 //! Everything that is generic over the operands' type ends here: users see trait objects, so that the kernels are
@@ -10,6 +10,7 @@
 
 mod conv;
 mod convnext;
+mod inside;
 mod linear;
 mod mbconv;
 mod patch_merge;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use conv::Kernel;
 pub use convnext::{ConvNext, NormDown};
+pub use inside::Inside;
 pub use linear::Dense;
 pub use mbconv::{ConvStem, Halving, MbConv};
 pub use patch_merge::PatchMerge;
@@ -63,6 +65,73 @@ pub trait FrozenOp: Debug + Send + Sync {
 
     /// The gradient of `x + prompt`, of the input's `shape`.
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32>;
+}
+
+/// A stretch of a frozen network with something to learn inside, which comes as one flat slice.
+pub trait LearningOp: Debug + Send + Sync {
+    /// The shape that it makes of its input's.
+    fn output_shape(&self, input: &[usize]) -> Vec<usize>;
+
+    /// As [`FrozenOp::forward`], with the values of what is learnt.
+    fn forward(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        prompt: &[f32],
+        learnt: &[f32],
+        keep: bool,
+    ) -> (Vec<f32>, Option<Kept>);
+
+    /// The gradient of `x + prompt`, of the input's `shape`, and that of `learnt`; what is not wanted is empty.
+    fn backward(
+        &self,
+        kept: Kept,
+        shape: &[usize],
+        learnt: &[f32],
+        grad: &[f32],
+        wanted: Wanted,
+    ) -> (Vec<f32>, Vec<f32>);
+}
+
+/// The gradients that a backward pass is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// That of the stream as it enters.
+    pub stream: bool,
+    /// That of what is learnt inside.
+    pub learnt: bool,
+}
+
+/// The case of nothing learnt.
+#[derive(Debug)]
+pub struct NothingLearnt(pub Arc<dyn FrozenOp>);
+
+impl LearningOp for NothingLearnt {
+    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
+        self.0.output_shape(input)
+    }
+
+    fn forward(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        prompt: &[f32],
+        _learnt: &[f32],
+        keep: bool,
+    ) -> (Vec<f32>, Option<Kept>) {
+        self.0.forward(x, shape, prompt, keep)
+    }
+
+    fn backward(
+        &self,
+        kept: Kept,
+        shape: &[usize],
+        _learnt: &[f32],
+        grad: &[f32],
+        _wanted: Wanted,
+    ) -> (Vec<f32>, Vec<f32>) {
+        (self.0.backward(kept, shape, grad), Vec::new())
+    }
 }
 
 /// The entrance of a network, whose linear part a constant image can be folded into.

@@ -11,8 +11,9 @@ use lotep_kernels::{
     norm,
 };
 
+use crate::inside::{FC1, FC2, KeysValues, Layout, Learnt, PROJ, QKV, Step};
 use crate::linear::{Dense, FrozenLinear};
-use crate::{FrozenOp, Kept, Precision, Windows, isa, packed};
+use crate::{FrozenOp, Inside, Kept, LearningOp, Precision, Wanted, Windows, isa, packed};
 
 /// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `out = y + fc2(f(fc1(LN(y))))`, the norms' scales and
 /// shifts inside `qkv` and `fc1`.
@@ -67,6 +68,19 @@ pub struct PackedTransformer {
     /// `[B, N, C]` to `[B, 1, C]`: nothing else of a last block's output is read, so behind the attention nothing
     /// else is computed.
     pub class_token: Arc<dyn FrozenOp>,
+    learns: Arc<dyn Learns>,
+}
+
+impl PackedTransformer {
+    /// The same block, or the part for its class token, with something learnt inside. The packed weights are shared.
+    pub fn learning(&self, inside: Inside, class_token: bool) -> Arc<dyn LearningOp> {
+        self.learns.clone().learning(inside, class_token)
+    }
+}
+
+/// A block of either precision, as [`PackedTransformer::learning`] sees it.
+trait Learns: Send + Sync {
+    fn learning(self: Arc<Self>, inside: Inside, class_token: bool) -> Arc<dyn LearningOp>;
 }
 
 impl Transformer {
@@ -91,7 +105,7 @@ impl Transformer {
                 Halved { size, means: means(expand.inputs()), expand }
             }),
         });
-        PackedTransformer { class_token: Arc::new(ClassToken(block.clone())), block }
+        PackedTransformer { class_token: Arc::new(ClassToken(block.clone())), learns: block.clone(), block }
     }
 }
 
@@ -131,6 +145,25 @@ struct Saved<T> {
     normed2: Tiles<T>,
     inverse2: Vec<f32>,
     before: Tiles<T>,
+    inside: SavedInside<T>,
+}
+
+/// Kept beside that for what is learnt inside: each update's `t`, keys and values as operands, and what an updated
+/// layer saw if it is nowhere else, the attention's result (C) for `proj` and the perceptron's inside (4 C) for `fc2`.
+struct SavedInside<T> {
+    thin: [Vec<f32>; 4],
+    keys_values: Option<KeysValues<T>>,
+    attended: Option<Tiles<T>>,
+    inner: Option<Tiles<T>>,
+}
+
+impl<T: Operand> Halved<T> {
+    /// The means of normalised tokens.
+    fn normed(&self, normed: &Tiles<T>, samples: usize) -> Tiles<T> {
+        let mut halved = Tiles::new(normed.rows() / 4, normed.columns());
+        self.means.run(isa(), normed, samples, self.size, &Store::tiles(&mut halved));
+        halved
+    }
 }
 
 impl<T: Operand> Packed<T> {
@@ -158,18 +191,21 @@ impl<T: Operand> Packed<T> {
         (out, inverse)
     }
 
-    /// Queries, keys and values, and behind them those of padding where there is some.
-    fn project(&self, normed: &Tiles<T>) -> Tiles<T> {
+    /// Queries, keys and values, and behind them those of padding where there is some; with the update's `t`. Padding is
+    /// zero, so that an update adds nothing to it.
+    fn project(&self, normed: &Tiles<T>, learnt: Learnt<'_>) -> (Tiles<T>, Vec<f32>) {
         let mut qkv = Tiles::new(normed.rows(), self.qkv.outputs());
-        self.qkv.forward(normed, &Store::tiles(&mut qkv).bias(self.qkv.bias()));
-        match &self.windows {
+        let store = Store::tiles(&mut qkv).bias(self.qkv.bias());
+        let thin = self.qkv.forward_updated(learnt.update(QKV), normed, store);
+        let qkv = match &self.windows {
             Some(w) if w.windows.is_padded() => {
                 let mut rows = qkv.to_rows();
                 rows.extend(w.padding.iter().map(|v| T::from_f32(*v)));
                 Tiles::from_rows(&rows, self.qkv.outputs())
             }
             _ => qkv,
-        }
+        };
+        (qkv, thin)
     }
 
     /// The first `asking` tokens of each sample, behind the block.
@@ -178,34 +214,39 @@ impl<T: Operand> Packed<T> {
         x: &[f32],
         shape: &[usize],
         prompt: &[f32],
+        learnt: Learnt<'_>,
         keep: bool,
         asking: usize,
     ) -> (Vec<f32>, Option<Kept>) {
         let (samples, width) = (shape[0], shape[2]);
         let (columns, hidden) = (self.proj.outputs(), self.fc1.outputs());
         let (normed1, inverse1) = self.normalise(x, prompt, width);
-        let (tokens, asking, qkv) = match &self.shrink {
+        let (tokens, asking, (qkv, thin_qkv)) = match &self.shrink {
             Some(h) => {
                 let tokens = shape[1] / 4;
-                let mut halved = Tiles::new(samples * tokens, width);
-                h.means.run(isa(), &normed1, samples, h.size, &Store::tiles(&mut halved));
-                (tokens, tokens, self.project(&halved))
+                (tokens, tokens, self.project(&h.normed(&normed1, samples), learnt))
             }
-            None => (shape[1], asking, self.project(&normed1)),
+            None => (shape[1], asking, self.project(&normed1, learnt)),
         };
         let rows = samples * asking;
         let mut attended = Tiles::new(rows, self.qkv.outputs() / 3);
-        attention::forward(isa(), self.attention(samples, tokens, asking), &qkv, None, &mut attended);
+        let keys_values = learnt.keys_values::<T>(attended.columns());
+        let extra = keys_values.as_ref().map(KeysValues::extra);
+        let sizes = self.attention(samples, tokens, asking);
+        attention::forward(isa(), sizes, &qkv, extra.as_ref(), &mut attended);
         let mut y = Buffer::new(rows * columns);
-        if let Some(h) = &self.shrink {
+        let update = learnt.update(PROJ);
+        let thin_proj = if let Some(h) = &self.shrink {
             let around = self.around(h, x, shape, prompt);
-            self.proj.forward(&attended, &Residual::new(&around, &[], self.proj.bias(), &mut y, columns));
+            let residual = Residual::new(&around, &[], self.proj.bias(), &mut y, columns);
+            self.proj.forward_updated(update, &attended, residual)
         } else {
             let x = first_rows(x, shape, asking);
             let prompt = prompt.get(..asking * width).unwrap_or_default();
-            self.proj.forward(&attended, &Residual::new(&x, prompt, self.proj.bias(), &mut y, columns));
-        }
-        drop(attended);
+            let residual = Residual::new(&x, prompt, self.proj.bias(), &mut y, columns);
+            self.proj.forward_updated(update, &attended, residual)
+        };
+        let attended = (keep && update.is_some()).then_some(attended);
         let (normed2, inverse2) = self.normalise(&y, &[], columns);
         let mut before = keep.then(|| Tiles::new(rows, hidden));
         let mut inner = Tiles::new(rows, hidden);
@@ -213,11 +254,17 @@ impl<T: Operand> Packed<T> {
         if let Some(before) = &mut before {
             activate = activate.keep(before);
         }
-        self.fc1.forward(&normed2, &activate);
+        let thin_fc1 = self.fc1.forward_updated(learnt.update(FC1), &normed2, activate);
         let mut out = vec![0.0; rows * columns];
-        self.fc2.forward(&inner, &Residual::new(&y, &[], self.fc2.bias(), &mut out, columns));
-        let kept = before
-            .map(|before| Box::new(Saved { normed1, inverse1, qkv, normed2, inverse2, before }) as Kept);
+        let update = learnt.update(FC2);
+        let residual = Residual::new(&y, &[], self.fc2.bias(), &mut out, columns);
+        let thin_fc2 = self.fc2.forward_updated(update, &inner, residual);
+        let kept = before.map(|before| {
+            let inner = update.is_some().then_some(inner);
+            let thin = [thin_qkv, thin_proj, thin_fc1, thin_fc2];
+            let inside = SavedInside { thin, keys_values, attended, inner };
+            Box::new(Saved { normed1, inverse1, qkv, normed2, inverse2, before, inside }) as Kept
+        });
         (out, kept)
     }
 
@@ -233,31 +280,94 @@ impl<T: Operand> Packed<T> {
         around
     }
 
-    fn backward_some(&self, kept: Kept, shape: &[usize], grad: &[f32], asking: usize) -> Vec<f32> {
-        let Saved { normed1, inverse1, qkv, normed2, inverse2, before } =
+    /// The gradients of the stream and of what is learnt, as far as they are wanted.
+    fn backward_some(
+        &self,
+        kept: Kept,
+        shape: &[usize],
+        learnt: Learnt<'_>,
+        grad: &[f32],
+        wanted: Wanted,
+        asking: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let Saved { normed1, inverse1, qkv, normed2, inverse2, before, inside } =
             *kept.downcast::<Saved<T>>().expect("its own");
+        let SavedInside { thin, keys_values, attended, inner } = inside;
         let (samples, width) = (shape[0], shape[2]);
         let (columns, hidden) = (self.proj.outputs(), self.fc1.outputs());
         let [tokens, asking] = if self.shrink.is_some() { [shape[1] / 4; 2] } else { [shape[1], asking] };
         let rows = samples * asking;
+        let mut gradient = learnt.gradient(wanted);
+        let goes_on = |step| learnt.goes_on(wanted, step);
+
+        let (upper, update) = (Rounded::new(grad, columns), learnt.update(FC2));
+        let back = update.map(|update| {
+            let inner = inner.as_ref().expect("kept where fc2 is updated");
+            update.back(&upper, &thin[FC2], inner, &mut gradient)
+        });
+        if !goes_on(Step::Fc2) {
+            return (Vec::new(), gradient);
+        }
+        drop(inner);
         let mut inner = Tiles::new(rows, hidden);
         let multiply = Multiply::new(self.activation, &before, &mut inner);
-        self.fc2.backward(&Rounded::new(grad, columns), &multiply);
+        self.fc2.backward_updated(update, &upper, &back.unwrap_or_default(), multiply);
         drop(before);
+
+        let update = learnt.update(FC1);
+        let back = update.map(|update| update.back(&inner, &thin[FC1], &normed2, &mut gradient));
+        if !goes_on(Step::Fc1) {
+            return (Vec::new(), gradient);
+        }
         let mut branch = Buffer::new(rows * columns);
-        self.fc1.backward(&inner, &Store::new(&mut branch, columns));
+        let store = Store::new(&mut branch, columns);
+        self.fc1.backward_updated(update, &inner, &back.unwrap_or_default(), store);
         drop(inner);
         let mut middle = Buffer::new(rows * columns);
         norm::backward(isa(), &normed2, &inverse2, &branch, grad, &mut middle);
         drop(normed2);
+
+        let (upper, update) = (Rounded::new(&middle, columns), learnt.update(PROJ));
+        let back = update.map(|update| {
+            let attended = attended.as_ref().expect("kept where proj is updated");
+            update.back(&upper, &thin[PROJ], attended, &mut gradient)
+        });
+        if !goes_on(Step::Proj) {
+            return (Vec::new(), gradient);
+        }
+        drop(attended);
         let mut attended = Tiles::new(rows, self.qkv.outputs() / 3);
-        self.proj.backward(&Rounded::new(&middle, columns), &Store::tiles(&mut attended));
+        let store = Store::tiles(&mut attended);
+        self.proj.backward_updated(update, &upper, &back.unwrap_or_default(), store);
+
         let mut projections = Tiles::new(samples * tokens, self.qkv.outputs());
         let sizes = self.attention(samples, tokens, asking);
-        attention::backward(isa(), sizes, &qkv, None, &attended, &mut projections);
+        let extra = keys_values.as_ref().map(KeysValues::extra);
+        let mut of_samples = keys_values.as_ref().map(|kv| Buffer::new(sizes.batch * kv.len()));
+        let both = extra.as_ref().zip(of_samples.as_deref_mut());
+        attention::backward(isa(), sizes, &qkv, both, &attended, &mut projections);
+        if let Some(of_samples) = of_samples {
+            learnt.sum_keys_values(&of_samples, &mut gradient);
+        }
         drop(qkv);
+        if !goes_on(Step::Attention) {
+            return (Vec::new(), gradient);
+        }
+
+        let update = learnt.update(QKV);
+        let back = update.map(|update| {
+            let back = |x: &Tiles<T>, to: &mut [f32]| update.back(&projections, &thin[QKV], x, to);
+            match &self.shrink {
+                Some(h) if wanted.learnt => back(&h.normed(&normed1, samples), &mut gradient),
+                _ => back(&normed1, &mut gradient),
+            }
+        });
+        if !wanted.stream {
+            return (Vec::new(), gradient);
+        }
         let mut branch = Buffer::new(samples * tokens * width);
-        self.qkv.backward(&projections, &Store::new(&mut branch, width));
+        let store = Store::new(&mut branch, width);
+        self.qkv.backward_updated(update, &projections, &back.unwrap_or_default(), store);
         let mut out = vec![0.0; samples * shape[1] * width];
         if let Some(h) = &self.shrink {
             let mut around = Buffer::new(branch.len());
@@ -273,7 +383,7 @@ impl<T: Operand> Packed<T> {
             let middle = spread_rows(&middle, shape, asking);
             norm::backward(isa(), &normed1, &inverse1, &branch, &middle, &mut out);
         }
-        out
+        (out, gradient)
     }
 }
 
@@ -299,6 +409,9 @@ fn spread_rows<'a>(x: &'a [f32], shape: &[usize], asking: usize) -> Cow<'a, [f32
     Cow::Owned(out)
 }
 
+/// What is wanted where nothing is learnt.
+const STREAM: Wanted = Wanted { stream: true, learnt: false };
+
 impl<T: Operand> FrozenOp for Packed<T> {
     fn output_shape(&self, input: &[usize]) -> Vec<usize> {
         let tokens = if self.shrink.is_some() { input[1] / 4 } else { input[1] };
@@ -306,11 +419,11 @@ impl<T: Operand> FrozenOp for Packed<T> {
     }
 
     fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
-        self.forward_some(x, shape, prompt, keep, shape[1])
+        self.forward_some(x, shape, prompt, Learnt::default(), keep, shape[1])
     }
 
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
-        self.backward_some(kept, shape, grad, shape[1])
+        self.backward_some(kept, shape, Learnt::default(), grad, STREAM, shape[1]).0
     }
 }
 
@@ -324,10 +437,63 @@ impl<T: Operand> FrozenOp for ClassToken<T> {
     }
 
     fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
-        self.0.forward_some(x, shape, prompt, keep, 1)
+        self.0.forward_some(x, shape, prompt, Learnt::default(), keep, 1)
     }
 
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
-        self.0.backward_some(kept, shape, grad, 1)
+        self.0.backward_some(kept, shape, Learnt::default(), grad, STREAM, 1).0
+    }
+}
+
+impl<T: Operand> Learns for Packed<T> {
+    fn learning(self: Arc<Self>, inside: Inside, class_token: bool) -> Arc<dyn LearningOp> {
+        let size = |layer: &FrozenLinear<T>| [layer.inputs(), layer.outputs()];
+        let layout = Layout::new(inside, [&self.qkv, &self.proj, &self.fc1, &self.fc2].map(size));
+        Arc::new(Learning { block: self, layout, class_token })
+    }
+}
+
+/// The block with something learnt inside.
+#[derive(Debug)]
+struct Learning<T> {
+    block: Arc<Packed<T>>,
+    layout: Layout,
+    /// For its first token alone.
+    class_token: bool,
+}
+
+impl<T: Operand> Learning<T> {
+    fn asking(&self, shape: &[usize]) -> usize {
+        if self.class_token { 1 } else { shape[1] }
+    }
+}
+
+impl<T: Operand> LearningOp for Learning<T> {
+    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
+        if self.class_token { vec![input[0], 1, input[2]] } else { self.block.output_shape(input) }
+    }
+
+    fn forward(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        prompt: &[f32],
+        learnt: &[f32],
+        keep: bool,
+    ) -> (Vec<f32>, Option<Kept>) {
+        let learnt = Learnt::new(&self.layout, learnt);
+        self.block.forward_some(x, shape, prompt, learnt, keep, self.asking(shape))
+    }
+
+    fn backward(
+        &self,
+        kept: Kept,
+        shape: &[usize],
+        learnt: &[f32],
+        grad: &[f32],
+        wanted: Wanted,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let learnt = Learnt::new(&self.layout, learnt);
+        self.block.backward_some(kept, shape, learnt, grad, wanted, self.asking(shape))
     }
 }

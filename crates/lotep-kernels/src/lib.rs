@@ -3,7 +3,8 @@
 //! Weights are packed once ([`gemm::Matrix`]), activations lie in tiles ([`Tiles`]). Products take bfloat16 or f32
 //! operands and sum in f32; what precedes a product (a normalisation, a window of a feature map, a prompt) is applied
 //! while its operand is packed, and what follows it (bias, activation, residual) while the sums are still in the cache.
-//! Backward passes compute the gradient of the input only.
+//! Backward passes compute the gradient of the input only; where a method learns something within ([`attention::Extra`],
+//! [`thin`]), of that as well.
 //!
 //! The instruction set is chosen at run time ([`Isa`]); every function takes it, so that all of them can be tested
 //! on one machine. No framework is in sight: what comes in and goes out of a network are slices of f32, row by row.
@@ -46,6 +47,7 @@ pub mod simd;
 pub mod stem;
 #[cfg(test)]
 mod testing;
+pub mod thin;
 mod tiles;
 
 pub use buffer::Buffer;

@@ -22,7 +22,7 @@ pub trait Epilogue: Sync {
 /// # Safety
 /// `x` has them.
 #[inline(always)]
-unsafe fn load<S: Simd>(s: S, x: &[f32], at: usize, count: usize) -> [S::F; 2] {
+pub(crate) unsafe fn load<S: Simd>(s: S, x: &[f32], at: usize, count: usize) -> [S::F; 2] {
     debug_assert!(at + count <= x.len());
     // SAFETY: the caller's.
     let x = unsafe { x.get_unchecked(at..at + count) };

@@ -18,8 +18,8 @@ mod source;
 
 use rayon::prelude::*;
 
-pub(crate) use epilogue::mask_words;
 pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output, Plain, Residual, Store};
+pub(crate) use epilogue::{load, mask_words};
 pub use matrix::Matrix;
 pub use source::{Rounded, Source};
 

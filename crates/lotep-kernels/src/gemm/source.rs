@@ -1,6 +1,7 @@
 //! Where a product's rows come from.
 
 use super::{PackedRow, line};
+use crate::depthwise::Pixels;
 use crate::simd::{LANES, Simd};
 use crate::{Operand, Tiles};
 
@@ -79,5 +80,18 @@ impl<T: Operand> Source<T> for Rounded<'_> {
                 T::store(s, out, s.load(halves.next().unwrap_or(&[])));
             }
         }
+    }
+}
+
+/// Before rounding.
+impl Pixels for Rounded<'_> {
+    fn shape(&self) -> (usize, usize) {
+        (self.x.len() / self.depth, self.depth)
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F {
+        let at = pixel * self.depth + channel;
+        s.load(&self.x[at..at + count])
     }
 }

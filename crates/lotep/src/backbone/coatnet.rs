@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::family::{Family, set, set_sides};
 use super::positions::{biases, take_size};
 use super::preprocess::{HALVES, MAX_SIDE, MAX_WIDTH, Preprocess};
-use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
+use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, inside, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
-    Compute, ConvNorm, ConvStem, Halving, LayerNorm, Linear, MbConv, MbConvWeights, Nonlinearity, Precision,
-    Scope, Shrink, TransformerBlock, TransformerWeights, relative_bias, token_rows,
+    Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvWeights, Nonlinearity,
+    Precision, Scope, Shrink, TransformerBlock, TransformerWeights, relative_bias, token_rows,
 };
 use crate::{Result, bail};
 
@@ -246,8 +246,42 @@ pub struct CoAtNet {
 #[derive(Clone)]
 enum Block {
     Conv(MbConv),
-    /// With the size of the map that comes out.
-    Transformer(TransformerBlock, [usize; 2]),
+    Transformer(Attending),
+}
+
+#[derive(Clone)]
+struct Attending {
+    block: TransformerBlock,
+    /// Of the map that comes out.
+    size: [usize; 2],
+    heads: usize,
+    /// In the weights of `proj` and `fc2`, where the network has layer scales.
+    gammas: Option<[Tensor<1>; 2]>,
+}
+
+impl Attending {
+    /// Updates of the checkpoint's weights as updates of ours: `qkv`'s outputs in our order, layer scales inside.
+    fn rewritten(&self, mut inside: Inside) -> Inside {
+        if let Some(update) = &mut inside.qkv {
+            update.up = parts_first(update.up.clone(), self.heads);
+        }
+        if let Some([first, second]) = &self.gammas {
+            for (update, gamma) in [(&mut inside.proj, first), (&mut inside.fc2, second)] {
+                if let Some(update) = update {
+                    update.up = update.up.clone() * gamma.clone().unsqueeze_dim(1);
+                }
+            }
+        }
+        inside
+    }
+}
+
+/// timm packs each head's queries, keys and values together, `[heads · 3 · d, C]`; ours come first all queries, then
+/// keys, then values.
+fn parts_first(weight: Tensor<2>, heads: usize) -> Tensor<2> {
+    let [rows, columns] = weight.dims();
+    let split = weight.reshape([heads, 3, rows / heads / 3, columns]);
+    split.swap_dims(0, 1).reshape([rows, columns])
 }
 
 impl CoAtNet {
@@ -278,8 +312,11 @@ impl CoAtNet {
                     let w = mbconv(&config.variant, weights, &name, [inputs, outputs], index == 0)?;
                     Block::Conv(MbConv::new(w, compute))
                 } else {
-                    let w = transformer(config, weights, &name, [inputs, outputs], stage, index == 0)?;
-                    Block::Transformer(TransformerBlock::new(w, compute), config.size_behind(stage))
+                    let (w, gammas) =
+                        transformer(config, weights, &name, [inputs, outputs], stage, index == 0)?;
+                    let (heads, size) = (w.heads, config.size_behind(stage));
+                    let block = TransformerBlock::new(w, compute);
+                    Block::Transformer(Attending { block, size, heads, gammas })
                 };
                 blocks.push((name, block));
                 inputs = outputs;
@@ -326,6 +363,7 @@ fn mbconv(
     })
 }
 
+/// A transformer block's weights, and the layer scales that are in them.
 fn transformer(
     config: &CoAtNetConfig,
     weights: &Weights,
@@ -333,17 +371,16 @@ fn transformer(
     [inputs, outputs]: [usize; 2],
     stage: usize,
     halves: bool,
-) -> Result<TransformerWeights> {
+) -> Result<(TransformerWeights, Option<[Tensor<1>; 2]>)> {
     let (window, head) = (config.size_behind(stage), config.head);
     let heads = inputs / head;
     let learnt = config.stored.unwrap_or(config.image);
     let learnt = CoAtNetConfig { image: learnt, ..config.clone() }.size_behind(stage);
     let linear =
         |leaf: &str, rows: usize, columns: usize| weights.pointwise(&format!("{name}.{leaf}"), rows, columns);
-    // timm packs each head's queries, keys and values together; ours come first all queries, then keys, then values.
     let (weight, bias) = linear("attn.qkv", 3 * inputs, inputs)?;
-    let weight = weight.reshape([heads, 3, head, inputs]).swap_dims(0, 1).reshape([3 * inputs, inputs]);
-    let bias = bias.reshape([heads, 3, head]).swap_dims(0, 1).reshape([3 * inputs]);
+    let weight = parts_first(weight, heads);
+    let bias = parts_first(bias.unsqueeze_dim(1), heads).squeeze_dim(1);
     let position = format!("{name}.attn.rel_pos");
     let bias_of_scores = match config.variant.position_mlp {
         Some(hidden) => relative_bias(position_mlp(weights, &position, window, hidden, heads)?, window),
@@ -351,24 +388,26 @@ fn transformer(
             biases(weights, &format!("{position}.relative_position_bias_table"), heads, [learnt, window])?
         }
     };
-    let scaled = |layer: (Tensor<2>, Tensor<1>), leaf: &str| -> Result<(Tensor<2>, Tensor<1>)> {
-        if !config.layer_scale {
-            return Ok(layer);
+    let gamma = |leaf: &str| weights.take::<1>(&format!("{name}.{leaf}.gamma"), [outputs]);
+    let gammas = config.layer_scale.then(|| Ok([gamma("ls1")?, gamma("ls2")?])).transpose()?;
+    let scaled = |(weight, bias): (Tensor<2>, Tensor<1>), i: usize| match &gammas {
+        Some(gammas) => {
+            let gamma = gammas[i].clone();
+            (weight * gamma.clone().unsqueeze_dim(1), bias * gamma)
         }
-        let gamma: Tensor<1> = weights.take(&format!("{name}.{leaf}.gamma"), [outputs])?;
-        Ok((layer.0 * gamma.clone().unsqueeze_dim(1), layer.1 * gamma))
+        None => (weight, bias),
     };
-    Ok(TransformerWeights {
+    let weights = TransformerWeights {
         heads,
         eps: LN_EPS,
         nonlinearity: Nonlinearity::Gelu,
         scope: Scope { bias: Some(bias_of_scores), windows: None },
         norm1: weights.norm(&format!("{name}.norm1{}", if halves { ".norm" } else { "" }), inputs)?,
         qkv: (weight, Some(bias)),
-        proj: scaled(linear("attn.proj", outputs, inputs)?, "ls1")?,
+        proj: scaled(linear("attn.proj", outputs, inputs)?, 0),
         norm2: weights.norm(&format!("{name}.norm2"), outputs)?,
         fc1: linear("mlp.fc1", 4 * outputs, outputs)?,
-        fc2: scaled(linear("mlp.fc2", outputs, 4 * outputs)?, "ls2")?,
+        fc2: scaled(linear("mlp.fc2", outputs, 4 * outputs)?, 1),
         shrink: halves
             .then(|| -> Result<Shrink> {
                 let expand = if config.variant.bare_shortcut {
@@ -383,7 +422,8 @@ fn transformer(
             })
             .transpose()?,
         drop_path: None,
-    })
+    };
+    Ok((weights, gammas))
 }
 
 /// The entries `[(2h - 1)(2w - 1), heads]` that a perceptron gives the distances `d` between two tokens of a window,
@@ -415,15 +455,16 @@ fn position_mlp(
 impl Backbone for CoAtNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let mut x = self.stem.forward(x);
-        for (l, (_, block)) in self.blocks.iter().enumerate() {
+        for (l, (name, block)) in self.blocks.iter().enumerate() {
             let entered = enter_map(hooks, l, x);
             let prompt = hooks.prompt(l);
             x = match block {
                 Block::Conv(block) => block.forward(entered, prompt),
-                Block::Transformer(block, size) => {
+                Block::Transformer(attending) => {
                     let [_, _, h, w] = entered.dims();
                     let prompt = prompt.map(|prompt| token_rows(prompt, h * w));
-                    map(block.forward(rows(entered), prompt), *size)
+                    let inside = attending.rewritten(inside(hooks, l, name));
+                    map(attending.block.forward(rows(entered), prompt, &inside), attending.size)
                 }
             };
             leave_map(hooks, l, &x);

@@ -7,6 +7,8 @@ mod coatnet;
 mod config;
 mod convnext;
 mod family;
+#[cfg(test)]
+mod inside_parity;
 mod layout;
 mod load;
 #[cfg(test)]
@@ -38,7 +40,8 @@ pub use swin::{Swin, SwinConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
 
-use crate::ops::Linear;
+pub use crate::ops::LowRank;
+use crate::ops::{Inside, Linear};
 use crate::safetensors::NamedTensor;
 
 /// How the activations at a block's entrance are laid out.
@@ -106,6 +109,16 @@ pub trait Hooks {
         x
     }
 
+    /// Keys and values, `[m, C]` each, that stand before the tokens' own in the attention of block `block`.
+    fn keys_values(&self, _block: usize) -> Option<[Tensor<2>; 2]> {
+        None
+    }
+
+    /// What is added to the weight of the layer that the checkpoint (timm's names) calls `name`, `blocks.3.attn.qkv`.
+    fn low_rank(&self, _name: &str) -> Option<LowRank> {
+        None
+    }
+
     /// Whether [`exit`](Self::exit) looks: else a network may skip what nothing else reads.
     fn watches(&self) -> bool {
         false
@@ -129,6 +142,18 @@ fn enter_tokens(hooks: &dyn Hooks, l: usize, x: Tensor<3>) -> Tensor<3> {
         unreachable!("a hook keeps the layout")
     };
     x
+}
+
+/// What the hooks have to be learnt inside transformer block `l`, whose layers' names begin with `name`.
+fn inside(hooks: &dyn Hooks, l: usize, name: &str) -> Inside {
+    let low_rank = |leaf| hooks.low_rank(&format!("{name}.{leaf}"));
+    Inside {
+        keys_values: hooks.keys_values(l),
+        qkv: low_rank("attn.qkv"),
+        proj: low_rank("attn.proj"),
+        fc1: low_rank("mlp.fc1"),
+        fc2: low_rank("mlp.fc2"),
+    }
 }
 
 fn leave_map(hooks: &dyn Hooks, l: usize, x: &Tensor<4>) {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::family::{Family, set, set_sides};
 use super::positions::{biases, take_size};
 use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
-use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map, rows};
+use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, inside, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, LayerNorm, Linear, Nonlinearity, PatchMerge, PatchStem, Scope, TransformerBlock,
@@ -282,9 +282,10 @@ impl Backbone for Swin {
                 x = merge.forward(x);
             }
             let tokens = stage.size[0] * stage.size[1];
-            for (_, block) in &stage.blocks {
+            for (name, block) in &stage.blocks {
                 let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, tokens));
-                x = map(block.forward(rows(enter_map(hooks, l, x)), prompt), stage.size);
+                let inside = inside(hooks, l, name);
+                x = map(block.forward(rows(enter_map(hooks, l, x)), prompt, &inside), stage.size);
                 leave_map(hooks, l, &x);
                 l += 1;
             }

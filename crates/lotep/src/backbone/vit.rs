@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::family::{Family, set, set_sides};
 use super::positions::{resample, take_size};
 use super::preprocess::{CLIP, HALVES, MAX_SIDE, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
-use super::{Activation, Backbone, Folded, Hooks, Weights, enter_tokens};
+use super::{Activation, Backbone, Folded, Hooks, Weights, enter_tokens, inside};
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, LayerNorm, Linear, Nonlinearity, PatchEmbed, Scope, TransformerBlock, TransformerWeights,
@@ -289,11 +289,12 @@ impl Backbone for Vit {
             let entered = enter_tokens(hooks, l, x);
             let tokens = entered.dims()[1];
             let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, tokens));
+            let inside = inside(hooks, l, &format!("blocks.{l}"));
             if l + 1 == self.blocks.len() && !hooks.watches() {
-                x = block.class_token(entered, prompt);
+                x = block.class_token(entered, prompt, &inside);
                 break;
             }
-            x = block.forward(entered, prompt);
+            x = block.forward(entered, prompt, &inside);
             hooks.exit(l, &Activation::Tokens(x.clone()));
         }
         // The norm acts on each token alone, so only the class token, which is all that is read, needs it.

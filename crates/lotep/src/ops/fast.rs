@@ -2,7 +2,8 @@
 //!
 //! A [`FrozenOp`] works on slices and knows nothing of Burn. What it keeps for its backward pass is its own affair, and
 //! documented there. The prompt that is added where the stream enters is part of the operation, because adding it
-//! separately would cost a pass over memory.
+//! separately would cost a pass over memory. So is what a method learns inside, as one flat input
+//! ([`LearningOp`]).
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,15 +15,17 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Tensor, TensorData};
-use lotep_frozen::{FrozenOp, Kept, isa};
+use lotep_frozen::{FrozenOp, Kept, LearningOp, NothingLearnt, Wanted, isa};
 use lotep_kernels::norm;
 
 /// One use of an operation.
 #[derive(Clone, Debug)]
 struct Call {
-    op: Arc<dyn FrozenOp>,
+    op: Arc<dyn LearningOp>,
     /// Whether the second input is a prompt, or only holds its place.
     prompt: bool,
+    /// Whether the third input is what is learnt inside, or only holds its place.
+    learnt: bool,
     /// Compute the forward pass again in the backward pass instead of keeping anything but the input.
     recompute: bool,
     tape: Option<Arc<Mutex<Option<Tape>>>>,
@@ -31,8 +34,9 @@ struct Call {
 /// What a tracked call leaves behind for its backward pass.
 struct Tape {
     kept: Option<Kept>,
-    /// Kept only to compute again.
+    /// Stream and prompt, kept only to compute again.
     inputs: Option<[FlexTensor; 2]>,
+    learnt: FlexTensor,
     shape: Vec<usize>,
 }
 
@@ -52,10 +56,19 @@ impl Call {
 #[backend_extension(Flex, Autodiff)]
 trait Frozen: Backend {
     /// Run `call.op`.
-    fn frozen_forward(x: FloatTensor<Self>, prompt: FloatTensor<Self>, call: Call) -> FloatTensor<Self>;
+    fn frozen_forward(
+        x: FloatTensor<Self>,
+        prompt: FloatTensor<Self>,
+        learnt: FloatTensor<Self>,
+        call: Call,
+    ) -> FloatTensor<Self>;
 
-    /// The input's gradient.
-    fn frozen_backward(grad: FloatTensor<Self>, call: Call) -> FloatTensor<Self>;
+    /// The gradients of the stream as it enters and of what is learnt inside; what is not wanted is empty.
+    fn frozen_backward(
+        grad: FloatTensor<Self>,
+        call: Call,
+        wanted: Wanted,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// Its sum over the samples, in the shape of a prompt.
     fn frozen_sum(grad: FloatTensor<Self>, prompt: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -74,31 +87,40 @@ fn dims(x: &FlexTensor) -> Vec<usize> {
     x.layout().shape().iter().copied().collect()
 }
 
+/// Values, or none where a tensor only holds a place.
+fn given(x: &FlexTensor, is_given: bool) -> &[f32] {
+    if is_given { values(x) } else { &[] }
+}
+
 impl Frozen for Flex {
-    fn frozen_forward(x: FlexTensor, prompt: FlexTensor, call: Call) -> FlexTensor {
-        let (x, prompt) = (x.to_contiguous(), prompt.to_contiguous());
+    fn frozen_forward(x: FlexTensor, prompt: FlexTensor, learnt: FlexTensor, call: Call) -> FlexTensor {
+        let [x, prompt, learnt] = [x, prompt, learnt].map(|t| t.to_contiguous());
         let shape = dims(&x);
-        let added = if call.prompt { values(&prompt) } else { &[] };
-        let keep = call.tape.is_some();
-        let (out, kept) = call.op.forward(values(&x), &shape, added, keep && !call.recompute);
+        let keep = call.tape.is_some() && !call.recompute;
+        let (added, inside) = (given(&prompt, call.prompt), given(&learnt, call.learnt));
+        let (out, kept) = call.op.forward(values(&x), &shape, added, inside, keep);
         let output = tensor(out, call.op.output_shape(&shape));
         if let Some(mut tape) = call.lock() {
             let inputs = call.recompute.then_some([x, prompt]);
-            *tape = Some(Tape { kept, inputs, shape });
+            *tape = Some(Tape { kept, inputs, learnt, shape });
         }
         output
     }
 
-    fn frozen_backward(grad: FlexTensor, call: Call) -> FlexTensor {
+    fn frozen_backward(grad: FlexTensor, call: Call, wanted: Wanted) -> (FlexTensor, FlexTensor) {
         let grad = grad.to_contiguous();
         let tape = call.lock().and_then(|mut tape| tape.take()).expect("a tape, consumed once");
+        let inside = given(&tape.learnt, call.learnt);
         let kept = tape.kept.or_else(|| {
             let [x, prompt] = tape.inputs?;
-            let added = if call.prompt { values(&prompt) } else { &[] };
-            call.op.forward(values(&x), &tape.shape, added, true).1
+            let added = given(&prompt, call.prompt);
+            call.op.forward(values(&x), &tape.shape, added, inside, true).1
         });
         let kept = kept.expect("what the forward pass kept");
-        tensor(call.op.backward(kept, &tape.shape, values(&grad)), tape.shape)
+        let (stream, learnt) = call.op.backward(kept, &tape.shape, inside, values(&grad), wanted);
+        let stream = if wanted.stream { tensor(stream, tape.shape) } else { tensor(stream, vec![0]) };
+        let count = learnt.len();
+        (stream, tensor(learnt, vec![count]))
     }
 
     fn frozen_sum(grad: FlexTensor, prompt: FlexTensor) -> FlexTensor {
@@ -110,23 +132,31 @@ impl Frozen for Flex {
 }
 
 impl<B: Frozen, C: CheckpointStrategy> Frozen for Autodiff<B, C> {
-    fn frozen_forward(x: FloatTensor<Self>, prompt: FloatTensor<Self>, mut call: Call) -> FloatTensor<Self> {
-        match InputGradient.prepare::<C>([x.node(), prompt.node()]).compute_bound().stateful() {
+    fn frozen_forward(
+        x: FloatTensor<Self>,
+        prompt: FloatTensor<Self>,
+        learnt: FloatTensor<Self>,
+        mut call: Call,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), prompt.node(), learnt.node()];
+        let (x, prompt, learnt) = (x.into_primitive(), prompt.into_primitive(), learnt.into_primitive());
+        match InputGradient.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
                 call.tape = Some(Arc::default());
-                let prompt = prompt.into_primitive();
-                let output = B::frozen_forward(x.into_primitive(), prompt.clone(), call.clone());
+                let output = B::frozen_forward(x, prompt.clone(), learnt, call.clone());
                 prepared.finish(State { call, prompt }, output)
             }
-            OpsKind::UnTracked(prepared) => {
-                prepared.finish(B::frozen_forward(x.into_primitive(), prompt.into_primitive(), call))
-            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::frozen_forward(x, prompt, learnt, call)),
         }
     }
 
-    fn frozen_backward(grad: FloatTensor<Self>, _call: Call) -> FloatTensor<Self> {
+    fn frozen_backward(
+        grad: FloatTensor<Self>,
+        _call: Call,
+        _wanted: Wanted,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         // Only the plain backend is asked; second derivatives are nowhere needed.
-        grad
+        (grad.clone(), grad)
     }
 
     fn frozen_sum(grad: FloatTensor<Self>, _prompt: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -144,17 +174,22 @@ struct State<T> {
     prompt: T,
 }
 
-impl<B: Frozen> Backward<B, 2> for InputGradient {
+impl<B: Frozen> Backward<B, 3> for InputGradient {
     type State = State<FloatTensor<B>>;
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let output = grads.consume::<B>(&ops.node);
         let State { call, prompt } = ops.state;
-        let [x, added] = ops.parents;
-        let with_prompt = call.prompt;
-        let gradient = B::frozen_backward(output, call);
-        if let Some(added) = added.filter(|_| with_prompt) {
+        let [x, added, inside] = ops.parents;
+        let added = added.filter(|_| call.prompt);
+        let inside = inside.filter(|_| call.learnt);
+        let wanted = Wanted { stream: x.is_some() || added.is_some(), learnt: inside.is_some() };
+        let (gradient, learnt) = B::frozen_backward(output, call, wanted);
+        if let Some(added) = added {
             grads.register::<B>(added.id, B::frozen_sum(gradient.clone(), prompt));
+        }
+        if let Some(inside) = inside {
+            grads.register::<B>(inside.id, learnt);
         }
         if let Some(x) = x {
             grads.register::<B>(x.id, gradient);
@@ -169,12 +204,22 @@ pub(super) fn apply<const D: usize, const E: usize, const P: usize>(
     x: Tensor<D>,
     prompt: Option<Tensor<P>>,
 ) -> Tensor<E> {
-    let call = Call { op, prompt: prompt.is_some(), recompute, tape: None };
-    let second = match prompt {
-        Some(prompt) => prompt.into_dispatch(),
-        None => Tensor::<1>::zeros([1], &x.device().without_autodiff()).into_dispatch(),
-    };
-    Tensor::from_dispatch(<Dispatch as Frozen>::frozen_forward(x.into_dispatch(), second, call))
+    apply_learning(Arc::new(NothingLearnt(op)), recompute, x, prompt, None)
+}
+
+/// The same with what is learnt inside.
+pub(super) fn apply_learning<const D: usize, const E: usize, const P: usize>(
+    op: Arc<dyn LearningOp>,
+    recompute: bool,
+    x: Tensor<D>,
+    prompt: Option<Tensor<P>>,
+    learnt: Option<Tensor<1>>,
+) -> Tensor<E> {
+    let call = Call { op, prompt: prompt.is_some(), learnt: learnt.is_some(), recompute, tape: None };
+    let place = || Tensor::<1>::zeros([1], &x.device().without_autodiff()).into_dispatch();
+    let prompt = prompt.map_or_else(place, Tensor::into_dispatch);
+    let learnt = learnt.map_or_else(place, Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as Frozen>::frozen_forward(x.into_dispatch(), prompt, learnt, call))
 }
 
 /// The same for maps `[B, C, H, W]` and a prompt `[C, H, W]`, which the operation sees with their channels last. What it

@@ -11,6 +11,9 @@ mod conv;
 mod convnext;
 mod fast;
 mod frozen_conv;
+mod inside;
+#[cfg(test)]
+mod inside_parity;
 mod linear;
 mod mbconv;
 mod nonlinearity;
@@ -32,6 +35,7 @@ use crate::{Result, input_error};
 
 pub use conv::{BatchNorm, Conv2d};
 pub use convnext::{ConvNextBlock, ConvNextWeights, NormDown};
+pub use inside::{Inside, LowRank};
 pub use linear::Linear;
 pub use lotep_frozen::{Halving, Precision, Windows};
 pub use mbconv::{ConvStem, MbConv, MbConvWeights};

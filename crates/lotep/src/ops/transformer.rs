@@ -6,7 +6,8 @@ use burn::tensor::Tensor;
 use lotep_frozen::{PackedTransformer, Windowed};
 
 use super::{
-    Compute, DropPath, LayerNorm, Linear, Nonlinearity, Precision, Scope, attention, dense, fast, host, scope,
+    Compute, DropPath, Inside, LayerNorm, Linear, LowRank, Nonlinearity, Precision, Scope, attention, dense,
+    fast, host, scope,
 };
 
 /// The weights of a block: each norm's scale and shift, each layer's weight `[out, in]` and bias `[out]`.
@@ -55,7 +56,15 @@ pub struct TransformerBlock(Form);
 #[derive(Clone)]
 enum Form {
     Portable(Box<Portable>),
-    Fast(Arc<PackedTransformer>, bool),
+    Fast(Box<Fast>),
+}
+
+#[derive(Clone)]
+struct Fast {
+    packed: Arc<PackedTransformer>,
+    recompute: bool,
+    /// Scale and shift of both norms, for what is learnt behind them.
+    norms: [[Tensor<1>; 2]; 2],
 }
 
 #[derive(Clone)]
@@ -78,7 +87,9 @@ impl TransformerBlock {
     /// Take the weights.
     pub fn new(w: TransformerWeights, compute: Compute) -> Self {
         if compute.is_fast(&w.qkv.0) {
-            return Self(Form::Fast(Arc::new(plain(w).pack(compute.precision)), compute.recompute));
+            let norms = [w.norm1.clone(), w.norm2.clone()];
+            let packed = Arc::new(plain(w).pack(compute.precision));
+            return Self(Form::Fast(Box::new(Fast { packed, recompute: compute.recompute, norms })));
         }
         let norm = |[scale, shift]: [Tensor<1>; 2]| LayerNorm::new(scale, shift, w.eps);
         let linear = |weight, bias| Linear::new(weight, bias, compute.precision);
@@ -100,24 +111,41 @@ impl TransformerBlock {
 
     /// Tokens `[B, N, C]` to the same shape (or to `[B, N / 4, C']`), `prompt` `[N, C]` added to each sample as it
     /// enters.
-    pub fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>, inside: &Inside) -> Tensor<3> {
         match &self.0 {
-            Form::Fast(f, recompute) => fast::apply(f.block.clone(), *recompute, x, prompt),
-            Form::Portable(block) => block.forward(x, prompt),
+            Form::Fast(f) => f.forward(x, prompt, inside, false),
+            Form::Portable(block) => block.forward(x, prompt, inside),
         }
     }
 
     /// The first token alone of what [`forward`](Self::forward) gives, `[B, 1, C]`.
-    pub fn class_token(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
+    pub fn class_token(&self, x: Tensor<3>, prompt: Option<Tensor<2>>, inside: &Inside) -> Tensor<3> {
         match &self.0 {
-            Form::Fast(f, recompute) => fast::apply(f.class_token.clone(), *recompute, x, prompt),
-            Form::Portable(block) => block.forward(x, prompt).narrow(1, 0, 1),
+            Form::Fast(f) => f.forward(x, prompt, inside, true),
+            Form::Portable(block) => block.forward(x, prompt, inside).narrow(1, 0, 1),
         }
     }
 }
 
+impl Fast {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        prompt: Option<Tensor<2>>,
+        inside: &Inside,
+        class_token: bool,
+    ) -> Tensor<3> {
+        if let Some((inside, learnt)) = inside.flat(&self.norms) {
+            let op = self.packed.learning(inside, class_token);
+            return fast::apply_learning(op, self.recompute, x, prompt, Some(learnt));
+        }
+        let op = if class_token { &self.packed.class_token } else { &self.packed.block };
+        fast::apply(op.clone(), self.recompute, x, prompt)
+    }
+}
+
 impl Portable {
-    fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>, inside: &Inside) -> Tensor<3> {
         let x = match prompt {
             Some(prompt) => x + prompt.unsqueeze(),
             None => x,
@@ -131,19 +159,24 @@ impl Portable {
             Some(drop_path) => drop_path.apply(branch),
             None => branch,
         };
-        let y = around + dropped(self.proj.forward(self.attend(normed)));
-        let hidden = self.nonlinearity.apply(self.fc1.forward(self.norm2.forward(y.clone())));
-        y + dropped(self.fc2.forward(hidden))
+        let linear = |layer: &Linear, update: &Option<LowRank>, x| {
+            LowRank::add(update.as_ref(), layer, x, self.precision)
+        };
+        let y = around + dropped(linear(&self.proj, &inside.proj, self.attend(normed, inside)));
+        let hidden = linear(&self.fc1, &inside.fc1, self.norm2.forward(y.clone()));
+        y + dropped(linear(&self.fc2, &inside.fc2, self.nonlinearity.apply(hidden)))
     }
 
-    fn attend(&self, normed: Tensor<3>) -> Tensor<3> {
-        let bias = self.scope.bias.as_ref();
+    fn attend(&self, normed: Tensor<3>, inside: &Inside) -> Tensor<3> {
+        let (bias, before) = (self.scope.bias.as_ref(), inside.before());
+        let project = |x| LowRank::add(inside.qkv.as_ref(), &self.qkv, x, self.precision);
         let Some(windows) = &self.scope.windows else {
-            return attention(self.qkv.forward(normed), self.heads, bias, None, self.precision);
+            return attention(project(normed), self.heads, bias, None, before, self.precision);
         };
-        let qkv = self.qkv.forward(scope::gather(windows, normed));
+        // Padding is zero, so that an update adds nothing to it.
+        let qkv = project(scope::gather(windows, normed));
         let mask = scope::mask(windows, &qkv.device());
-        scope::scatter(windows, attention(qkv, self.heads, bias, mask, self.precision))
+        scope::scatter(windows, attention(qkv, self.heads, bias, mask, before, self.precision))
     }
 }
 

@@ -1,0 +1,266 @@
+//! Products with matrices a few columns wide: what a low-rank update adds to a layer, and its gradients.
+//!
+//! An update adds `t W` to a layer's sums, with `t` `[rows, rank]` and `W` `[rank, columns]`. For the ranks in use (up to
+//! some dozens) that is little next to the layer itself, so it needs no operands of its own: [`Added`] adds it while the
+//! sums are in registers. [`contract`] is what the gradients need, a product that sums over the many rows.
+
+use crate::depthwise::Pixels;
+use crate::gemm::{Epilogue, PANEL, load};
+use crate::parallel::ranges;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::{Isa, SharedMut};
+
+/// Rows summed in registers before they join the total: so many that 32 columns of them stay in the first-level cache
+/// until all ranks are done; and a total of hundreds of thousands of rows loses less when it is summed in two steps.
+const BLOCK: usize = 256;
+
+/// Add `thin wide` to the sums before another epilogue takes them.
+pub struct Added<'a, E> {
+    thin: &'a [f32],
+    wide: &'a [f32],
+    rank: usize,
+    columns: usize,
+    then: E,
+}
+
+impl<'a, E> Added<'a, E> {
+    /// `thin` is `[rows, rank]`, `wide` `[rank, columns]`.
+    ///
+    /// # Panics
+    /// They are not made of whole rows.
+    pub fn new(thin: &'a [f32], wide: &'a [f32], rank: usize, then: E) -> Self {
+        let whole = |x: &[f32]| rank > 0 && x.len().is_multiple_of(rank);
+        assert!(whole(thin) && whole(wide), "{} and {} values of rank {rank}", thin.len(), wide.len());
+        Self { thin, wide, rank, columns: wide.len() / rank, then }
+    }
+}
+
+impl<E: Epilogue> Epilogue for Added<'_, E> {
+    fn check(&self, rows: usize, columns: usize) {
+        let have = (self.thin.len() / self.rank, self.columns);
+        assert_eq!(have, (rows, columns), "rows and columns of what is added");
+        self.then.check(rows, columns);
+    }
+
+    #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        self.then.expect(s, row, rows, column);
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
+        let mut sums = sums;
+        // SAFETY: both factors were checked for these rows and columns, as `then` was.
+        unsafe {
+            let thin = self.thin.get_unchecked(row * self.rank..(row + 1) * self.rank);
+            for (k, t) in thin.iter().enumerate() {
+                let w = load(s, self.wide, k * self.columns + column, count);
+                let t = s.splat(*t);
+                sums = [s.mul_add(t, w[0], sums[0]), s.mul_add(t, w[1], sums[1])];
+            }
+            self.then.put(s, row, column, count, sums);
+        }
+    }
+}
+
+/// `out = thinᵀ wide`, summed over the rows: `thin` is `[rows, rank]`, `wide` `[rows, columns]`, `out`
+/// `[rank, columns]`. Columns are shared out among the threads, so their number changes nothing.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn contract<P: Pixels>(isa: Isa, thin: &[f32], rank: usize, wide: &P, out: &mut [f32]) {
+    let (rows, columns) = wide.shape();
+    assert!(thin.len() == rows * rank && out.len() == rank * columns, "{rows} rows, {columns} columns");
+    out.fill(0.0);
+    let out = SharedMut::new(out);
+    ranges(columns, PANEL, 1, |range| {
+        dispatch(isa, Contract { thin, rank, wide, columns: range, out });
+    });
+}
+
+struct Contract<'a, P> {
+    thin: &'a [f32],
+    rank: usize,
+    wide: &'a P,
+    columns: std::ops::Range<usize>,
+    out: SharedMut<'a, f32>,
+}
+
+impl<P: Pixels> Kernel for Contract<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.wide.shape().0;
+        for column in self.columns.clone().step_by(PANEL) {
+            for first in (0..rows).step_by(BLOCK) {
+                let block = first..rows.min(first + BLOCK);
+                // Eight ranks at a time, two vectors of sums each; what is left in smaller powers of two.
+                let mut k = 0;
+                while k < self.rank {
+                    k += match self.rank - k {
+                        8.. => self.block::<8, S>(s, block.clone(), column, k),
+                        4.. => self.block::<4, S>(s, block.clone(), column, k),
+                        2.. => self.block::<2, S>(s, block.clone(), column, k),
+                        _ => self.block::<1, S>(s, block.clone(), column, k),
+                    };
+                }
+            }
+        }
+    }
+}
+
+impl<P: Pixels> Contract<'_, P> {
+    /// Add some rows' products to `N` rows of the result from `k` on, in up to 32 columns; gives `N`.
+    #[inline(always)]
+    fn block<const N: usize, S: Simd>(
+        &self,
+        s: S,
+        rows: std::ops::Range<usize>,
+        column: usize,
+        k: usize,
+    ) -> usize {
+        let (all, count) = (self.wide.shape().1, (self.columns.end - column).min(PANEL));
+        let (low, high) = (count.min(LANES), count.saturating_sub(LANES));
+        let mut sums = [[s.splat(0.0); 2]; N];
+        for row in rows {
+            let first = self.wide.load(s, row, column, low);
+            let second = if high > 0 { self.wide.load(s, row, column + LANES, high) } else { s.splat(0.0) };
+            let at = row * self.rank + k;
+            for (sums, t) in sums.iter_mut().zip(&self.thin[at..at + N]) {
+                let t = s.splat(*t);
+                *sums = [s.mul_add(t, first, sums[0]), s.mul_add(t, second, sums[1])];
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            let at = (k + i) * all + column;
+            // SAFETY: columns are shared out among the tasks.
+            let out = unsafe { self.out.part(at..at + count) };
+            for (out, sums) in out.chunks_mut(LANES).zip(sums) {
+                let total = s.add(s.load(out), sums);
+                s.store(out, total);
+            }
+        }
+        N
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::depthwise::Rows;
+    use crate::gemm::{self, Activate, Activation, Matrix, Rounded, Store};
+    use crate::testing::{Sweep, assert_close, operands, sweep, values, wide};
+    use crate::{Operand, Tiles};
+
+    /// Rows, rank, columns.
+    struct Sizes(usize, usize, usize);
+
+    impl Sweep for Sizes {
+        fn check<T: Operand>(&self, isa: Isa, _rounding: f64) {
+            let &Self(rows, rank, columns) = self;
+            let what = format!("{isa:?} {rows} rows, rank {rank}, {columns} columns");
+            let thin = values(rows * rank, 1);
+            let expected = |x: &[f64]| -> Vec<f64> {
+                let sum = |k: usize, c: usize| {
+                    (0..rows).map(|r| f64::from(thin[r * rank + k]) * x[r * columns + c]).sum()
+                };
+                (0..rank * columns).map(|i| sum(i / columns, i % columns)).collect()
+            };
+            // Products of f32 in sums of two steps: far fewer roundings count than there are rows.
+            let tolerance = 1e-5;
+            let x = operands::<T>(rows * columns, 2);
+            let mut out = vec![9.0; rank * columns];
+            contract(isa, &thin, rank, &Tiles::from_rows(&x, columns), &mut out);
+            assert_close(&out, &expected(&wide(&x)), tolerance, &what);
+            let x = values(rows * columns, 3);
+            contract(isa, &thin, rank, &Rows::new(&x, columns), &mut out);
+            assert_close(&out, &expected(&wide(&x)), tolerance, &what);
+            let mut again = vec![9.0; rank * columns];
+            contract(isa, &thin, rank, &Rounded::new(&x, columns), &mut again);
+            assert_eq!(out, again, "{what}");
+        }
+    }
+
+    #[test]
+    fn contractions_agree_with_f64() {
+        let many: &[_] = if cfg!(miri) { &[(9, 3, 40)] } else { &[(600, 11, 70), (1000, 40, 33)] };
+        for &(rows, rank, columns) in many {
+            sweep(&Sizes(rows, rank, columns));
+        }
+        let ranks: &[usize] = if cfg!(miri) { &[1, 3] } else { &[1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 40] };
+        for &rank in ranks {
+            for (rows, columns) in [(0, 5), (1, 1), (1, 32), (7, 17), (33, 63)] {
+                sweep(&Sizes(rows, rank, columns));
+            }
+        }
+    }
+
+    /// Threads share out columns, and their number is nobody's business.
+    #[test]
+    #[cfg_attr(miri, ignore = "too long")]
+    fn contractions_do_not_depend_on_threads() {
+        let (rows, rank, columns) = (700, 5, 200);
+        let (thin, x) = (values(rows * rank, 1), values(rows * columns, 2));
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut out = vec![9.0; rank * columns];
+            pool.install(|| contract(Isa::best(), &thin, rank, &Rows::new(&x, columns), &mut out));
+            out
+        };
+        let alone = with(1);
+        for threads in [2, 3, 5] {
+            assert_eq!(with(threads), alone, "{threads} threads");
+        }
+    }
+
+    /// A product and an update behind it: rows, depth, rank, columns.
+    struct Updated([usize; 4]);
+
+    impl Sweep for Updated {
+        fn check<T: Operand>(&self, isa: Isa, rounding: f64) {
+            let [rows, depth, rank, columns] = self.0;
+            let what = format!("{isa:?} {:?}", self.0);
+            let (x, w) = (operands::<T>(rows * depth, 1), operands::<T>(depth * columns, 2));
+            let (thin, update) = (values(rows * rank, 3), values(rank * columns, 4));
+            let bias = values(columns, 5);
+            let (xs, ws) = (wide(&x), wide(&w));
+            let expected: Vec<f64> = (0..rows * columns)
+                .map(|i| {
+                    let (r, c) = (i / columns, i % columns);
+                    let own: f64 = (0..depth).map(|k| xs[r * depth + k] * ws[k * columns + c]).sum();
+                    let more: f64 = (0..rank)
+                        .map(|k| f64::from(thin[r * rank + k]) * f64::from(update[k * columns + c]))
+                        .sum();
+                    own + more + f64::from(bias[c])
+                })
+                .collect();
+            let matrix = Matrix::<T>::pack(depth, columns, |k, n| w[k * columns + n].to_f32());
+            let x = Tiles::from_rows(&x, depth);
+            let mut out = vec![9.0; rows * columns];
+            let store = Store::new(&mut out, columns).bias(&bias);
+            gemm::run(isa, &x, &matrix, &Added::new(&thin, &update, rank, store));
+            assert_close(&out, &expected, 1e-5, &what);
+            let mut out = Tiles::<T>::new(rows, columns);
+            let activate = Activate::new(Activation::Relu, &bias, &mut out);
+            gemm::run(isa, &x, &matrix, &Added::new(&thin, &update, rank, activate));
+            let expected: Vec<f64> = expected.iter().map(|v| v.max(0.0)).collect();
+            assert_close(&out.to_rows(), &expected, rounding + 1e-5, &what);
+            // An update of zeros changes no bit.
+            let (mut plain, mut none) = (vec![9.0; rows * columns], vec![8.0; rows * columns]);
+            gemm::run(isa, &x, &matrix, &Store::new(&mut plain, columns));
+            let zeros = vec![0.0; rank * columns];
+            gemm::run(isa, &x, &matrix, &Added::new(&thin, &zeros, rank, Store::new(&mut none, columns)));
+            assert_eq!(plain, none, "{what}");
+        }
+    }
+
+    #[test]
+    fn updates_agree_with_f64() {
+        for sizes in [[1, 1, 1, 1], [5, 7, 3, 33], [0, 4, 2, 8], [37, 40, 8, 70]] {
+            if !cfg!(miri) || sizes[0] < 37 {
+                sweep(&Updated(sizes));
+            }
+        }
+    }
+}
