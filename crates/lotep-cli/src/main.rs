@@ -47,6 +47,7 @@ struct Args {
 enum Command {
     Train(cmd::train::Args),
     Sweep(cmd::sweep::Args),
+    Prune(cmd::prune::Args),
     Eval(cmd::eval::Args),
     Predict(cmd::predict::Args),
     Inspect(cmd::inspect::Args),
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     let done = match &args.command {
         Command::Train(a) => cmd::train::run(a, &ui),
         Command::Sweep(a) => cmd::sweep::run(a, &ui),
+        Command::Prune(a) => cmd::prune::run(a, &ui),
         Command::Eval(a) => cmd::eval::run(a, &ui),
         Command::Predict(a) => cmd::predict::run(a, &ui),
         Command::Inspect(a) => cmd::inspect::run(a, &ui),

@@ -7,7 +7,9 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use crate::{Error, Result};
+use serde::Serialize;
+
+use crate::{Error, Result, input_error};
 
 /// Replace the file at `path` by `bytes`, entirely or not at all.
 ///
@@ -89,6 +91,13 @@ fn sync_directory(directory: &Path) {
     if cfg!(unix) {
         let _ = File::open(directory).and_then(|opened| opened.sync_all());
     }
+}
+
+/// Write a value as JSON to `path`, or leave what is there.
+pub(crate) fn write_json(value: &impl Serialize, path: &Path) -> Result<()> {
+    let json = serde_json::to_vec_pretty(value)
+        .map_err(|e| input_error!("cannot describe what belongs to {}: {e}", path.display()))?;
+    write_atomic(path, &json)
 }
 
 #[cfg(test)]

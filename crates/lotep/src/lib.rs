@@ -25,13 +25,14 @@ pub mod model;
 pub mod ops;
 pub mod params;
 pub mod pretrain;
+pub mod prune;
 pub mod safetensors;
 pub mod sweep;
 pub mod system;
 pub mod torch;
 pub mod train;
 
-pub(crate) use atomic::remove_leftovers;
+pub(crate) use atomic::{remove_leftovers, write_json};
 pub use atomic::{write_atomic, write_atomic_with};
 pub use error::{Error, Result};
 pub use lotep_kernels::memory::LargePages;

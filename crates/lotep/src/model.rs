@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::backbone::{Backbone, Hooks, Loaded};
 use crate::data::{Batch, Transform};
 use crate::head::Head;
-use crate::method::{Method, MethodConfig, Prompts, Site, full};
+use crate::method::{Method, MethodConfig, Prompts, Site};
 use crate::ops::{Linear, Precision};
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
@@ -54,7 +54,11 @@ impl Frozen {
 
 /// The network that `method` works with.
 fn network(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Result<Arc<dyn Backbone>> {
-    Ok(method.network(loaded, params, None)?.unwrap_or_else(|| loaded.network.clone()))
+    let changed = method.weights(&Site::of(loaded), params)?;
+    if changed.is_empty() {
+        return Ok(loaded.network.clone());
+    }
+    loaded.build(&loaded.weights()?.with(changed))
 }
 
 /// A model ready to score images: prompts built once and folded where the network allows it.
@@ -131,12 +135,9 @@ impl Predictor {
         ];
         let learnt = Linear::new(weight, Some(bias), Precision::F32);
         let mut merge = Self::with_prompts(loaded, network.as_ref(), prompts, learnt).1;
-        let own = params.to_named().into_iter().filter_map(|t| {
-            let name = t.name.strip_prefix(full::PREFIX)?.to_owned();
-            Some(NamedTensor { name, ..t })
-        });
+        let own = method.weights(&Site::of(loaded), params)?;
         // What was folded changed last, and the classifier is a new one.
-        merge.changed = own.chain(merge.changed).chain(classifier).collect();
+        merge.changed = own.into_iter().chain(merge.changed).chain(classifier).collect();
         Ok(merge)
     }
 
@@ -147,6 +148,8 @@ impl Predictor {
         classifier: Linear,
     ) -> (Self, Merge) {
         let mut frozen = Frozen::new(loaded);
+        // They are in the network's weights.
+        prompts.updates.clear();
         let image = prompts.image.take().map(|p| p.unsqueeze::<4>() / frozen.std.clone());
         // A checkpoint has no place for what is done to the image, however it is folded here.
         let framed = prompts.canvas.is_some() || prompts.scale.is_some();
@@ -230,6 +233,9 @@ mod tests {
             (&resnet, "linear-probe", vec![]),
             (&vit, "lor-vp", vec![]),
             (&vit, "lotep-cp", vec!["blocks.1", "blocks.2", "blocks.3"]),
+            (&vit, "lora", vec![]),
+            (&swin, "lora", vec![]),
+            (&coatnet, "lora", vec![]),
             (&vit, "border", vec![]),
             (&vit, "ilm-vp", vec!["image"]),
             (&vit, "auto-vp", vec!["image"]),
@@ -244,8 +250,10 @@ mod tests {
             (&coatnet, "lotep-tk", vec!["image", "stages.0.blocks.0"]),
         ] {
             let mut method = MethodConfig::named(method).unwrap();
-            if let MethodConfig::IlmVp(m) = &mut method {
-                m.size = 40;
+            match &mut method {
+                MethodConfig::IlmVp(m) => m.size = 40,
+                MethodConfig::Lora(m) => m.rank = 3,
+                _ => {}
             }
             let head = Head { mapping: method.default_mapping(), sources: 1 };
             let mut params = init_params(loaded, &method, head, 5, 0).unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::train::{Event, Observer, Outcome, RunDir, Select, TrainConfig, train, train_epochs};
-use crate::{Error, Result, bail, input_error, write_atomic};
+use crate::{Error, Result, bail, input_error, write_json};
 
 /// Settings to try.
 #[derive(Clone, Debug)]
@@ -125,6 +125,26 @@ pub fn sweep(
     halving: Option<usize>,
     observer: &mut dyn Observer,
 ) -> Result<Chosen> {
+    let trials = choose(candidates, dir, halving, observer)?;
+    let (run, best) = &trials[0];
+    observer.event(Event::Plan(&format!("\nchosen: {}", best.settings)));
+    let outcome = train(&best.config, run, true, observer).map_err(without_hint)?;
+    let run = run.path().to_owned();
+    let chosen = Chosen { trials: trials.into_iter().map(|(_, trial)| trial).collect(), run, outcome };
+    write_json(&chosen, &dir.join("result.json"))?;
+    Ok(chosen)
+}
+
+/// Try all candidates, and order them by what they reached: the best first, with its run. The test split is not looked at.
+///
+/// # Errors
+/// As for [`sweep`].
+pub(crate) fn choose(
+    candidates: &[Candidate],
+    dir: &Path,
+    halving: Option<usize>,
+    observer: &mut dyn Observer,
+) -> Result<Vec<(RunDir, Trial)>> {
     let Some(first) = candidates.first() else { bail!("a sweep needs one setting at least") };
     let epochs = first.config.epochs;
     if halving.is_some_and(|by| by < 2) {
@@ -170,14 +190,7 @@ pub fn sweep(
         // Stable: the earlier of two equals stays in front.
         alive.sort_by(|a, b| state.trials[*b].score(number).total_cmp(&state.trials[*a].score(number)));
     }
-    let winner = alive[0];
-    let run = trial_dir(dir, winner);
-    observer.event(Event::Plan(&format!("\nchosen: {}", state.trials[winner].settings)));
-    let outcome = train(&state.trials[winner].config, &run, true, observer).map_err(without_hint)?;
-    let trials = alive.iter().chain(&out).map(|i| state.trials[*i].clone()).collect();
-    let chosen = Chosen { trials, run: run.path().to_owned(), outcome };
-    write_json(&chosen, &dir.join("result.json"))?;
-    Ok(chosen)
+    Ok(alive.iter().chain(&out).map(|i| (trial_dir(dir, *i), state.trials[*i].clone())).collect())
 }
 
 /// Train a trial to the end of a round.
@@ -200,7 +213,7 @@ fn train_round(
 }
 
 /// A run's own advice on how to go on is not the sweep's.
-fn without_hint(error: Error) -> Error {
+pub(crate) fn without_hint(error: Error) -> Error {
     match error {
         Error::Interrupted(_) => {
             Error::Interrupted("stopped, with everything saved: the same command goes on from here".into())
@@ -210,7 +223,7 @@ fn without_hint(error: Error) -> Error {
 }
 
 /// The settings of a trial: its epoch is chosen on held-out images, as it is itself.
-fn judged(config: &TrainConfig) -> TrainConfig {
+pub(crate) fn judged(config: &TrainConfig) -> TrainConfig {
     TrainConfig { select: Select::BestVal, test_every_epoch: false, ..config.clone() }
 }
 
@@ -242,11 +255,6 @@ fn open(candidates: &[Candidate], dir: &Path, halving: Option<usize>) -> Result<
 
 fn save(state: &State, dir: &Path) -> Result<()> {
     write_json(state, &dir.join("trials.json"))
-}
-
-fn write_json(value: &impl Serialize, path: &Path) -> Result<()> {
-    let json = serde_json::to_vec_pretty(value).map_err(|e| input_error!("cannot write the sweep: {e}"))?;
-    write_atomic(path, &json)
 }
 
 /// How many of a run's first epochs there are, and the best of them.

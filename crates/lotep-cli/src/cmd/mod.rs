@@ -9,5 +9,6 @@ pub(crate) mod inspect;
 pub(crate) mod methods;
 mod model;
 pub(crate) mod predict;
+pub(crate) mod prune;
 pub(crate) mod sweep;
 pub(crate) mod train;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lotep::sweep::{Candidate, Chosen, sweep};
+use lotep::sweep::{Candidate, Chosen, Trial, sweep};
 use lotep::{Result, bail, input_error};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -31,13 +31,8 @@ Examples:
               --halving 3 --output runs/vpt"
 )]
 pub(crate) struct Args {
-    /// A TOML file of settings, such as a run's config.toml; --set wins over it.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// A setting as in config.toml, one value for all trials or several with commas between; the method's own begin with
-    /// `method.`, and `method` itself is its name.
-    #[arg(long = "set", value_name = "KEY=VALUE,…")]
-    set: Vec<String>,
+    #[command(flatten)]
+    settings: Settings,
     /// Directory of the sweep: trials/NNN, trials.json and result.json.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -52,6 +47,18 @@ pub(crate) struct Args {
     halving: Option<u64>,
 }
 
+/// Settings from a file and from the command line.
+#[derive(clap::Args)]
+pub(crate) struct Settings {
+    /// A TOML file of settings, such as a run's config.toml; --set wins over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A setting as in config.toml, one value for all trials or several with commas between; the method's own begin with
+    /// `method.`, and `method` itself is its name.
+    #[arg(long = "set", value_name = "KEY=VALUE,…")]
+    set: Vec<String>,
+}
+
 /// Settings that decide which images are held out.
 const FIXED: [&str; 8] =
     ["data", "dataset", "subset", "seed", "val_fraction", "test_fraction", "select", "test_every_epoch"];
@@ -60,7 +67,7 @@ const FIXED: [&str; 8] =
 type Axis = (String, Vec<String>);
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let candidates = args.candidates()?;
+    let candidates = args.settings.candidates(&[], args.trials, args.draw_seed)?;
     let by = args.halving.map(|n| n as usize);
     ui.note(&format!("{} settings to try", candidates.len()));
     Ui::catch_signals();
@@ -70,10 +77,17 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     if ui.json() { ui.out_json(&chosen) } else { ui.out(&table(&chosen)) }
 }
 
-impl Args {
-    fn candidates(&self) -> Result<Vec<Candidate>> {
+impl Settings {
+    /// All combinations of the values given, and `more`; or `trials` of them.
+    pub(crate) fn candidates(
+        &self,
+        more: &[String],
+        trials: Option<u64>,
+        draw_seed: u64,
+    ) -> Result<Vec<Candidate>> {
         let (file, method) = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
-        let axes = self.set.iter().map(|text| axis(text)).collect::<Result<Vec<_>>>()?;
+        let given = self.set.iter().chain(more);
+        let axes = given.map(|text| axis(text)).collect::<Result<Vec<_>>>()?;
         let many = |axis: &&Axis| axis.1.len() > 1;
         let count = axes.iter().try_fold(1_usize, |n, (_, values)| n.checked_mul(values.len()));
         let count = count.filter(|n| *n <= MOST);
@@ -84,8 +98,8 @@ impl Args {
             bail!("--set {key} is given twice: put its values together, with commas between");
         }
         let mut numbers: Vec<usize> = (0..count).collect();
-        if let Some(trials) = self.trials {
-            numbers.shuffle(&mut ChaCha8Rng::seed_from_u64(self.draw_seed));
+        if let Some(trials) = trials {
+            numbers.shuffle(&mut ChaCha8Rng::seed_from_u64(draw_seed));
             numbers.truncate(trials as usize);
             numbers.sort_unstable();
         }
@@ -145,15 +159,21 @@ fn parse(value: &str) -> Value {
     read.unwrap_or_else(|| Value::String(value.to_owned()))
 }
 
-fn table(chosen: &Chosen) -> String {
+/// A line a trial, best first.
+pub(crate) fn trials_table(trials: &[Trial]) -> Vec<String> {
     let mut lines = vec![format!("{:>7} {:>6} {:>9}  settings", "val", "epoch", "of epochs")];
-    for t in &chosen.trials {
+    for t in trials {
         let (val, epoch) = match t.last().filter(|_| t.diverged().is_none()).and_then(|round| round.best) {
             Some(best) => (format!("{:.2}%", best.top1), best.epoch.to_string()),
             None => ("failed".to_owned(), "-".to_owned()),
         };
         lines.push(format!("{val:>7} {epoch:>6} {:>9}  {}", t.last().map_or(0, |r| r.epochs), t.settings));
     }
+    lines
+}
+
+fn table(chosen: &Chosen) -> String {
+    let mut lines = trials_table(&chosen.trials);
     let train = &chosen.outcome.train;
     if let Some(a) = train.test {
         lines.push(format!("chosen on held-out images; its test top1 {:.2}% ({} images)", a.top1, a.images));

@@ -62,7 +62,8 @@ pub(crate) struct Args {
     /// Method [default: lotep-tk]
     #[arg(long, value_parser = MethodConfig::NAMES, help_heading = "Method")]
     method: Option<String>,
-    /// Rank of the prompts: of LoR-VP's and deep LoR-VP's (4), of LoTeP's first blocks (6), of grouped ones (full maps).
+    /// Rank of the prompts: of LoR-VP's and deep LoR-VP's (4), of LoTeP's first blocks (6), of grouped ones (full maps); of
+    /// LoRA's additions (8).
     #[arg(long, help_heading = "Method")]
     rank: Option<usize>,
     /// LoTeP and its deep baselines: share of the blocks that are prompted, from the first [default: 0.8 for ResNets, 0.4
@@ -93,13 +94,29 @@ pub(crate) struct Args {
     /// Grouped prompts: how many groups of channels share a map [default: 8]
     #[arg(long, help_heading = "Method")]
     groups: Option<usize>,
-    /// VPT: prompt tokens of a block [default: 10]
+    /// VPT, E2VPT: prompt tokens of a block [default: 10]
     #[arg(long, help_heading = "Method")]
     tokens: Option<usize>,
     /// VPT: share of the tokens that enter through a Fourier transform, as VFPT's do [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Method")]
     fourier: Option<f64>,
 
+    /// E2VPT: keys and values of the method's own in each attention [default: 5]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    key_values: Option<usize>,
+    /// E2VPT: whether the values are the keys [default: on]
+    #[arg(long, value_parser = ["on", "off"], help_heading = "Method")]
+    share_key_value: Option<String>,
+    /// E2VPT: whether all blocks have the same keys and values [default: off]
+    #[arg(long, value_parser = ["on", "off"], help_heading = "Method")]
+    share_blocks: Option<String>,
+    /// LoRA: what its additions are scaled by, over their rank [default: the rank]
+    #[arg(long, help_heading = "Method")]
+    alpha: Option<f64>,
+    /// LoRA: ends of the names of the layers to add to, as in `lotep inspect`; q, k and v are parts of qkv [default: q,v
+    /// in transformers, else fc1,fc2, else all]
+    #[arg(long, value_delimiter = ',', value_name = "END,…", help_heading = "Method")]
+    targets: Option<Vec<String>>,
     /// Border: its width in pixels [default: 30]
     #[arg(long, value_name = "PIXELS", help_heading = "Method")]
     border: Option<usize>,
@@ -264,6 +281,11 @@ impl Args {
         put(table, "groups", self.groups.map(|v| v as i64));
         put(table, "tokens", self.tokens.map(|v| v as i64));
         put(table, "fourier", self.fourier);
+        put(table, "key_values", self.key_values.map(|v| v as i64));
+        put(table, "share_key_value", self.share_key_value.as_ref().map(|v| v == "on"));
+        put(table, "share_blocks", self.share_blocks.as_ref().map(|v| v == "on"));
+        put(table, "alpha", self.alpha);
+        put(table, "targets", self.targets.clone());
         put(table, "border", self.border.map(|v| v as i64));
         put(table, "size", self.size.map(|v| v as i64));
         put(table, "scale", self.scale);

@@ -25,6 +25,7 @@ mod inspect;
 mod interrupt;
 mod output;
 mod predict;
+mod prune;
 mod resume;
 mod sweep;
 mod train;

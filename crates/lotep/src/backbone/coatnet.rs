@@ -480,6 +480,13 @@ impl Backbone for CoAtNet {
         self.width
     }
 
+    fn heads(&self, block: usize) -> Option<usize> {
+        match &self.blocks[block].1 {
+            Block::Conv(_) => None,
+            Block::Transformer(attending) => Some(attending.heads),
+        }
+    }
+
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
     }

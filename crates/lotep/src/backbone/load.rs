@@ -1,5 +1,6 @@
 //! Find, check and load a backbone: a hub directory, a weight file with `--arch`, or random weights.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::source::{self, Place};
-use super::{Backbone, Block, ModelConfig, Weights, blocks};
+use super::{Backbone, Block, Layer, ModelConfig, Weights, survey};
 use crate::hub::Watch;
 use crate::ops::{Compute, Precision, auto_precision};
 use crate::safetensors::NamedTensor;
@@ -43,6 +44,8 @@ pub struct Loaded {
     pub config: ModelConfig,
     /// Its blocks, found by a dry run at `config.preprocess.image`.
     pub blocks: Vec<Block>,
+    /// Layers whose weights a method can add to, in the order of the network.
+    pub layers: Vec<Layer>,
     /// Parameters without the classifier.
     pub body_parameters: usize,
     /// Parameters of its classifier.
@@ -130,8 +133,12 @@ fn build(
     let network = config.architecture.load(config.classes, &weights, compute)?;
     weights.finish()?;
     let head_parameters = if config.classes > 0 { config.classes * (network.feature_width() + 1) } else { 0 };
+    let (blocks, asked) = survey(network.as_ref(), config.preprocess.image, &options.device);
+    let taken = weights.taken();
+    let layer = |name: String| Some(Layer { shape: taken.get(&format!("{name}.weight"))?.clone(), name });
     Ok(Loaded {
-        blocks: blocks(network.as_ref(), config.preprocess.image, &options.device),
+        blocks,
+        layers: asked.into_iter().filter_map(layer).collect(),
         body_parameters: weights.parameters() - head_parameters,
         head_parameters,
         resampled: weights.resampled(),
@@ -186,6 +193,30 @@ impl Loaded {
             Some(file) => Weights::from_file(Checkpoint::open(file)?, &self.device),
             None => Weights::random(MADE_UP, &self.device),
         })
+    }
+
+    /// Weights by name, in the order of `names`.
+    ///
+    /// # Errors
+    /// The file is no longer there, or has no such weight.
+    pub fn values(&self, names: &BTreeSet<String>) -> Result<Vec<NamedTensor>> {
+        let weights = self.weights()?.tracked();
+        // Made-up weights depend on the order in which they are taken, so all are.
+        let Some(file) = &self.file else {
+            self.build(&weights)?;
+            let (leaves, shapes) = (weights.leaves(), weights.taken());
+            let found = names.iter().filter_map(|name| {
+                let values = leaves.get(name)?.clone().without_autodiff().into_data().iter::<f32>().collect();
+                Some(NamedTensor { name: name.clone(), shape: shapes[name].clone(), values })
+            });
+            return Ok(found.collect());
+        };
+        let file = Checkpoint::open(file)?;
+        let read = |name: &String| {
+            let shape = file.shape(name).map(<[usize]>::to_vec).unwrap_or_default();
+            Ok(NamedTensor { values: file.read(name)?, shape, name: name.clone() })
+        };
+        names.iter().map(read).collect()
     }
 
     /// The same network of other weights; of tracked ones, in the portable form.

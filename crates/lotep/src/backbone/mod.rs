@@ -21,7 +21,7 @@ mod swin;
 mod vit;
 mod weights;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,18 @@ pub struct Block {
     pub width: usize,
     /// Layout of the activations.
     pub layout: Layout,
+    /// Heads of its attention, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+}
+
+/// A layer whose weight a method can add to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// timm's module name, `blocks.3.attn.qkv`.
+    pub name: String,
+    /// Of its weight: outputs, inputs, and of a convolution the kernel's sides.
+    pub shape: Vec<usize>,
 }
 
 /// Activations at a block's entrance.
@@ -208,6 +220,11 @@ pub trait Backbone: Send + Sync {
     /// so this is exact up to rounding.
     fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded;
 
+    /// Heads of the attention in block `block`; `None` where it has none.
+    fn heads(&self, _block: usize) -> Option<usize> {
+        None
+    }
+
     /// The patch grid of an image `[H, W]` for networks of tokens; unused elsewhere.
     fn grid(&self, _image: [usize; 2]) -> [usize; 2] {
         [0, 0]
@@ -228,21 +245,45 @@ fn fold_image<B: Backbone + Clone + 'static>(
 
 /// Find every block's entrance geometry by running one blank image through.
 pub fn blocks(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> Vec<Block> {
-    struct Record(std::sync::Mutex<Vec<(Layout, [usize; 3])>>, [usize; 2]);
+    survey(backbone, image, device).0
+}
+
+/// The same, and the names of the layers that ask whether something is added to them.
+fn survey(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> (Vec<Block>, Vec<String>) {
+    #[derive(Default)]
+    struct Record {
+        grid: [usize; 2],
+        entrances: Mutex<Vec<(Layout, [usize; 3])>>,
+        layers: Mutex<Vec<String>>,
+    }
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
     impl Hooks for Record {
         fn entrance(&self, _block: usize, x: Activation) -> Activation {
-            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(x.geometry(self.1));
+            lock(&self.entrances).push(x.geometry(self.grid));
             x
         }
+
+        fn low_rank(&self, name: &str) -> Option<LowRank> {
+            lock(&self.layers).push(name.to_owned());
+            None
+        }
     }
-    let record = Record(std::sync::Mutex::default(), backbone.grid(image));
+    let record = Record { grid: backbone.grid(image), ..Record::default() };
     let device = device.clone().without_autodiff();
     backbone.features(Tensor::zeros([1, 3, image[0], image[1]], &device), &record);
-    let found = record.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    backbone
+    let found = std::mem::take(&mut *lock(&record.entrances));
+    let blocks = backbone
         .block_names()
         .into_iter()
         .zip(found)
-        .map(|(name, (layout, [channels, height, width]))| Block { name, channels, height, width, layout })
-        .collect()
+        .enumerate()
+        .map(|(l, (name, (layout, [channels, height, width])))| {
+            let heads = backbone.heads(l);
+            Block { name, channels, height, width, layout, heads }
+        })
+        .collect();
+    let layers = std::mem::take(&mut *lock(&record.layers));
+    (blocks, layers)
 }

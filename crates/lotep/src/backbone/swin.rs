@@ -301,6 +301,11 @@ impl Backbone for Swin {
         self.config.feature_width()
     }
 
+    fn heads(&self, block: usize) -> Option<usize> {
+        let stages = self.stages.iter().zip(&self.config.heads);
+        stages.flat_map(|(stage, heads)| stage.blocks.iter().map(|_| *heads)).nth(block)
+    }
+
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
     }

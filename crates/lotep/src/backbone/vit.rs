@@ -309,6 +309,10 @@ impl Backbone for Vit {
         self.config.width
     }
 
+    fn heads(&self, _block: usize) -> Option<usize> {
+        Some(self.config.heads)
+    }
+
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
     }

@@ -28,6 +28,8 @@ pub struct Weights {
     device: Device,
     tracked: Option<Mutex<BTreeMap<String, Tensor<1>>>>,
     training: Option<Training>,
+    /// Other values than the source's.
+    changed: BTreeMap<String, NamedTensor>,
     taken: Mutex<BTreeMap<String, Vec<usize>>>,
     resampled: Mutex<Vec<NamedTensor>>,
 }
@@ -61,9 +63,17 @@ impl Weights {
             device,
             tracked: None,
             training: None,
+            changed: BTreeMap::new(),
             taken: Mutex::default(),
             resampled: Mutex::default(),
         }
+    }
+
+    /// Take the values of these weights from here.
+    #[must_use]
+    pub fn with(mut self, changed: Vec<NamedTensor>) -> Self {
+        self.changed = changed.into_iter().map(|t| (t.name.clone(), t)).collect();
+        self
     }
 
     /// Track the gradient of every weight: [`Weights::leaves`] gives them.
@@ -133,6 +143,13 @@ impl Weights {
                 }
             }
             Source::Random(rng) => random(name, &shape, &mut lock(rng)),
+        };
+        let values = match self.changed.get(name) {
+            Some(changed) if changed.shape == shape => changed.values.clone(),
+            Some(changed) => {
+                bail!("weight `{name}` is changed to shape {:?}, {shape:?} is expected", changed.shape)
+            }
+            None => values,
         };
         let flat =
             Tensor::<1>::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), &self.device);

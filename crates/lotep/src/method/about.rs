@@ -37,6 +37,13 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         source: "",
     },
     About {
+        name: "lora",
+        acts: "added to the weights of layers chosen by --targets, a product of thin matrices each",
+        parameters: "Σ r (in + out), r = 8",
+        cost: "nothing: merged into the weights",
+        source: "LoRA (Hu et al., ICLR 2022)",
+    },
+    About {
         name: "lor-vp",
         acts: "added to the image, a product of thin matrices for each colour",
         parameters: "3 r (H + W), r = 4",
@@ -112,6 +119,13 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "L n C, n = 10",
         cost: "n more tokens",
         source: "VPT (Jia et al., ECCV 2022), VFPT",
+    },
+    About {
+        name: "e2vpt",
+        acts: "P tokens among those of each of a ViT's L blocks, m keys and values in each attention; `lotep prune`",
+        parameters: "L C (P + m), P = 10, m = 5, less what is pruned",
+        cost: "P more tokens, P + m more keys",
+        source: "E²VPT (Han et al., ICCV 2023)",
     },
 ];
 

@@ -14,6 +14,7 @@ use super::{Method, Prompts, Site};
 use crate::backbone::{Backbone, Loaded, Weights};
 use crate::ops::Training;
 use crate::params::{Group, Params};
+use crate::safetensors::NamedTensor;
 use crate::{Result, bail};
 
 /// What the network's weights are called in an adapter, before their own names.
@@ -59,17 +60,25 @@ impl Method for Full {
         Prompts::default()
     }
 
-    fn network(
+    fn weights(&self, _site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
+        let own = params.to_named().into_iter().filter_map(|t| {
+            let name = t.name.strip_prefix(PREFIX)?.to_owned();
+            Some(NamedTensor { name, ..t })
+        });
+        Ok(own.collect())
+    }
+
+    fn training_network(
         &self,
         loaded: &Loaded,
-        params: &Params,
-        training: Option<&Training>,
+        leaves: &Params,
+        training: &Training,
     ) -> Result<Option<Arc<dyn Backbone>>> {
-        let named = params.iter().filter_map(|p| Some((p.name.strip_prefix(PREFIX)?, p)));
+        let named = leaves.iter().filter_map(|p| Some((p.name.strip_prefix(PREFIX)?, p)));
         let tensors: BTreeMap<String, Tensor<1>> =
             named.map(|(name, p)| (name.to_owned(), p.value.clone())).collect();
         let mut weights = Weights::from_tensors(tensors, &loaded.device);
-        if let Some(training) = training.filter(|_| self.batch_statistics) {
+        if self.batch_statistics {
             weights = weights.training(training.clone());
         }
         loaded.build(&weights).map(Some)

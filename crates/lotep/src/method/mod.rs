@@ -3,6 +3,7 @@
 mod about;
 mod auto_vp;
 mod border;
+pub(crate) mod e2vpt;
 pub mod factor;
 mod frame;
 pub(crate) mod full;
@@ -10,6 +11,7 @@ mod grouped;
 mod ilm_vp;
 mod linear_probe;
 mod lor_vp;
+mod lora;
 mod lotep;
 mod prompts;
 pub mod rank;
@@ -25,19 +27,22 @@ use serde::{Deserialize, Serialize};
 pub use about::{About, METHODS};
 pub use auto_vp::AutoVp;
 pub use border::Border;
+pub use e2vpt::{E2vpt, SegmentLayout};
 pub use full::Full;
 pub use grouped::{DeepLorVp, Grouped, NaiveDeep};
 pub use ilm_vp::IlmVp;
 pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
+pub use lora::Lora;
 pub use lotep::{Form, Lotep, VitGeometry};
 pub use prompts::Prompts;
 pub use vpt::Vpt;
 
-use crate::backbone::{Backbone, Block, Loaded};
+use crate::backbone::{Backbone, Block, Layer, Loaded};
 use crate::head::Mapping;
 use crate::ops::Training;
 use crate::params::Params;
+use crate::safetensors::NamedTensor;
 use crate::{Result, bail, input_error};
 use lotep::LotepMethod;
 use vpt::{Depth, VptMethod};
@@ -60,6 +65,11 @@ pub struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
+    /// Layers whose weights can be added to.
+    pub fn layers(&self) -> &'a [Layer] {
+        self.loaded.map_or(&[], |loaded| &loaded.layers)
+    }
+
     /// The site that a loaded backbone offers.
     pub fn of(loaded: &'a Loaded) -> Self {
         Self {
@@ -84,16 +94,25 @@ pub trait Method {
     /// Build the prompts from parameters that [`Method::init`] laid out.
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts;
 
-    /// The network with weights of the method's own, where it has some: it takes the place of the frozen one. In
-    /// `training` its norms and paths behave as they do while weights are learnt.
+    /// Weights of the network that it changes, under the checkpoint's names, as they are once nothing is learnt any more.
+    /// The prompts' updates of layers are in them.
+    ///
+    /// # Errors
+    /// The network's own weights can no longer be read.
+    fn weights(&self, _site: &Site<'_>, _params: &Params) -> Result<Vec<NamedTensor>> {
+        Ok(Vec::new())
+    }
+
+    /// The network that is trained in the place of the frozen one, where its own weights are learnt: norms and paths
+    /// behave as `training` has it.
     ///
     /// # Errors
     /// The parameters are not those of this network.
-    fn network(
+    fn training_network(
         &self,
         _loaded: &Loaded,
-        _params: &Params,
-        _training: Option<&Training>,
+        _leaves: &Params,
+        _training: &Training,
     ) -> Result<Option<Arc<dyn Backbone>>> {
         Ok(None)
     }
@@ -113,6 +132,8 @@ pub enum MethodConfig {
     LinearProbe(LinearProbe),
     /// All of the network's weights.
     Full(Full),
+    /// Low-rank additions to weights.
+    Lora(Lora),
     /// A low-rank prompt on the image.
     LorVp(LorVp),
     /// A border over the image's edge.
@@ -135,13 +156,16 @@ pub enum MethodConfig {
     VptShallow(Vpt),
     /// Tokens among those of every block.
     VptDeep(Vpt),
+    /// The same, and keys and values in every attention.
+    E2vpt(E2vpt),
 }
 
 impl MethodConfig {
     /// The names of all methods.
-    pub const NAMES: [&'static str; 13] = [
+    pub const NAMES: [&'static str; 15] = [
         "linear-probe",
         "full",
+        "lora",
         "lor-vp",
         "border",
         "ilm-vp",
@@ -153,6 +177,7 @@ impl MethodConfig {
         "deep-lor-vp",
         "vpt-shallow",
         "vpt-deep",
+        "e2vpt",
     ];
 
     /// A method by its name, with default settings.
@@ -169,6 +194,7 @@ impl MethodConfig {
         match self {
             Self::LinearProbe(_) => "linear-probe",
             Self::Full(_) => "full",
+            Self::Lora(_) => "lora",
             Self::LorVp(_) => "lor-vp",
             Self::Border(_) => "border",
             Self::IlmVp(_) => "ilm-vp",
@@ -180,6 +206,7 @@ impl MethodConfig {
             Self::DeepLorVp(_) => "deep-lor-vp",
             Self::VptShallow(_) => "vpt-shallow",
             Self::VptDeep(_) => "vpt-deep",
+            Self::E2vpt(_) => "e2vpt",
         }
     }
 
@@ -190,6 +217,7 @@ impl MethodConfig {
             Self::NaiveDeep(m) => &mut m.depth_ratio,
             Self::Grouped(m) => &mut m.depth_ratio,
             Self::DeepLorVp(m) => &mut m.depth_ratio,
+            Self::Lora(m) => return m.resolve(site),
             Self::LinearProbe(_)
             | Self::Full(_)
             | Self::LorVp(_)
@@ -197,7 +225,8 @@ impl MethodConfig {
             | Self::IlmVp(_)
             | Self::AutoVp(_)
             | Self::VptShallow(_)
-            | Self::VptDeep(_) => return,
+            | Self::VptDeep(_)
+            | Self::E2vpt(_) => return,
         };
         depth_ratio.get_or_insert(site.default_depth_ratio);
     }
@@ -216,6 +245,7 @@ impl MethodConfig {
         match self {
             Self::LinearProbe(m) => act(m),
             Self::Full(m) => act(m),
+            Self::Lora(m) => act(m),
             Self::LorVp(m) => act(m),
             Self::Border(m) => act(m),
             Self::IlmVp(m) => act(m),
@@ -227,6 +257,7 @@ impl MethodConfig {
             Self::DeepLorVp(m) => act(&Grouped::from(m)),
             Self::VptShallow(m) => act(&VptMethod(m, Depth::Shallow)),
             Self::VptDeep(m) => act(&VptMethod(m, Depth::Deep)),
+            Self::E2vpt(m) => act(m),
         }
     }
 }
@@ -240,13 +271,17 @@ impl Method for MethodConfig {
         self.with(|m| m.prompts(site, params))
     }
 
-    fn network(
+    fn weights(&self, site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
+        self.with(|m| m.weights(site, params))
+    }
+
+    fn training_network(
         &self,
         loaded: &Loaded,
-        params: &Params,
-        training: Option<&Training>,
+        leaves: &Params,
+        training: &Training,
     ) -> Result<Option<Arc<dyn Backbone>>> {
-        self.with(|m| m.network(loaded, params, training))
+        self.with(|m| m.training_network(loaded, leaves, training))
     }
 
     fn input(&self, image: [usize; 2]) -> [usize; 2] {
@@ -291,6 +326,7 @@ mod tests {
     fn small(name: &str) -> MethodConfig {
         let mut method = MethodConfig::named(name).unwrap();
         match &mut method {
+            MethodConfig::Lora(m) => m.rank = 3,
             MethodConfig::Border(m) => m.border = 5,
             MethodConfig::IlmVp(m) => m.size = 21,
             MethodConfig::AutoVp(m) => (m.size, m.scale) = (21, 1.3),
@@ -315,6 +351,7 @@ mod tests {
             height: side,
             width: side,
             layout: Layout::Tokens,
+            heads: Some(12),
         };
         (0..12).map(block).collect()
     }
@@ -358,6 +395,7 @@ mod tests {
                     height,
                     width,
                     layout: Layout::Map,
+                    heads: None,
                 })
                 .collect();
             assert_eq!(counts(&blocks, ratio, |_| {}), expected, "{model}");
@@ -406,13 +444,23 @@ mod tests {
         assert_eq!(count(serde_json::json!({"method": "auto-vp"})), 3 * (image - 128 * 128) + 1);
         assert_eq!(count(serde_json::json!({"method": "vpt-deep", "tokens": 50})), 12 * 50 * 768);
         assert_eq!(count(serde_json::json!({"method": "vpt-shallow", "tokens": 7})), 7 * 768);
+        for (tokens, key_values, parameters) in
+            [(5, 5, 92_245), (10, 5, 138_410), (10, 10, 184_490), (32, 5, 341_536), (1, 1, 18_449)]
+        {
+            let (tokens, key_values) = (serde_json::json!(tokens), serde_json::json!(key_values));
+            let e2vpt = serde_json::json!({
+                "method": "e2vpt", "tokens": tokens, "key_values": key_values, "masks": true
+            });
+            assert_eq!(count(e2vpt), parameters);
+        }
     }
 
     /// Seven channels in three groups: 0 to 2, 3 and 4, 5 and 6.
     #[test]
     fn successive_channels_share_a_map() {
         let device = Device::flex();
-        let block = Block { name: "b".into(), channels: 7, height: 1, width: 2, layout: Layout::Map };
+        let block =
+            Block { name: "b".into(), channels: 7, height: 1, width: 2, layout: Layout::Map, heads: None };
         let blocks = [block];
         let site = site([4, 4], &blocks, 1.0, &device);
         let method = Grouped { groups: 3, input_prompt: false, ..Grouped::default() };
@@ -431,7 +479,7 @@ mod tests {
         for name in MethodConfig::NAMES {
             let method = small(name);
             assert_eq!(method.name(), name);
-            if name == "full" {
+            if ["full", "lora"].contains(&name) {
                 assert!(method.init(&site, 3).unwrap_err().to_string().contains("a network"));
                 continue;
             }
@@ -465,7 +513,14 @@ mod tests {
             let frozen = Frozen::new(&loaded);
             let site = Site::of(&loaded);
             for name in MethodConfig::NAMES.iter().filter(|n| **n != "linear-probe") {
-                let method = small(name);
+                let mut method = small(name);
+                if let MethodConfig::E2vpt(m) = &mut method {
+                    (m.masks, m.tokens) = if network == "vit_b16" { (true, 3) } else { (false, 0) };
+                }
+                if let ("e2vpt" | "lora", "convnext") = (*name, network) {
+                    assert!(method.init(&site, 0).is_err(), "{name}");
+                    continue;
+                }
                 if name.starts_with("vpt") && network != "vit_b16" {
                     assert!(
                         method.init(&site, 0).unwrap_err().to_string().contains("need a ViT"),
@@ -492,7 +547,7 @@ mod tests {
                     })
                     .collect();
                 let loss = |params: &Params| {
-                    let own = method.network(&loaded, params, Some(&Training::new(0))).unwrap();
+                    let own = method.training_network(&loaded, params, &Training::new(0)).unwrap();
                     let frozen = own.map_or(frozen.clone(), |network| frozen.with_network(network));
                     let features = frozen.features(pixels.clone(), &method.prompts(&site, params));
                     let width = features.dims()[1];

@@ -1,10 +1,12 @@
 //! What methods put into a network: built once a step while learning, once for all afterwards.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::ops::PadMode;
 use burn::tensor::{Int, Tensor, activation::relu};
 
 use super::frame::around;
-use crate::backbone::{Activation, Hooks};
+use crate::backbone::{Activation, Hooks, LowRank};
 
 /// Prompts, shared by all samples. They are f32 whatever the network computes in.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +18,10 @@ pub struct Prompts {
     /// Tokens `[n, C]` that stand between the class token and the patches in block `l`: those of the first block are
     /// put in, those of later ones take the place of what became of the ones before.
     pub tokens: Vec<Tensor<2>>,
+    /// Added to the weights of layers, by the checkpoint's names.
+    pub updates: BTreeMap<String, LowRank>,
+    /// Keys and values `[m, C]` that stand before the tokens' own in block `l`.
+    pub keys_values: Vec<Option<[Tensor<2>; 2]>>,
     /// Height and width of the network's input, in whose middle smaller images are put, zeros around them.
     pub canvas: Option<[usize; 2]>,
     /// Factor `[1]` by which images are scaled about their middle before, each keeping its size.
@@ -40,6 +46,14 @@ impl Hooks for Prompts {
 
     fn prompt(&self, block: usize) -> Option<Tensor<3>> {
         self.blocks.get(block).cloned().flatten()
+    }
+
+    fn keys_values(&self, block: usize) -> Option<[Tensor<2>; 2]> {
+        self.keys_values.get(block).cloned().flatten()
+    }
+
+    fn low_rank(&self, name: &str) -> Option<LowRank> {
+        self.updates.get(name).cloned()
     }
 
     fn entrance(&self, block: usize, x: Activation) -> Activation {

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{Method, Prompts, Site, seeded};
-use crate::backbone::Layout;
+use crate::backbone::{Block, Layout};
 use crate::params::{Group, Params, uniform};
 use crate::{Result, bail};
 
@@ -56,6 +56,23 @@ impl VptMethod<'_> {
     }
 }
 
+/// Check that blocks see a sequence of tokens, among which others can stand.
+pub(super) fn needs_tokens(method: &str, site: &Site<'_>, else_: &str) -> Result<()> {
+    match site.blocks.iter().find(|b| b.layout != Layout::Tokens) {
+        Some(block) => bail!(
+            "{method}: prompt tokens need a ViT, whose blocks see a sequence with a class token; `{}` sees a map{else_}",
+            block.name
+        ),
+        None => Ok(()),
+    }
+}
+
+/// The bound of what tokens are drawn from: that of a first layer that takes patches to tokens (Glorot).
+pub(super) fn glorot(site: &Site<'_>, block: &Block) -> f64 {
+    let patch = site.image[0] / block.height.max(1) * (site.image[1] / block.width.max(1));
+    (6.0 / (3 * patch + block.channels) as f64).sqrt()
+}
+
 impl Method for VptMethod<'_> {
     fn init(&self, site: &Site<'_>, seed: u64) -> Result<Params> {
         let (config, count) = (self.0, self.0.tokens);
@@ -68,18 +85,10 @@ impl Method for VptMethod<'_> {
         if config.fourier > 0.0 && self.transformed() == 0 {
             bail!("vpt: fourier {} of {count} tokens is none", config.fourier);
         }
+        needs_tokens("vpt", site, "")?;
         let mut params = Params::default();
         for (l, block) in site.blocks.iter().enumerate().take(self.blocks(site)) {
-            if block.layout != Layout::Tokens {
-                bail!(
-                    "vpt: prompt tokens need a ViT, whose blocks see a sequence with a class token; `{}` sees a map",
-                    block.name
-                );
-            }
-            // As the first layer of a network is drawn that takes patches to tokens (Glorot).
-            let patch = site.image[0] / block.height.max(1) * (site.image[1] / block.width.max(1));
-            let bound = (6.0 / (3 * patch + block.channels) as f64).sqrt();
-            let values = uniform(count * block.channels, bound, &mut seeded(seed, l as u64));
+            let values = uniform(count * block.channels, glorot(site, block), &mut seeded(seed, l as u64));
             let shape = [count, block.channels];
             params.push(format!("block.{l}.tokens"), &shape, Group::Prompt, values, site.device);
         }

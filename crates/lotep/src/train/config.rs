@@ -253,7 +253,7 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
         _ if matches!(method, MethodConfig::Full(_)) => [0.002, 1e-4],
         _ if matches!(method, MethodConfig::Border(_)) => [0.02, 40.0],
         _ if matches!(method, MethodConfig::IlmVp(_)) => [0.02, 0.1],
-        _ if matches!(method, MethodConfig::AutoVp(_)) => [0.001, 0.001],
+        _ if matches!(method, MethodConfig::AutoVp(_)) => [0.01, 0.001],
         (OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
         (OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
         (OptimizerKind::Sgd, _) => [0.005, 0.02],

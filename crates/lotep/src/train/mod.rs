@@ -3,6 +3,7 @@
 mod checkpoint;
 mod config;
 mod features;
+mod gradients;
 pub mod loss;
 mod observe;
 pub mod optim;
@@ -14,6 +15,7 @@ pub(crate) mod step;
 pub mod tensorboard;
 
 pub use config::{Select, TrainConfig};
+pub(crate) use gradients::mean_gradients;
 pub use observe::{EpochRecord, Event, Observer, Silent};
 pub use records::{Outcome, RunFacts, TrainFacts};
 pub use run::{RunDir, train, train_epochs};

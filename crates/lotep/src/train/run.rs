@@ -94,7 +94,7 @@ pub fn train_epochs(
 }
 
 /// Set up a run, at its checkpoint if it has one.
-fn open(config: &TrainConfig, dir: &RunDir, observer: &mut dyn Observer) -> Result<Run> {
+pub(super) fn open(config: &TrainConfig, dir: &RunDir, observer: &mut dyn Observer) -> Result<Run> {
     let checkpoint = dir.checkpoint();
     for directory in [dir.path(), &dir.adapter(), checkpoint.parent().unwrap_or(dir.path())] {
         remove_leftovers(directory);
@@ -118,10 +118,10 @@ fn open(config: &TrainConfig, dir: &RunDir, observer: &mut dyn Observer) -> Resu
     Ok(Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records })
 }
 
-struct Run {
-    setup: Setup,
-    frozen: Frozen,
-    state: State,
+pub(super) struct Run {
+    pub(super) setup: Setup,
+    pub(super) frozen: Frozen,
+    pub(super) state: State,
     checkpoint: PathBuf,
     records: Records,
 }

@@ -100,7 +100,7 @@ impl<'a> Stepper<'a> {
     fn accumulate_part(&mut self, params: &Params, input: Input, labels: &[usize]) -> Result<()> {
         let leaves = params.leaves();
         let own = match self.site.loaded {
-            Some(loaded) => self.method.network(loaded, &leaves, Some(&self.training))?,
+            Some(loaded) => self.method.training_network(loaded, &leaves, &self.training)?,
             None => None,
         };
         let own = own.map(|network| self.frozen.with_network(network));
@@ -136,6 +136,13 @@ impl<'a> Stepper<'a> {
             Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| a + b).collect(),
         });
         Ok(())
+    }
+
+    /// The gradients of the mean loss over the images so far, of what is learnt; none if there were no images or the loss
+    /// was not finite.
+    pub(crate) fn mean_gradients(self) -> impl Iterator<Item = Tensor<1>> {
+        let scale = 1.0 / self.sums.images.max(1) as f64;
+        self.grads.into_iter().flatten().map(move |grad| grad * scale)
     }
 
     /// Update the parameters with the mean gradient, unless there were no images or the loss was not finite.

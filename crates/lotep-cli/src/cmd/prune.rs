@@ -1,0 +1,91 @@
+//! `lotep prune`.
+
+use std::path::PathBuf;
+
+use lotep::prune::{PruneOptions, Pruned, prune};
+use lotep::{Result, bail};
+
+use super::sweep::{Settings, trials_table};
+use crate::ui::{Ui, Watcher};
+
+/// Learn E²VPT's prompts, prune them, and train what remains.
+///
+/// Masks over prompt tokens and their segments are learnt with the prompts. What matters least is pruned to several degrees,
+/// each is trained anew from the same start, and the best on held-out training images is trained once more for every
+/// seed, on all training images; then alone the test split is looked at. A pruning that was stopped goes on where it
+/// was when the same command is given again.
+#[derive(clap::Args)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
+Examples:
+  lotep prune --set backbone=vit_base_patch16_224.augreg2_in21k_ft_in1k --set data=photos --output runs/pruned
+  lotep prune --config e2vpt.toml --token-percentages 0,50,90 --segment-percentages 0,50 --halving 3 --output runs/pruned
+  lotep prune --config e2vpt.toml --compat repo --output runs/as-published"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+    /// Directory of the pruning: masks/, importance.json, degrees/, final/seed-N and result.json.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Percentages of the tokens to prune, each a degree to try; 0 is none.
+    #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', default_values_t = PruneOptions::default().token_percentages)]
+    token_percentages: Vec<usize>,
+    /// Percentages of each token's segments; every pair of the two is tried, and four segments stay.
+    #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', default_values_t = PruneOptions::default().segment_percentages)]
+    segment_percentages: Vec<usize>,
+    /// What is meant where paper and published code differ: successive segments, magnitudes of gradients and the first
+    /// start again; or interleaved segments, gradients with their signs and a new start each.
+    #[arg(long, default_value = "paper", value_parser = ["paper", "repo"])]
+    compat: String,
+    /// Successive halving: train all degrees for a part of their epochs, keep one of N, and so on.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=100))]
+    halving: Option<u64>,
+    /// Seeds of the final trainings.
+    #[arg(long, value_name = "SEED,…", value_delimiter = ',', default_values_t = PruneOptions::default().seeds)]
+    seeds: Vec<u64>,
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let mut settings = vec!["method=e2vpt".to_owned()];
+    let repo = args.compat == "repo";
+    if repo {
+        settings.push("method.layout=tiled".into());
+    }
+    let candidates = args.settings.candidates(&settings, None, 0)?;
+    let [candidate] = candidates.as_slice() else {
+        bail!("--set: prune takes one value of each setting; the degrees of pruning are what it tries");
+    };
+    let options = PruneOptions {
+        token_percentages: args.token_percentages.clone(),
+        segment_percentages: args.segment_percentages.clone(),
+        signed: repo,
+        fresh: repo,
+        halving: args.halving.map(|n| n as usize),
+        seeds: args.seeds.clone(),
+    };
+    Ui::catch_signals();
+    let pruned = prune(&candidate.config, &options, &args.output, &mut Watcher(ui));
+    ui.clear();
+    let pruned = pruned?;
+    if ui.json() { ui.out_json(&pruned) } else { ui.out(&report(&pruned, args)) }
+}
+
+fn report(pruned: &Pruned, args: &Args) -> String {
+    let mut lines = trials_table(&pruned.trials);
+    for (seed, run) in args.seeds.iter().zip(&pruned.runs) {
+        if let Some(a) = run.train.test {
+            let prompts = run.train.prompt_parameters;
+            lines.push(format!(
+                "seed {seed}: test top1 {:.2}% ({} images), {prompts} parameters in prompts",
+                a.top1, a.images
+            ));
+        }
+    }
+    if let (Some(mean), Some(deviation)) = (pruned.mean, pruned.deviation) {
+        lines.push(format!("test top1 {mean:.2} ± {deviation:.2}% over {} seeds", pruned.runs.len()));
+    }
+    lines.push(format!("adapters in {}", args.output.join("final/seed-*/adapter").display()));
+    lines.join("\n")
+}

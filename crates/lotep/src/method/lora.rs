@@ -1,0 +1,253 @@
+//! LoRA (Hu et al., 2022; `spec/methods.md` 9): low-rank additions to the weights of chosen layers, merged into them for
+//! predictions.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{Method, Prompts, Site, seeded};
+use crate::backbone::{Architecture, Layer, LowRank};
+use crate::params::{Group, Params, uniform};
+use crate::safetensors::NamedTensor;
+use crate::{Result, bail};
+
+/// LoRA's settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lora {
+    /// Rank of each addition.
+    pub rank: usize,
+    /// The additions are scaled by alpha / rank; the rank where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Ends of layers' names, `qkv` or `attn.proj`; `q`, `k` and `v` are parts of a fused `qkv`. Where they are not given: `q`
+    /// and `v`, or the layers of the perceptrons, or all layers, whichever the network has first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Vec<String>>,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self { rank: 8, alpha: None, targets: None }
+    }
+}
+
+/// Parts of a fused projection, in their order.
+const PARTS: [&str; 3] = ["q", "k", "v"];
+
+/// An addition to some outputs of a layer.
+struct Addition<'a> {
+    layer: &'a Layer,
+    /// Which third of the outputs, of a fused projection; all without.
+    part: Option<usize>,
+}
+
+impl Addition<'_> {
+    /// What its factors are called.
+    fn name(&self, factor: &str) -> String {
+        let part = self.part.map_or(String::new(), |p| format!(".{}", PARTS[p]));
+        format!("lora.{}{part}.{factor}", self.layer.name)
+    }
+
+    fn outputs(&self) -> usize {
+        self.layer.shape[0] / if self.part.is_some() { 3 } else { 1 }
+    }
+}
+
+/// Whether a layer's name ends like that, at a point.
+fn ends(name: &str, target: &str) -> bool {
+    name.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+impl Lora {
+    /// Defaults that depend on the network.
+    pub(super) fn resolve(&mut self, site: &Site<'_>) {
+        self.alpha.get_or_insert(self.rank as f64);
+        let has = |end: &str| site.layers().iter().any(|l| ends(&l.name, end));
+        let own = |ends: &[&str]| ends.iter().map(|&e| e.to_owned()).collect();
+        let targets = match (has("attn.qkv"), interleaved(site)) {
+            (true, false) => own(&["q", "v"]),
+            (true, true) => own(&["qkv"]),
+            (false, _) if has("mlp.fc1") => own(&["fc1", "fc2"]),
+            (false, _) => site.layers().iter().map(|l| l.name.clone()).collect(),
+        };
+        self.targets.get_or_insert(targets);
+    }
+
+    fn scale(&self) -> f64 {
+        self.alpha.unwrap_or(self.rank as f64) / self.rank as f64
+    }
+
+    /// All additions, layer by layer.
+    fn additions<'a>(&self, site: &Site<'a>) -> Vec<Addition<'a>> {
+        let mut resolved = self.clone();
+        resolved.resolve(site);
+        let targets = resolved.targets.unwrap_or_default();
+        let mut found = Vec::new();
+        for layer in site.layers() {
+            if targets.iter().any(|t| ends(&layer.name, t)) {
+                found.push(Addition { layer, part: None });
+            } else if ends(&layer.name, "qkv") {
+                let parts = (0..3).filter(|p| targets.iter().any(|t| t == PARTS[*p]));
+                found.extend(parts.map(|part| Addition { layer, part: Some(part) }));
+            }
+        }
+        found
+    }
+
+    /// The additions to each layer's weight.
+    pub(super) fn updates(&self, site: &Site<'_>, params: &Params) -> BTreeMap<String, LowRank> {
+        let mut updates: BTreeMap<String, LowRank> = BTreeMap::new();
+        for addition in self.additions(site) {
+            let down: Tensor<2> = params.get(&addition.name("a"));
+            let up = params.get::<2>(&addition.name("b")) * self.scale();
+            let up = match addition.part {
+                Some(part) => among_parts(up, part),
+                None => up,
+            };
+            let name = addition.layer.name.clone();
+            let update = match updates.remove(&name) {
+                Some(other) => LowRank {
+                    down: Tensor::cat(vec![other.down, down], 0),
+                    up: Tensor::cat(vec![other.up, up], 1),
+                },
+                None => LowRank { down, up },
+            };
+            updates.insert(name, update);
+        }
+        updates
+    }
+}
+
+/// Whether a fused projection has the queries, keys and values of each head together.
+fn interleaved(site: &Site<'_>) -> bool {
+    site.loaded.is_some_and(|l| matches!(l.config.architecture, Architecture::CoAtNet(_)))
+}
+
+/// Rows of one third of a fused projection, the others zero.
+fn among_parts(up: Tensor<2>, part: usize) -> Tensor<2> {
+    let zeros = up.zeros_like().without_autodiff();
+    Tensor::cat((0..3).map(|p| if p == part { up.clone() } else { zeros.clone() }).collect::<Vec<_>>(), 0)
+}
+
+impl Method for Lora {
+    fn init(&self, site: &Site<'_>, seed: u64) -> Result<Params> {
+        let Some(loaded) = site.loaded else { bail!("lora: a network with its layers is needed") };
+        let names = || {
+            let mut ends: Vec<_> =
+                site.layers().iter().map(|l| l.name.rsplit('.').next().unwrap_or("")).collect();
+            ends.sort_unstable();
+            ends.dedup();
+            ends.join(", ")
+        };
+        if let Some(alpha) = self.alpha.filter(|a| !(*a > 0.0 && *a <= 1e6)) {
+            bail!("lora: alpha {alpha} is out of range; above 0");
+        }
+        if interleaved(site) && self.targets.iter().flatten().any(|t| PARTS.contains(&t.as_str())) {
+            bail!(
+                "lora: targets q, k and v: the queries of {} are not apart from its keys; take qkv",
+                loaded.config.name
+            );
+        }
+        let additions = self.additions(site);
+        let known = |target: &&String| {
+            additions
+                .iter()
+                .any(|a| ends(&a.layer.name, target) || a.part.is_some_and(|p| PARTS[p] == target.as_str()))
+        };
+        if let Some(unknown) = self.targets.iter().flatten().find(|t| !known(t)) {
+            bail!(
+                "lora: targets {unknown}: no such layer in {}, whose layers end in {}",
+                loaded.config.name,
+                names()
+            );
+        }
+        if additions.is_empty() {
+            bail!("lora: {} has no layer that it knows how to add to", loaded.config.name);
+        }
+        let mut params = Params::default();
+        for (stream, addition) in (0..).zip(&additions) {
+            let (inputs, outputs) = (addition.layer.shape[1], addition.outputs());
+            if self.rank == 0 || self.rank > inputs.min(outputs) {
+                bail!(
+                    "lora: rank {} is out of range; 1 to {} for {}",
+                    self.rank,
+                    inputs.min(outputs),
+                    addition.layer.name
+                );
+            }
+            // PyTorch's own start of a linear layer (Kaiming with a = √5).
+            let bound = (inputs as f64).powf(-0.5);
+            let down = uniform(self.rank * inputs, bound, &mut seeded(seed, stream));
+            params.push(addition.name("a"), &[self.rank, inputs], Group::Prompt, down, site.device);
+            let up = vec![0.0; outputs * self.rank];
+            params.push(addition.name("b"), &[outputs, self.rank], Group::Prompt, up, site.device);
+        }
+        Ok(params)
+    }
+
+    fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
+        Prompts { updates: self.updates(site, params), ..Prompts::default() }
+    }
+
+    fn weights(&self, site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
+        let Some(loaded) = site.loaded else { return Ok(Vec::new()) };
+        let updates = self.updates(site, params);
+        let names = updates.keys().map(|name| format!("{name}.weight")).collect();
+        let mut weights = loaded.values(&names)?;
+        for (weight, update) in weights.iter_mut().zip(updates.into_values()) {
+            let added = update.up.matmul(update.down).into_data();
+            for (value, added) in weight.values.iter_mut().zip(added.iter::<f32>()) {
+                *value += added;
+            }
+        }
+        Ok(weights)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::made_up;
+    use crate::backbone::parity::architecture;
+
+    #[test]
+    fn targets_are_ends_of_names() {
+        assert!(
+            ends("blocks.3.attn.qkv", "qkv") && ends("blocks.3.attn.qkv", "attn.qkv") && ends("fc1", "fc1")
+        );
+        assert!(
+            !ends("blocks.3.attn.qkv", "kv")
+                && !ends("blocks.3.attn.qkv", "3.attn")
+                && !ends("fc1", "mlp.fc1")
+        );
+    }
+
+    /// `r (in + out)` for each layer, of the parts asked for: at full size 294,912 for ViT-B/16 either way.
+    #[test]
+    fn counts_and_refusals() {
+        let loaded = made_up(architecture("vit_b16"), [48, 64]);
+        let site = Site::of(&loaded);
+        let width = 32;
+        let count = |lora: &Lora| lora.init(&site, 0).map(|p| p.count(Group::Prompt));
+        let with = |targets: &[&str]| Lora {
+            targets: Some(targets.iter().map(|t| (*t).to_owned()).collect()),
+            ..Lora::default()
+        };
+        assert_eq!(count(&Lora::default()).unwrap(), 3 * 2 * 8 * (width + width));
+        assert_eq!(count(&with(&["qkv"])).unwrap(), 3 * 8 * (width + 3 * width));
+        assert_eq!(
+            count(&with(&["attn.proj", "fc1", "k"])).unwrap(),
+            3 * 8 * (2 * width + 5 * width + 2 * width)
+        );
+        assert_eq!(count(&with(&["blocks.1.mlp.fc2"])).unwrap(), 8 * 5 * width);
+        let refused = |lora: &Lora| count(lora).unwrap_err().to_string();
+        assert!(refused(&with(&["query"])).contains("fc1, fc2, proj, qkv"));
+        assert!(refused(&Lora { rank: 33, ..Lora::default() }).contains("rank 33 is out of range; 1 to 32"));
+        assert!(refused(&Lora { alpha: Some(-1.0), ..Lora::default() }).contains("alpha -1"));
+        let coatnet = made_up(architecture("coatnet2"), [64, 96]);
+        let fused = with(&["q"]).init(&Site::of(&coatnet), 0).unwrap_err().to_string();
+        assert!(fused.contains("take qkv"), "{fused}");
+    }
+}

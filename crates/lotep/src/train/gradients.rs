@@ -1,0 +1,60 @@
+//! Mean gradients of a trained run's parameters over its training images.
+
+use std::collections::BTreeMap;
+
+use super::config::TrainConfig;
+use super::observe::{Event, Observer};
+use super::run::{RunDir, open};
+use super::step::{Input, Stepper};
+use crate::method::Site;
+use crate::model::pixels;
+use crate::{Error, Result, bail};
+
+/// The mean over mini-batches of the mean loss's gradient, or of its magnitude, by the names of the parameters; at the last
+/// checkpoint of the run in `dir`, whose training images are taken in order.
+pub(crate) fn mean_gradients(
+    config: &TrainConfig,
+    dir: &RunDir,
+    names: &[&str],
+    magnitude: bool,
+    observer: &mut dyn Observer,
+) -> Result<BTreeMap<String, Vec<f64>>> {
+    let run = open(config, dir, observer)?;
+    let (setup, params) = (&run.setup, &run.state.params);
+    let mut sums: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let (mut batches, mut done) = (0.0, 0);
+    let images = setup.images.train.dataset().samples.len();
+    observer.event(Event::Begin { what: "importance", images, done });
+    for batch in setup.images.train.in_order() {
+        let batch = batch?;
+        if batch.size == 0 {
+            continue;
+        }
+        let labels = batch.labels.clone();
+        let method = &setup.config.method;
+        let mut stepper = Stepper::new(&run.frozen, method, setup.config.head(), Site::of(&setup.loaded));
+        let x = Input::Pixels(pixels(batch, &setup.images.transform, &setup.device));
+        stepper.accumulate(params, x, &labels)?;
+        for (param, grad) in params.learnt().zip(stepper.mean_gradients()) {
+            if !names.contains(&param.name.as_str()) {
+                continue;
+            }
+            let values = grad.into_data();
+            let sum = sums.entry(param.name.clone()).or_insert_with(|| vec![0.0; values.num_elements()]);
+            for (sum, value) in sum.iter_mut().zip(values.iter::<f64>()) {
+                *sum += if magnitude { value.abs() } else { value };
+            }
+        }
+        batches += 1.0;
+        done += labels.len();
+        observer.event(Event::Advance { done, running: None });
+        if observer.stop() {
+            return Err(Error::Interrupted("stopped while measuring importance".into()));
+        }
+    }
+    if sums.len() != names.len() {
+        bail!("{} has no parameters {}", setup.config.method.name(), names.join(", "));
+    }
+    sums.values_mut().flatten().for_each(|sum| *sum /= batches);
+    Ok(sums)
+}
