@@ -54,6 +54,7 @@ enum Command {
     Backbones(cmd::backbones::Args),
     Methods(cmd::methods::Args),
     Export(cmd::export::Args),
+    Import(cmd::import::Args),
     Bench(cmd::bench::Args),
     Demo(cmd::demo::Args),
 }
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         Command::Backbones(a) => cmd::backbones::run(a, &ui),
         Command::Methods(a) => cmd::methods::run(a, &ui),
         Command::Export(a) => cmd::export::run(a, &ui),
+        Command::Import(a) => cmd::import::run(a, &ui),
         Command::Bench(a) => cmd::bench::run(a, &ui),
         Command::Demo(a) => cmd::demo::run(a, &ui),
     };

@@ -24,6 +24,7 @@ pub mod method;
 pub mod model;
 pub mod ops;
 pub mod params;
+pub mod peft;
 pub mod pretrain;
 pub mod prune;
 pub mod safetensors;

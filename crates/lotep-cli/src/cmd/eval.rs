@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lotep::data::{Dataset, Known, Loader, Split, open};
-use lotep::eval::evaluate;
+use lotep::eval::{Accuracy, evaluate};
 use lotep::{Result, bail};
 use serde_json::json;
 
-use super::model::{ModelArgs, ReadArgs};
+use super::model::{Model, ModelArgs, ReadArgs};
 use crate::ui::Ui;
 
 /// Measure accuracy: of an adapter, or of a network with its own classifier.
@@ -49,27 +49,38 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let data = splits.get(split)?;
     let model = args.model.load(ui)?;
     ui.note(&format!("backbone  {}", model.loaded.describe()));
-    let data = align(data, model.classes(), model.loaded.config.classes)?;
-    let transform = model.transform();
-    let loader = Loader::new(Arc::new(data), args.read.loader(transform.clone())?);
-    Ui::catch_signals();
-    ui.begin("eval", loader.dataset().samples.len(), 0);
-    let accuracy = evaluate(&model.predictor()?, &loader, &transform, |done| ui.advance(done, None));
-    ui.clear();
-    let accuracy = accuracy?;
-    for name in loader.skipped() {
-        ui.note(&format!("warning: skipped corrupt image {name}"));
-    }
+    let (accuracy, skipped) = accuracy(&model, data, &args.read, ui)?;
     if ui.json() {
         return ui.out_json(&json!({
             "split": args.split, "top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss,
-            "images": accuracy.images, "skipped": loader.skipped(),
+            "images": accuracy.images, "skipped": skipped,
         }));
     }
     ui.out(&format!(
         "{} split: top1 {:.2}%  top5 {:.2}%  loss {:.4}  ({} images)",
         args.split, accuracy.top1, accuracy.top5, accuracy.loss, accuracy.images
     ))
+}
+
+/// The accuracy on `data`, and the names of corrupt images that were left out.
+pub(crate) fn accuracy(
+    model: &Model,
+    data: Dataset,
+    read: &ReadArgs,
+    ui: &Ui,
+) -> Result<(Accuracy, Vec<String>)> {
+    let data = align(data, model.classes(), model.loaded.config.classes)?;
+    let transform = model.transform();
+    let loader = Loader::new(Arc::new(data), read.loader(transform.clone())?);
+    Ui::catch_signals();
+    ui.begin("eval", loader.dataset().samples.len(), 0);
+    let accuracy = evaluate(&model.predictor()?, &loader, &transform, |done| ui.advance(done, None));
+    ui.clear();
+    let skipped = loader.skipped();
+    for name in &skipped {
+        ui.note(&format!("warning: skipped corrupt image {name}"));
+    }
+    Ok((accuracy?, skipped))
 }
 
 /// Number the data's classes as the model does: by name for an adapter, by order for a network's own classifier.

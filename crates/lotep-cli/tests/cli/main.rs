@@ -24,6 +24,7 @@ mod inspect;
 #[cfg(unix)]
 mod interrupt;
 mod output;
+mod peft;
 mod predict;
 mod prune;
 mod resume;

@@ -91,6 +91,23 @@ fn a_degree_is_chosen_and_trained_for_every_seed() {
         .collect();
     assert!((result["mean"].as_f64().unwrap() - f64::midpoint(tests[0], tests[1])).abs() < 1e-9);
 
+    // Without the tokens that stand as zeros there are fewer of them, and the tensors are the same.
+    let (adapter, smaller) = (dir.join("final/seed-1/adapter"), case.path("smaller"));
+    let command = |output: &std::path::Path| {
+        lotep!("export", "--adapter", adapter, "--remove-pruned", "--data", case.images(), "--output", output)
+    };
+    if chosen["pruned_tokens"].is_array() {
+        let ran = command(&smaller).done();
+        assert!(ran.stdout.contains("as zeros"), "{ran}");
+        let config = read_json(&smaller.join("adapter_config.json"));
+        assert_eq!(config["method"]["keep_pruned"], false);
+        let tensors = |dir: &std::path::Path| fs::read(dir.join("adapter_model.safetensors")).unwrap();
+        assert_eq!(tensors(&smaller), tensors(&adapter));
+        lotep!("eval", "--adapter", smaller, "--data", case.images()).done();
+    } else {
+        command(&smaller).refused(&["no pruned tokens"]);
+    }
+
     // The same command again trains nothing and finds the same.
     let before = fs::read(dir.join("degrees/trials.json")).unwrap();
     prune(&case, &degrees).done();

@@ -75,7 +75,15 @@ impl Lora {
         self.targets.get_or_insert(targets);
     }
 
-    fn scale(&self) -> f64 {
+    /// The layer of a factor by its name in an adapter, and which of the two it is, where the factor is of a whole layer.
+    pub(crate) fn factor_of(name: &str) -> Option<(&str, usize)> {
+        let name = name.strip_prefix("lora.")?;
+        let side = |(i, side)| Some((name.strip_suffix(side)?, i));
+        [".a", ".b"].into_iter().enumerate().find_map(side)
+    }
+
+    /// What the product of the factors is multiplied by.
+    pub(crate) fn scale(&self) -> f64 {
         self.alpha.unwrap_or(self.rank as f64) / self.rank as f64
     }
 
@@ -97,7 +105,7 @@ impl Lora {
     }
 
     /// The additions to each layer's weight.
-    pub(super) fn updates(&self, site: &Site<'_>, params: &Params) -> BTreeMap<String, LowRank> {
+    pub(crate) fn updates(&self, site: &Site<'_>, params: &Params) -> BTreeMap<String, LowRank> {
         let mut updates: BTreeMap<String, LowRank> = BTreeMap::new();
         for addition in self.additions(site) {
             let down: Tensor<2> = params.get(&addition.name("a"));
