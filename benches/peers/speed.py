@@ -2,11 +2,12 @@
 """Compare the speed and the memory of training steps and predictions with PyTorch and timm, in one run.
 
     python3 benches/peers/speed.py [--venv target/peers-venv] [--only vit_base_patch16_224] [--batches 1,8,32]
-                                   [--modes train,infer,methods] [--rounds 3] [--compile] [--decode FOLDER]
-                                   [--output FILE.json]
+                                   [--modes train,infer,methods] [--methods lor-vp,lora,vpt-deep,e2vpt] [--rounds 3]
+                                   [--compile] [--decode FOLDER] [--output FILE.json]
 
-The work: `train` is a forward pass, cross-entropy and a backward pass to an additive image prompt through frozen
-weights (LoR-VP's step; lotep's has the update too); `infer` a forward pass. 224 pixels, random weights, random images.
+The work: `train` is a forward pass, cross-entropy and a backward pass to what the method learns, through frozen weights:
+by default to an additive image prompt (LoR-VP's step); lotep's has the update and the classifier's gradient too. `infer` is a
+forward pass. 224 pixels, random weights, random images. The methods in PyTorch are in `peer_methods.py`; LoRA is PEFT's.
 
 Peers: f32, bfloat16 autocast and the whole model in bfloat16, ResNets with channels last; with --compile each of them
 through torch.compile as well. Every one runs in a process of its own with all cores, because peak memory is a
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--only", metavar="NAMES", help="some of the architectures, with commas between")
     parser.add_argument("--batches", default="1,8,32", help="images a step (default: 1,8,32)")
     parser.add_argument("--modes", default="train,infer,methods", help="some of train,infer,methods (default: all)")
+    parser.add_argument("--methods", default="lor-vp", help="of steps: some of lor-vp,lora,vpt-deep,e2vpt (default: lor-vp)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default: 3)")
     parser.add_argument("--steps", type=int, default=5, help="counted steps a process (default: 5)")
     parser.add_argument("--precision", default="auto", help="lotep's precision (default: auto)")
@@ -65,11 +67,11 @@ def main():
     parser.add_argument("--decode", type=Path, metavar="FOLDER", help="compare reading the images in FOLDER, too")
     parser.add_argument("--output", type=Path, help="write every figure as JSON")
     parser.add_argument("--read", nargs=2, metavar=("READER", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--peer", nargs=5, metavar=("NAME", "MODE", "BATCH", "PEER", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--peer", nargs=6, metavar=("NAME", "MODE", "METHOD", "BATCH", "PEER", "STEPS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
-        name, mode, batch, peer, steps = args.peer
-        return print(json.dumps(measure_peer(name, mode, int(batch), peer, int(steps))))
+        name, mode, method, batch, peer, steps = args.peer
+        return print(json.dumps(measure_peer(name, mode, method, int(batch), peer, int(steps))))
 
     if args.read:
         return print(json.dumps(measure_reader(args.read[0], Path(args.read[1]))))
@@ -94,20 +96,21 @@ def main():
 
 def compare_steps(python, args, names, batches, modes, peers):
     records = []
-    print("| network | mode | batch | lotep ms | best peer | its ms | speed ratio | lotep MB | its MB | memory ratio |")
+    print("| network | step | batch | lotep ms | best peer | its ms | speed ratio | lotep MB | its MB | memory ratio |")
     print("|---|---|--:|--:|---|--:|--:|--:|--:|--:|", flush=True)
+    steps = [(mode, method) for mode in modes for method in args.methods.split(",")]
     for name in names:
         for batch in batches:
-            for mode in modes:
+            for mode, method in steps:
                 rounds = []
                 for _ in range(args.rounds):
-                    row = {"lotep": measure_ours(name, mode, batch, args.steps, args.precision)}
+                    row = {"lotep": measure_ours(name, mode, method, batch, args.steps, args.precision)}
                     for peer in peers:
-                        command = [python, __file__, "--peer", name, mode, str(batch), peer, str(args.steps)]
+                        command = [python, __file__, "--peer", name, mode, method, str(batch), peer, str(args.steps)]
                         row[peer] = json.loads(output_of(command)[-1])
                     rounds.append(row)
-                records.append({"network": name, "mode": mode, "batch": batch, "rounds": rounds})
-                print(table_row(name, mode, batch, peers, rounds), flush=True)
+                records.append({"network": name, "mode": mode, "method": method, "batch": batch, "rounds": rounds})
+                print(table_row(name, f"{mode} {method}", batch, peers, rounds), flush=True)
     return records
 
 
@@ -173,27 +176,29 @@ def output_of(command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def measure_ours(name, mode, batch, steps, precision):
-    report = json.loads(output_of(bench(name, mode, batch, steps, precision, "lor-vp"))[-1])
+def measure_ours(name, mode, method, batch, steps, precision):
+    report = json.loads(output_of(bench(name, mode, batch, steps, precision, method))[-1])
     return {key: report[key] for key in ("step_ms", "peak_rss_mb")}
 
 
-def measure_peer(name, mode, batch, peer, steps):
+def measure_peer(name, mode, method, batch, peer, steps):
     """Median step and peak memory of PyTorch, in this process."""
     import resource
 
     import timm
     import torch
 
+    from peer_methods import adapted
+
     kind, _, compiled = peer.partition("+")
     model = timm.create_model(name, pretrained=False).eval().requires_grad_(False)
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     layout = torch.channels_last if any(word in name for word in ("resnet", "conv", "coat")) else torch.contiguous_format
     model = model.to(dtype).to(memory_format=layout)
-    run = torch.compile(model) if compiled else model
+    forward, learnt = adapted(model, method, dtype) if mode == "train" or method != "lor-vp" else (model, [])
+    run = torch.compile(forward) if compiled else forward
     images = torch.rand(batch, 3, 224, 224).to(dtype).to(memory_format=layout)
     labels = torch.arange(batch) % 1000
-    prompt = torch.zeros(1, 3, 224, 224, dtype=dtype, requires_grad=True)
     autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast")
 
     def step():
@@ -202,9 +207,10 @@ def measure_peer(name, mode, batch, peer, steps):
                 run(images)
             return
         with autocast():
-            logits = run(images + prompt)
+            logits = run(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-        prompt.grad = None
+        for parameter in learnt:
+            parameter.grad = None
 
     times = []
     for i in range(2 + steps):
