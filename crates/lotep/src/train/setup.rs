@@ -12,6 +12,7 @@ use crate::backbone::{LoadOptions, Loaded, Preprocess, load};
 use crate::data::{Dataset, Loader, LoaderConfig, Transform, open, stratified_split, subset};
 use crate::head::Head;
 use crate::method::{Method, MethodConfig, Site};
+use crate::ops::Precision;
 use crate::params::{Group, Params};
 use crate::{Result, bail, device};
 
@@ -41,13 +42,15 @@ pub(super) struct Setup {
 impl TrainConfig {
     /// How the backbone is loaded for this run.
     pub fn load_options(&self, device: &Device) -> LoadOptions {
+        // Where its weights are learnt a network takes the portable form, in which rounding costs time and saves none.
+        let full = matches!(self.method, MethodConfig::Full(_)).then_some(Precision::F32);
         LoadOptions {
             backbone: self.backbone.clone(),
             arch: self.arch.clone(),
             random_weights: self.random_weights,
             image: self.image_size.map(|s| [s; 2]),
             device: device.clone(),
-            precision: self.precision,
+            precision: self.precision.or(full),
             recompute: self.recompute,
         }
     }
