@@ -54,7 +54,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A setting as in config.toml, one value for all trials or several with commas between; the method's own begin with
-    /// `method.`, and `method` itself is its name.
+    /// `method.`, and `method` itself is its name. Settings that take the same values together: `lr+prompt_lr=0.1,1`.
     #[arg(long = "set", value_name = "KEY=VALUE,…")]
     set: Vec<String>,
 }
@@ -92,9 +92,8 @@ impl Settings {
         let count = axes.iter().try_fold(1_usize, |n, (_, values)| n.checked_mul(values.len()));
         let count = count.filter(|n| *n <= MOST);
         let Some(count) = count else { bail!("--set: more than {MOST} combinations") };
-        if let Some((key, _)) =
-            axes.iter().enumerate().find(|(i, a)| axes[..*i].iter().any(|b| b.0 == a.0)).map(|(_, a)| a)
-        {
+        let keys: Vec<&str> = axes.iter().flat_map(|a| tied(&a.0)).collect();
+        if let Some((_, key)) = keys.iter().enumerate().find(|(i, key)| keys[..*i].contains(key)) {
             bail!("--set {key} is given twice: put its values together, with commas between");
         }
         let mut numbers: Vec<usize> = (0..count).collect();
@@ -103,7 +102,8 @@ impl Settings {
             numbers.truncate(trials as usize);
             numbers.sort_unstable();
         }
-        if let Some((key, _)) = axes.iter().filter(many).find(|(key, _)| FIXED.contains(&key.as_str())) {
+        let varied = axes.iter().filter(many).flat_map(|a| tied(&a.0));
+        if let Some(key) = varied.into_iter().find(|key| FIXED.contains(key)) {
             bail!("--set {key} can't vary: trials are compared on the same held-out images");
         }
         let candidate = |number: usize| -> Result<Candidate> {
@@ -120,10 +120,11 @@ impl Settings {
             for (_, name) in point.iter().filter(|(key, _)| *key == "method") {
                 take_method(name, &mut file, &mut method);
             }
-            for (key, value) in point.iter().filter(|(key, _)| *key != "method") {
+            let each = point.iter().flat_map(|(keys, value)| tied(keys).map(move |key| (key, *value)));
+            for (key, value) in each.filter(|(key, _)| *key != "method") {
                 match key.strip_prefix("method.") {
                     Some(key) => method.insert(key.to_owned(), parse(value)),
-                    None => file.insert((*key).to_owned(), parse(value)),
+                    None => file.insert(key.to_owned(), parse(value)),
                 };
             }
             for key in ["backbone", "data"] {
@@ -141,12 +142,31 @@ impl Settings {
     }
 }
 
+/// Settings that vary together have a plus between their keys.
+fn tied(keys: &str) -> impl Iterator<Item = &str> {
+    keys.split('+')
+}
+
 fn axis(text: &str) -> Result<Axis> {
     let Some((key, values)) = text.split_once('=') else {
         bail!("--set {text}: KEY=VALUE is expected, or KEY=VALUE,VALUE,…");
     };
-    let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
-    if key.is_empty() || values.iter().any(String::is_empty) {
+    let mut depth = 0_usize;
+    // A list's own commas part nothing.
+    let parts = values.split(|c| {
+        match c {
+            '[' => depth += 1,
+            ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    let values: Vec<String> = parts.map(|v| v.trim().to_owned()).collect();
+    let keys: Vec<&str> = tied(key.trim()).collect();
+    if keys.len() > 1 && keys.contains(&"method") {
+        bail!("--set {text}: the method's name varies alone");
+    }
+    if keys.contains(&"") || values.iter().any(String::is_empty) {
         bail!("--set {text}: KEY=VALUE is expected, or KEY=VALUE,VALUE,…");
     }
     Ok((key.trim().to_owned(), values))

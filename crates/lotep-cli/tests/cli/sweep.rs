@@ -113,6 +113,33 @@ fn a_trial_that_diverges_loses() {
 }
 
 #[test]
+fn settings_vary_together_and_may_be_lists() {
+    let case = Case::new();
+    let settings = ["epochs=1", "method=lor-vp", "lr+prompt_lr=0.01,0.02"];
+    sweep(&case, &settings, &[]).done();
+    let trials = read_json(&case.path("sweep/trials.json"));
+    for (trial, rate) in trials["trials"].as_array().unwrap().iter().zip([0.01, 0.02]) {
+        let config = &trial["config"];
+        assert_eq!((config["lr"].as_f64(), config["prompt_lr"].as_f64()), (Some(rate), Some(rate)));
+        assert_eq!(trial["settings"], format!("lr+prompt_lr={rate}"));
+    }
+    let lists = Case::new();
+    let vit = format!("backbone={}", lists.backbone(Net::Vit).display());
+    let data = format!("data={}", lists.images().display());
+    let targets = r#"method.targets=["q","v"],["fc1"]"#;
+    let output = lists.path("sweep");
+    let given = ["epochs=1", "batch_size=16", "val_fraction=0.3", "method=lora", "method.rank=2", targets];
+    let mut command = command(["sweep", "--output", output.to_str().unwrap()]);
+    for setting in [vit.as_str(), data.as_str()].into_iter().chain(given) {
+        command.args(["--set", setting]);
+    }
+    run(command).done();
+    let trials = read_json(&output.join("trials.json"));
+    assert_eq!(trials["trials"][0]["config"]["method"]["targets"], serde_json::json!(["q", "v"]));
+    assert_eq!(trials["trials"][1]["config"]["method"]["targets"], serde_json::json!(["fc1"]));
+}
+
+#[test]
 fn a_draw_of_the_combinations_is_repeatable() {
     let case = Case::new();
     let settings =
@@ -127,7 +154,10 @@ fn a_draw_of_the_combinations_is_repeatable() {
 #[test]
 fn settings_that_are_none() {
     let case = Case::new();
-    let wrong: [(&str, &[&str]); 10] = [
+    let wrong: [(&str, &[&str]); 13] = [
+        ("lr+seed=1,2", &["seed", "can't vary"]),
+        ("lr+=0.1", &["lr+=0.1", "KEY=VALUE"]),
+        ("method+lr=lor-vp", &["varies alone"]),
         ("seed=1,2", &["seed", "can't vary", "held-out"]),
         ("lr", &["--set lr", "KEY=VALUE"]),
         ("lr=", &["--set lr=", "KEY=VALUE"]),
