@@ -18,6 +18,7 @@ mod patches;
 mod residual;
 mod stem;
 mod transformer;
+mod updated;
 mod windows;
 
 use std::any::Any;
@@ -28,15 +29,16 @@ use lotep_kernels::Isa;
 use serde::{Deserialize, Serialize};
 
 pub use conv::Kernel;
-pub use convnext::{ConvNext, NormDown};
+pub use convnext::{ConvNext, NormDown, PackedConvNext};
 pub use inside::Inside;
 pub use linear::Dense;
-pub use mbconv::{ConvStem, Halving, MbConv};
+pub use mbconv::{ConvStem, Halving, MbConv, PackedMbConv};
 pub use patch_merge::PatchMerge;
 pub use patches::{PatchEmbedding, PatchStem};
-pub use residual::ResidualBlock;
+pub use residual::{PackedResidual, ResidualBlock};
 pub use stem::Stem;
 pub use transformer::{PackedTransformer, Shrink, Transformer, Windowed};
+pub use updated::{Convolution, UpdateForm};
 pub use windows::Windows;
 
 /// What the operands of matrix products are rounded to. Everything else (residual stream, norms, softmax,

@@ -6,7 +6,7 @@ use lotep_kernels::gemm::{Activate, Activation, Add, Masked, Multiply, Residual,
 use lotep_kernels::{Buffer, Operand, Tiles};
 
 use crate::conv::{FrozenConv, Kernel};
-use crate::{FrozenOp, Kept, Precision, isa, packed};
+use crate::{Convolution, FrozenOp, Kept, Precision, isa, packed};
 
 /// `relu(convs(x') + shortcut(x'))` with `x' = x + P`, a ReLU between the convolutions; maps are `[B, H, W, C]`.
 #[derive(Clone, Debug)]
@@ -17,22 +17,40 @@ pub struct ResidualBlock {
     pub shortcut: Option<Kernel>,
 }
 
+/// A block, and its convolutions one by one, which share their packed weights with it.
+#[derive(Debug)]
+pub struct PackedResidual {
+    /// All of it.
+    pub block: Arc<dyn FrozenOp>,
+    /// On the branch, without the ReLUs.
+    pub convs: Vec<Arc<dyn Convolution>>,
+    /// On the shortcut.
+    pub shortcut: Option<Arc<dyn Convolution>>,
+}
+
 impl ResidualBlock {
     /// Pack it.
-    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
+    pub fn pack(self, precision: Precision) -> PackedResidual {
         packed!(self, precision)
     }
 
-    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
-        let convs = self.convs.into_iter().map(FrozenConv::<T>::new).collect();
-        Arc::new(Packed { convs, shortcut: self.shortcut.map(FrozenConv::new) })
+    fn packed<T: Operand>(self) -> PackedResidual {
+        let conv = |kernel| Arc::new(FrozenConv::<T>::new(kernel));
+        let convs: Vec<_> = self.convs.into_iter().map(conv).collect();
+        let shortcut = self.shortcut.map(conv);
+        let open = |conv: &Arc<FrozenConv<T>>| conv.clone() as Arc<dyn Convolution>;
+        PackedResidual {
+            convs: convs.iter().map(open).collect(),
+            shortcut: shortcut.as_ref().map(open),
+            block: Arc::new(Packed { convs, shortcut }),
+        }
     }
 }
 
 #[derive(Debug)]
 struct Packed<T> {
-    convs: Vec<FrozenConv<T>>,
-    shortcut: Option<FrozenConv<T>>,
+    convs: Vec<Arc<FrozenConv<T>>>,
+    shortcut: Option<Arc<FrozenConv<T>>>,
 }
 
 /// Kept: each convolution's input but the first, in the operands' precision, for where its ReLU let through; and

@@ -14,8 +14,8 @@ use super::preprocess::{HALVES, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, inside, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
-    Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvWeights, Nonlinearity,
-    Precision, Scope, Shrink, TransformerBlock, TransformerWeights, relative_bias, token_rows,
+    Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvUpdates, MbConvWeights,
+    Nonlinearity, Precision, Scope, Shrink, TransformerBlock, TransformerWeights, relative_bias, token_rows,
 };
 use crate::{Result, bail};
 
@@ -245,8 +245,27 @@ pub struct CoAtNet {
 
 #[derive(Clone)]
 enum Block {
-    Conv(MbConv),
+    Conv(Convolving),
     Transformer(Attending),
+}
+
+#[derive(Clone)]
+struct Convolving {
+    block: MbConv,
+    /// Whether there is a convolution on the shortcut.
+    shortcut: bool,
+}
+
+impl Convolving {
+    /// What the hooks have to be learnt inside the block that the checkpoint calls `name`.
+    fn updates(&self, hooks: &dyn Hooks, name: &str) -> MbConvUpdates {
+        let update = |leaf| hooks.conv_update(&format!("{name}.{leaf}"));
+        MbConvUpdates {
+            expand: update("conv1_1x1"),
+            reduce: update("conv3_1x1"),
+            shortcut: self.shortcut.then(|| update("shortcut.expand")).flatten(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -310,7 +329,8 @@ impl CoAtNet {
                 let name = format!("stages.{stage}.blocks.{index}");
                 let block = if stage < CONVOLUTIONAL {
                     let w = mbconv(&config.variant, weights, &name, [inputs, outputs], index == 0)?;
-                    Block::Conv(MbConv::new(w, compute))
+                    let shortcut = w.shortcut.is_some();
+                    Block::Conv(Convolving { block: MbConv::new(w, compute), shortcut })
                 } else {
                     let (w, gammas) =
                         transformer(config, weights, &name, [inputs, outputs], stage, index == 0)?;
@@ -459,7 +479,9 @@ impl Backbone for CoAtNet {
             let entered = enter_map(hooks, l, x);
             let prompt = hooks.prompt(l);
             x = match block {
-                Block::Conv(block) => block.forward(entered, prompt),
+                Block::Conv(convolving) => {
+                    convolving.block.forward(entered, prompt, &convolving.updates(hooks, name))
+                }
                 Block::Transformer(attending) => {
                     let [_, _, h, w] = entered.dims();
                     let prompt = prompt.map(|prompt| token_rows(prompt, h * w));

@@ -12,7 +12,9 @@ use super::family::{Family, set};
 use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map};
 use crate::data::Interpolation;
-use crate::ops::{Compute, ConvNextBlock, ConvNextWeights, LayerNorm, Linear, NormDown, PatchStem};
+use crate::ops::{
+    Compute, ConvNextBlock, ConvNextUpdates, ConvNextWeights, LayerNorm, Linear, NormDown, PatchStem,
+};
 use crate::{Result, bail};
 
 const LN_EPS: f64 = 1e-6;
@@ -200,8 +202,10 @@ impl Backbone for ConvNext {
             if let Some(down) = &stage.down {
                 x = down.forward(x);
             }
-            for (_, block) in &stage.blocks {
-                x = block.forward(enter_map(hooks, l, x), hooks.prompt(l));
+            for (name, block) in &stage.blocks {
+                let low_rank = |leaf| hooks.low_rank(&format!("{name}.mlp.{leaf}"));
+                let updates = ConvNextUpdates { fc1: low_rank("fc1"), fc2: low_rank("fc2") };
+                x = block.forward(enter_map(hooks, l, x), hooks.prompt(l), updates);
                 leave_map(hooks, l, &x);
                 l += 1;
             }

@@ -5,6 +5,8 @@
 mod checkpoint;
 mod coatnet;
 mod config;
+#[cfg(test)]
+mod conv_parity;
 mod convnext;
 mod family;
 #[cfg(test)]
@@ -40,7 +42,7 @@ pub use swin::{Swin, SwinConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
 
-pub use crate::ops::LowRank;
+pub use crate::ops::{ConvUpdate, LowRank};
 use crate::ops::{Inside, Linear};
 use crate::safetensors::NamedTensor;
 
@@ -128,6 +130,12 @@ pub trait Hooks {
 
     /// What is added to the weight of the layer that the checkpoint (timm's names) calls `name`, `blocks.3.attn.qkv`.
     fn low_rank(&self, _name: &str) -> Option<LowRank> {
+        None
+    }
+
+    /// What is added to the convolution that the checkpoint (timm's names) calls `name`, `layer1.0.conv1`, in front of the
+    /// norm behind it. Depthwise convolutions and stems are not asked for.
+    fn conv_update(&self, _name: &str) -> Option<ConvUpdate> {
         None
     }
 

@@ -13,7 +13,7 @@ use super::family::{Family, set};
 use super::preprocess::{IMAGENET, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map};
 use crate::data::Interpolation;
-use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock};
+use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock, ResidualUpdates};
 use crate::{Result, bail};
 
 const BN_EPS: f64 = 1e-5;
@@ -142,9 +142,29 @@ impl Family for ResNetConfig {
 #[derive(Clone)]
 pub struct ResNet {
     stem: ImageStem,
-    blocks: Vec<(String, ResidualBlock)>,
+    blocks: Vec<Block>,
     head: Option<Linear>,
     width: usize,
+}
+
+#[derive(Clone)]
+struct Block {
+    name: String,
+    residual: ResidualBlock,
+    /// The names of its convolutions.
+    convs: Vec<String>,
+    /// That of the one on the shortcut.
+    shortcut: Option<String>,
+}
+
+impl Block {
+    fn updates(&self, hooks: &dyn Hooks) -> ResidualUpdates {
+        let update = |name: &String| hooks.conv_update(name);
+        ResidualUpdates {
+            convs: self.convs.iter().map(update).collect(),
+            shortcut: self.shortcut.as_ref().and_then(update),
+        }
+    }
 }
 
 impl ResNet {
@@ -178,19 +198,20 @@ impl ResNet {
                 } else {
                     vec![[inner, input, 3, stride], [output, inner, 3, 1]]
                 };
+                let names: Vec<_> = (1..=plan.len()).map(|i| format!("{name}.conv{i}")).collect();
                 let convs = (1..)
                     .zip(plan)
-                    .map(|(i, [o, c, k, s])| {
-                        conv(&format!("{name}.conv{i}"), &format!("{name}.bn{i}"), [o, c, k, k], s)
-                    })
+                    .zip(&names)
+                    .map(|((i, [o, c, k, s]), leaf)| conv(leaf, &format!("{name}.bn{i}"), [o, c, k, k], s))
                     .collect::<Result<_>>()?;
-                let shortcut = (stride != 1 || input != output)
-                    .then(|| {
-                        let (c, n) = (format!("{name}.downsample.0"), format!("{name}.downsample.1"));
-                        conv(&c, &n, [output, input, 1, 1], stride)
-                    })
+                let around = (stride != 1 || input != output).then(|| format!("{name}.downsample.0"));
+                let norm = format!("{name}.downsample.1");
+                let shortcut = around
+                    .as_ref()
+                    .map(|leaf| conv(leaf, &norm, [output, input, 1, 1], stride))
                     .transpose()?;
-                blocks.push((name, ResidualBlock::new(convs, shortcut, compute)));
+                let residual = ResidualBlock::new(convs, shortcut, compute);
+                blocks.push(Block { name, residual, convs: names, shortcut: around });
                 input = output;
             }
         }
@@ -202,8 +223,8 @@ impl ResNet {
 impl Backbone for ResNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let mut x = self.stem.forward(x);
-        for (l, (_, block)) in self.blocks.iter().enumerate() {
-            x = block.forward(enter_map(hooks, l, x), hooks.prompt(l));
+        for (l, block) in self.blocks.iter().enumerate() {
+            x = block.residual.forward(enter_map(hooks, l, x), hooks.prompt(l), &block.updates(hooks));
             leave_map(hooks, l, &x);
         }
         let [b, c, _, _] = x.dims();
@@ -211,7 +232,7 @@ impl Backbone for ResNet {
     }
 
     fn block_names(&self) -> Vec<String> {
-        self.blocks.iter().map(|b| b.0.clone()).collect()
+        self.blocks.iter().map(|b| b.name.clone()).collect()
     }
 
     fn feature_width(&self) -> usize {

@@ -6,7 +6,7 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 
 use super::frozen_conv::frozen_conv;
 use super::training::BatchStatistics;
-use super::{Precision, Round};
+use super::{ConvUpdate, Precision, Round};
 
 /// A batch norm as stored: scale, shift, running mean and variance, each `[channels]`.
 #[derive(Clone, Debug)]
@@ -27,6 +27,15 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
+    /// What it multiplies the channels by once it is folded into the kernel before it; nothing in training mode, where
+    /// it is not.
+    pub(super) fn folded_scale(&self) -> Option<Tensor<1>> {
+        self.batch.is_none().then(|| {
+            let [scale, _] = affine(self.clone());
+            scale
+        })
+    }
+
     /// Normalise the channels of `[B, C, H, W]`.
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (x, [scale, shift]) = match &self.batch {
@@ -82,6 +91,8 @@ pub struct Conv2d {
     /// with. Only where the kernel is frozen.
     flipped: Option<Tensor<4>>,
     behind: Behind,
+    /// What a norm in the kernel multiplies by.
+    scale: Option<Tensor<1>>,
     stride: usize,
     padding: usize,
     precision: Precision,
@@ -102,7 +113,7 @@ impl Conv2d {
     fn with(kernel: Tensor<4>, behind: Behind, stride: usize, padding: usize, precision: Precision) -> Self {
         let kernel = precision.round(kernel);
         let flipped = (!kernel.is_autodiff()).then(|| kernel.clone().swap_dims(0, 1).flip([2, 3]));
-        Self { kernel, flipped, behind, stride, padding, precision }
+        Self { kernel, flipped, behind, scale: None, stride, padding, precision }
     }
 
     /// Fold `norm`, which follows the bias-free kernel, into it: with `s = w / sqrt(var + eps)` the kernel of output
@@ -114,13 +125,28 @@ impl Conv2d {
         padding: usize,
         precision: Precision,
     ) -> Self {
+        let scale = norm.folded_scale();
         let (kernel, behind) = Behind::absorbed(kernel, norm);
-        Self::with(kernel, behind, stride, padding, precision)
+        Self { scale, ..Self::with(kernel, behind, stride, padding, precision) }
     }
 
     /// `[B, in, H, W]` to `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.behind.forward(self.linear_part(x))
+    }
+
+    /// The same with an update added to the checkpoint's kernel: in front of the norm, in the kernel or not.
+    pub(super) fn updated(&self, x: Tensor<4>, update: Option<&ConvUpdate>) -> Tensor<4> {
+        let Some(update) = update else { return self.forward(x) };
+        let like = |kernel| Self::new(kernel, None, self.stride, self.padding, self.precision);
+        let added = match update.behind(self.scale.as_ref()) {
+            ConvUpdate::Thin { down, up } => {
+                let up = Self::new(up.unsqueeze_dims(&[2, 3]), None, 1, 0, self.precision);
+                up.forward(like(down).forward(x.clone()))
+            }
+            ConvUpdate::Kernel(kernel) => like(kernel).forward(x.clone()),
+        };
+        self.behind.forward(self.linear_part(x) + added)
     }
 
     /// The same without the bias: what an added image adds to the output.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use lotep_frozen::FrozenOp;
+use lotep_frozen::{FrozenOp, PackedConvNext};
 use lotep_kernels::depthwise::{Depthwise, Shape};
 
 use super::conv::depthwise_conv;
-use super::{Compute, Conv2d, LayerNorm, Linear, Nonlinearity, dense, fast, host, kernel};
+use super::{
+    Compute, Conv2d, Inside, LayerNorm, Linear, LowRank, Nonlinearity, Precision, dense, fast, host, kernel,
+};
 
 /// The weights of a block: a depthwise kernel `[C, 1, side, side]` with its bias, a norm's scale and shift, two layers,
 /// and what the branch is multiplied by.
@@ -28,14 +30,35 @@ pub struct ConvNextWeights {
     pub gamma: Option<Tensor<1>>,
 }
 
+/// What is learnt inside a block; by default nothing.
+#[derive(Clone, Debug, Default)]
+pub struct ConvNextUpdates {
+    /// Added to the weight of the perceptron's first layer.
+    pub fc1: Option<LowRank>,
+    /// Added to that of its second.
+    pub fc2: Option<LowRank>,
+}
+
 /// `x' = x + P`, `x' + gamma · fc2(GELU(fc1(LN(depthwise(x')))))`.
 #[derive(Clone)]
-pub struct ConvNextBlock(Form);
+pub struct ConvNextBlock {
+    form: Form,
+    /// In the weight of `fc2`, where there is one.
+    gamma: Option<Tensor<1>>,
+}
 
 #[derive(Clone)]
 enum Form {
     Portable(Box<Portable>),
-    Fast(Arc<dyn FrozenOp>, bool),
+    Fast(Box<Fast>),
+}
+
+#[derive(Clone)]
+struct Fast {
+    packed: Arc<PackedConvNext>,
+    recompute: bool,
+    /// Scale and shift, for what is learnt behind them.
+    norm: [Tensor<1>; 2],
 }
 
 #[derive(Clone)]
@@ -45,6 +68,7 @@ struct Portable {
     norm: LayerNorm,
     fc1: Linear,
     fc2: Linear,
+    precision: Precision,
 }
 
 /// Layer scale belongs into the layer before it: `gamma · (W x + b)`.
@@ -58,25 +82,37 @@ fn scaled((weight, bias): (Tensor<2>, Tensor<1>), gamma: Option<Tensor<1>>) -> (
 impl ConvNextBlock {
     /// Take the weights.
     pub fn new(w: ConvNextWeights, compute: Compute) -> Self {
+        let gamma = w.gamma.clone();
         if compute.is_fast(&w.kernel) {
-            return Self(Form::Fast(plain(w).pack(compute.precision), compute.recompute));
+            let norm = w.norm.clone();
+            let packed = Arc::new(plain(w).pack(compute.precision));
+            let form = Form::Fast(Box::new(Fast { packed, recompute: compute.recompute, norm }));
+            return Self { form, gamma };
         }
         let linear = |(weight, bias)| Linear::new(weight, Some(bias), compute.precision);
         let [scale, shift] = w.norm;
-        Self(Form::Portable(Box::new(Portable {
+        let form = Form::Portable(Box::new(Portable {
             kernel: w.kernel,
             bias: w.bias,
             norm: LayerNorm::new(scale, shift, w.eps),
             fc1: linear(w.fc1),
             fc2: linear(scaled(w.fc2, w.gamma)),
-        })))
+            precision: compute.precision,
+        }));
+        Self { form, gamma }
     }
 
-    /// A map `[B, C, H, W]` to the same shape, `prompt` `[C, H, W]` added to each sample as it enters. The fast form
-    /// gives a view of channels that come last in memory, and takes such a view as it is.
-    pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>) -> Tensor<4> {
-        let block = match &self.0 {
-            Form::Fast(op, recompute) => return fast::apply_map(op.clone(), *recompute, x, prompt),
+    /// A map `[B, C, H, W]` to the same shape, `prompt` `[C, H, W]` added to each sample as it enters, the layers'
+    /// updates added to the checkpoint's weights. The fast form gives a view of channels that come last in memory, and
+    /// takes such a view as it is.
+    pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: ConvNextUpdates) -> Tensor<4> {
+        let ConvNextUpdates { fc1, mut fc2 } = updates;
+        if let (Some(update), Some(gamma)) = (&mut fc2, &self.gamma) {
+            update.up = update.up.clone() * gamma.clone().unsqueeze_dim(1);
+        }
+        let inside = Inside { fc1, fc2, ..Inside::default() };
+        let block = match &self.form {
+            Form::Fast(f) => return f.forward(x, prompt, &inside),
             Form::Portable(block) => block,
         };
         let x = match prompt {
@@ -85,8 +121,23 @@ impl ConvNextBlock {
         };
         let y = depthwise_conv(x.clone(), block.kernel.clone(), Some(block.bias.clone()), 1);
         let y = block.norm.forward(y.permute([0, 2, 3, 1]));
-        let y = block.fc2.forward(Nonlinearity::Gelu.apply(block.fc1.forward(y)));
-        x + y.permute([0, 3, 1, 2])
+        let linear =
+            |layer, update: &Option<LowRank>, x| LowRank::add(update.as_ref(), layer, x, block.precision);
+        let y = Nonlinearity::Gelu.apply(linear(&block.fc1, &inside.fc1, y));
+        x + linear(&block.fc2, &inside.fc2, y).permute([0, 3, 1, 2])
+    }
+}
+
+impl Fast {
+    fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, inside: &Inside) -> Tensor<4> {
+        // Nothing of what stands behind a first norm in a transformer is learnt here.
+        match inside.flat(&[self.norm.clone(), self.norm.clone()]) {
+            Some((inside, learnt)) => {
+                let op = self.packed.learning(inside);
+                fast::apply_map_learning(op, self.recompute, x, prompt, Some(learnt))
+            }
+            None => fast::apply_map(self.packed.block.clone(), self.recompute, x, prompt),
+        }
     }
 }
 

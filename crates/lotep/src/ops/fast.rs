@@ -230,7 +230,32 @@ pub(super) fn apply_map(
     x: Tensor<4>,
     prompt: Option<Tensor<3>>,
 ) -> Tensor<4> {
+    apply_map_learning(Arc::new(NothingLearnt(op)), recompute, x, prompt, None)
+}
+
+/// The same with what is learnt inside.
+pub(super) fn apply_map_learning(
+    op: Arc<dyn LearningOp>,
+    recompute: bool,
+    x: Tensor<4>,
+    prompt: Option<Tensor<3>>,
+    learnt: Option<Tensor<1>>,
+) -> Tensor<4> {
     let prompt = prompt.map(|p| p.permute([1, 2, 0]));
-    let y: Tensor<4> = apply(op, recompute, x.permute([0, 2, 3, 1]), prompt);
+    let y: Tensor<4> = apply_learning(op, recompute, x.permute([0, 2, 3, 1]), prompt, learnt);
     y.permute([0, 3, 1, 2])
+}
+
+/// The same for blocks whose parts run one by one: `open` sees the map with its channels last and its prompt added.
+pub(super) fn apply_open(
+    x: Tensor<4>,
+    prompt: Option<Tensor<3>>,
+    open: impl FnOnce(Tensor<4>) -> Tensor<4>,
+) -> Tensor<4> {
+    let x = x.permute([0, 2, 3, 1]);
+    let x = match prompt {
+        Some(prompt) => x + prompt.permute([1, 2, 0]).unsqueeze(),
+        None => x,
+    };
+    open(x).permute([0, 3, 1, 2])
 }

@@ -1,4 +1,4 @@
-//! What a method learns inside a transformer block.
+//! What a method learns inside a block of linear layers: a transformer's, or a ConvNeXt's.
 
 use burn::tensor::Tensor;
 
@@ -31,13 +31,13 @@ pub struct Inside {
 }
 
 impl LowRank {
-    /// `layer(x)` with this added to its weight, if there is anything; `x` is `[B, N, in]`.
-    pub(super) fn add(
+    /// `layer(x)` with this added to its weight, if there is anything; `x` is `[..., in]`.
+    pub(super) fn add<const D: usize>(
         update: Option<&Self>,
         layer: &Linear,
-        x: Tensor<3>,
+        x: Tensor<D>,
         precision: Precision,
-    ) -> Tensor<3> {
+    ) -> Tensor<D> {
         let Some(Self { down, up }) = update else { return layer.forward(x) };
         let [down, up] = [down, up].map(|w| Linear::new(w.clone(), None, precision));
         layer.forward(x.clone()) + up.forward(down.forward(x))

@@ -7,7 +7,8 @@ use lotep_frozen::{Entrance, FrozenOp, Halving};
 use lotep_kernels::depthwise::{Depthwise, Shape};
 
 use super::conv::{BatchNorm, Behind, Conv2d, affine, depthwise_conv, folded};
-use super::{Compute, ConvNorm, Linear, Nonlinearity, dense, fast, host, kernel};
+use super::conv_update::OpenConv;
+use super::{Compute, ConvNorm, ConvUpdate, Linear, Nonlinearity, Precision, dense, fast, host, kernel};
 
 /// The weights of a block; its convolutions have biases where they are given.
 pub struct MbConvWeights {
@@ -44,7 +45,37 @@ pub struct MbConv(Form);
 #[derive(Clone)]
 enum Form {
     Portable(Box<Portable>),
-    Fast(Arc<dyn FrozenOp>, bool),
+    Fast(Box<Fast>),
+}
+
+#[derive(Clone)]
+struct Fast {
+    fused: Arc<dyn FrozenOp>,
+    recompute: bool,
+    /// The parts of the fused block, one by one.
+    first: Arc<dyn FrozenOp>,
+    expand: OpenConv,
+    middle: Arc<dyn FrozenOp>,
+    reduce: OpenConv,
+    means: Option<Arc<dyn FrozenOp>>,
+    shortcut: Option<OpenConv>,
+}
+
+/// What is learnt inside a block; by default nothing.
+#[derive(Clone, Debug, Default)]
+pub struct MbConvUpdates {
+    /// Added to the kernel that makes the channels wide, `[E, C, 1, 1]`.
+    pub expand: Option<ConvUpdate>,
+    /// Added to the one that makes them few again, `[C', E, 1, 1]`.
+    pub reduce: Option<ConvUpdate>,
+    /// Added to the one on the shortcut, `[C', C, 1, 1]`.
+    pub shortcut: Option<ConvUpdate>,
+}
+
+impl MbConvUpdates {
+    fn is_empty(&self) -> bool {
+        self.expand.is_none() && self.reduce.is_none() && self.shortcut.is_none()
+    }
 }
 
 #[derive(Clone)]
@@ -61,13 +92,14 @@ struct Portable {
     excite: Linear,
     reduce: Linear,
     shortcut: Option<Linear>,
+    precision: Precision,
 }
 
 impl MbConv {
     /// Take the weights.
     pub fn new(w: MbConvWeights, compute: Compute) -> Self {
         if compute.is_fast(&w.reduce.0) {
-            return Self(Form::Fast(plain(w).pack(compute.precision), compute.recompute));
+            return Self(Form::Fast(Box::new(Fast::new(w, compute))));
         }
         let linear = |(weight, bias)| Linear::new(weight, bias, compute.precision);
         let (kernel, norm) = w.depthwise;
@@ -88,14 +120,15 @@ impl MbConv {
             excite: linear((w.excite.0, Some(w.excite.1))),
             reduce: linear(w.reduce),
             shortcut: w.shortcut.map(linear),
+            precision: compute.precision,
         })))
     }
 
     /// A map `[B, C, H, W]` to `[B, C', H', W']`, its sides halved or not, `prompt` `[C, H, W]` added to each sample as it
     /// enters.
-    pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>) -> Tensor<4> {
+    pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &MbConvUpdates) -> Tensor<4> {
         let block = match &self.0 {
-            Form::Fast(op, recompute) => return fast::apply_map(op.clone(), *recompute, x, prompt),
+            Form::Fast(f) => return f.forward(x, prompt, updates),
             Form::Portable(block) => block,
         };
         let x = match prompt {
@@ -107,7 +140,7 @@ impl MbConv {
         if block.halved == Some(Halving::Means) {
             y = halves(y);
         }
-        let y = silu(block.expand.forward(y));
+        let y = silu(block.expand.updated(y, updates.expand.as_ref()));
         let (kernel, behind) = &block.depthwise;
         let stride = if block.halved == Some(Halving::Stride) { 2 } else { 1 };
         let y = behind.forward(depthwise_conv(y, kernel.clone(), None, stride));
@@ -116,13 +149,54 @@ impl MbConv {
             None => block.gated(silu(y)),
         };
         let last = |x: Tensor<4>| x.permute([0, 2, 3, 1]);
-        let y = block.reduce.forward(last(y));
+        let linear = |layer, update: &Option<ConvUpdate>, x| {
+            ConvUpdate::add(update.as_ref(), layer, x, block.precision)
+        };
+        let y = linear(&block.reduce, &updates.reduce, last(y));
         let around = last(if block.halved.is_some() { halves(x) } else { x });
         let around = match &block.shortcut {
-            Some(linear) => linear.forward(around),
+            Some(layer) => linear(layer, &updates.shortcut, around),
             None => around,
         };
         (around + y).permute([0, 3, 1, 2])
+    }
+}
+
+impl Fast {
+    fn new(w: MbConvWeights, compute: Compute) -> Self {
+        let scale = w.expand.1.folded_scale();
+        let packed = plain(w).pack(compute.precision);
+        Self {
+            fused: packed.block,
+            recompute: compute.recompute,
+            first: packed.first,
+            expand: OpenConv { op: packed.expand, scale },
+            middle: packed.middle,
+            reduce: OpenConv { op: packed.reduce, scale: None },
+            means: packed.means,
+            shortcut: packed.shortcut.map(|op| OpenConv { op, scale: None }),
+        }
+    }
+
+    /// With updates the parts run one by one, which keep what they need: nothing is computed again then.
+    fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &MbConvUpdates) -> Tensor<4> {
+        if updates.is_empty() {
+            return fast::apply_map(self.fused.clone(), self.recompute, x, prompt);
+        }
+        let part = |op: &Arc<dyn FrozenOp>, x| fast::apply(op.clone(), false, x, None::<Tensor<3>>);
+        fast::apply_open(x, prompt, |x: Tensor<4>| {
+            let y = self.expand.forward(part(&self.first, x.clone()), updates.expand.as_ref());
+            let y = self.reduce.forward(part(&self.middle, y), updates.reduce.as_ref());
+            let around = match &self.means {
+                Some(means) => part(means, x),
+                None => x,
+            };
+            let around = match &self.shortcut {
+                Some(conv) => conv.forward(around, updates.shortcut.as_ref()),
+                None => around,
+            };
+            around + y
+        })
     }
 }
 

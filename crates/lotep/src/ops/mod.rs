@@ -8,6 +8,7 @@
 
 mod attention;
 mod conv;
+mod conv_update;
 mod convnext;
 mod fast;
 mod frozen_conv;
@@ -34,17 +35,18 @@ use lotep_kernels::conv::Shape;
 use crate::{Result, input_error};
 
 pub use conv::{BatchNorm, Conv2d};
-pub use convnext::{ConvNextBlock, ConvNextWeights, NormDown};
+pub use conv_update::ConvUpdate;
+pub use convnext::{ConvNextBlock, ConvNextUpdates, ConvNextWeights, NormDown};
 pub use inside::{Inside, LowRank};
 pub use linear::Linear;
 pub use lotep_frozen::{Halving, Precision, Windows};
-pub use mbconv::{ConvStem, MbConv, MbConvWeights};
+pub use mbconv::{ConvStem, MbConv, MbConvUpdates, MbConvWeights};
 pub use nonlinearity::Nonlinearity;
 pub(crate) use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
 pub use patch_merge::PatchMerge;
 pub use patch_stem::PatchStem;
-pub use residual::{ConvNorm, ResidualBlock};
+pub use residual::{ConvNorm, ResidualBlock, ResidualUpdates};
 pub use scope::{Scope, relative_bias};
 pub use stem::ImageStem;
 pub use training::{BatchStatistics, DropPath, Training};

@@ -6,7 +6,8 @@ use burn::tensor::{Tensor, activation::relu};
 use lotep_frozen::{FrozenOp, Kernel};
 
 use super::conv::{BatchNorm, Conv2d, folded};
-use super::{Compute, fast, kernel};
+use super::conv_update::OpenConv;
+use super::{Compute, ConvUpdate, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
 pub struct ConvNorm {
@@ -34,16 +35,41 @@ pub struct ResidualBlock(Form);
 #[derive(Clone)]
 enum Form {
     Portable { convs: Vec<Conv2d>, shortcut: Option<Conv2d> },
-    Fast(Arc<dyn FrozenOp>, bool),
+    Fast(Box<Fast>),
+}
+
+#[derive(Clone)]
+struct Fast {
+    fused: Arc<dyn FrozenOp>,
+    recompute: bool,
+    convs: Vec<OpenConv>,
+    shortcut: Option<OpenConv>,
+}
+
+/// What is learnt inside a residual block; by default nothing.
+#[derive(Clone, Debug, Default)]
+pub struct ResidualUpdates {
+    /// Of the convolutions, in order; those beyond the last have none.
+    pub convs: Vec<Option<ConvUpdate>>,
+    /// Of the one on the shortcut.
+    pub shortcut: Option<ConvUpdate>,
+}
+
+impl ResidualUpdates {
+    fn conv(&self, i: usize) -> Option<&ConvUpdate> {
+        self.convs.get(i)?.as_ref()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.shortcut.is_none() && self.convs.iter().all(Option::is_none)
+    }
 }
 
 impl ResidualBlock {
     /// Take the convolutions, and the one on the shortcut where there is one.
     pub fn new(convs: Vec<ConvNorm>, shortcut: Option<ConvNorm>, compute: Compute) -> Self {
         if compute.is_fast(&convs[0].kernel) {
-            let convs = convs.into_iter().map(ConvNorm::plain).collect();
-            let block = lotep_frozen::ResidualBlock { convs, shortcut: shortcut.map(ConvNorm::plain) };
-            return Self(Form::Fast(block.pack(compute.precision), compute.recompute));
+            return Self(Form::Fast(Box::new(Fast::new(convs, shortcut, compute))));
         }
         let conv = |c: ConvNorm| {
             let padding = c.kernel.dims()[2] / 2;
@@ -57,10 +83,10 @@ impl ResidualBlock {
     ///
     /// The fast form computes with channels last, and what it gives is a view of that: from block to block nothing
     /// is rearranged.
-    pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>) -> Tensor<4> {
+    pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &ResidualUpdates) -> Tensor<4> {
         let (convs, shortcut) = match &self.0 {
             Form::Portable { convs, shortcut } => (convs, shortcut),
-            Form::Fast(op, recompute) => return fast::apply_map(op.clone(), *recompute, x, prompt),
+            Form::Fast(f) => return f.forward(x, prompt, updates),
         };
         let x = match prompt {
             Some(prompt) => x + prompt.unsqueeze(),
@@ -68,15 +94,54 @@ impl ResidualBlock {
         };
         let mut y = x.clone();
         for (i, conv) in convs.iter().enumerate() {
-            y = conv.forward(y);
+            y = conv.updated(y, updates.conv(i));
             if i + 1 < convs.len() {
                 y = relu(y);
             }
         }
         let around = match shortcut {
-            Some(conv) => conv.forward(x),
+            Some(conv) => conv.updated(x, updates.shortcut.as_ref()),
             None => x,
         };
         relu(y + around)
+    }
+}
+
+impl Fast {
+    fn new(convs: Vec<ConvNorm>, shortcut: Option<ConvNorm>, compute: Compute) -> Self {
+        let scale = |c: &ConvNorm| c.norm.folded_scale();
+        let scales: Vec<_> = convs.iter().map(scale).collect();
+        let shortcut_scale = shortcut.as_ref().and_then(scale);
+        let convs = convs.into_iter().map(ConvNorm::plain).collect();
+        let block = lotep_frozen::ResidualBlock { convs, shortcut: shortcut.map(ConvNorm::plain) };
+        let packed = block.pack(compute.precision);
+        let open = |(op, scale)| OpenConv { op, scale };
+        Self {
+            fused: packed.block,
+            recompute: compute.recompute,
+            convs: packed.convs.into_iter().zip(scales).map(open).collect(),
+            shortcut: packed.shortcut.map(|op| open((op, shortcut_scale))),
+        }
+    }
+
+    /// With updates the convolutions run one by one, which keep what they need: nothing is computed again then.
+    fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &ResidualUpdates) -> Tensor<4> {
+        if updates.is_empty() {
+            return fast::apply_map(self.fused.clone(), self.recompute, x, prompt);
+        }
+        fast::apply_open(x, prompt, |x| {
+            let mut y = x.clone();
+            for (i, conv) in self.convs.iter().enumerate() {
+                y = conv.forward(y, updates.conv(i));
+                if i + 1 < self.convs.len() {
+                    y = relu(y);
+                }
+            }
+            let around = match &self.shortcut {
+                Some(conv) => conv.forward(x, updates.shortcut.as_ref()),
+                None => x,
+            };
+            relu(y + around)
+        })
     }
 }

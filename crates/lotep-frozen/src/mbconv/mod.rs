@@ -1,16 +1,19 @@
 //! CoAtNet's inverted bottleneck with squeeze and excitation, and its entrance.
 
+mod parts;
+
 use std::sync::Arc;
 
 use lotep_kernels::depthwise::{Depthwise, Rows, Shape};
 use lotep_kernels::excite::{self, Behind};
 use lotep_kernels::gemm::{Activate, Activation, Add, Multiply, Residual, Rounded, Store};
-use lotep_kernels::{Buffer, Operand, Tiles};
+use lotep_kernels::{Buffer, Operand, Tiles, conv};
 
+use self::parts::{First, Means, Middle};
 use crate::conv::{FrozenConv, Kernel};
 use crate::linear::{Dense, FrozenLinear};
 use crate::transformer::means;
-use crate::{Entrance, FrozenOp, Kept, Precision, isa, packed};
+use crate::{Convolution, Entrance, FrozenOp, Kept, Precision, isa, packed};
 
 const SILU: Activation = Activation::Silu;
 
@@ -59,32 +62,69 @@ pub enum Halving {
     Means,
 }
 
+/// A block, and its parts one by one, which share their packed weights with it: it is
+/// `shortcut(means(x)) + reduce(middle(expand(first(x))))`.
+#[derive(Debug)]
+pub struct PackedMbConv {
+    /// All of it.
+    pub block: Arc<dyn FrozenOp>,
+    /// In front of `expand`.
+    pub first: Arc<dyn FrozenOp>,
+    /// To the wide channels.
+    pub expand: Arc<dyn Convolution>,
+    /// From there to `reduce`: both activations, the depthwise convolution and the gate.
+    pub middle: Arc<dyn FrozenOp>,
+    /// To the output's channels.
+    pub reduce: Arc<dyn Convolution>,
+    /// On the shortcut, where the map is halved.
+    pub means: Option<Arc<dyn FrozenOp>>,
+    /// On the shortcut, where the channels change.
+    pub shortcut: Option<Arc<dyn Convolution>>,
+}
+
 impl MbConv {
     /// Pack it.
-    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
+    pub fn pack(self, precision: Precision) -> PackedMbConv {
         packed!(self, precision)
     }
 
-    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
+    fn packed<T: Operand>(self) -> PackedMbConv {
         let factors = |factors: &[f32]| Depthwise::new(Shape { channels: factors.len(), ..ONE }, factors);
         let inputs = self.scale.len();
-        Arc::new(Packed {
+        let wide = self.expand.outputs;
+        let block = Arc::new(Packed {
             pre_scale: factors(&self.scale),
             pre_shift: self.shift,
             entrance: self.entrance,
             down: (self.halved == Some(Halving::Means)).then(|| means(inputs)),
-            expand: FrozenLinear::<T>::new(self.expand),
+            expand: pointwise::<T>(self.expand),
             depthwise: self.depthwise,
             bias: self.bias,
             squeeze: FrozenLinear::new(self.squeeze),
             middle: self.middle,
             excite: FrozenLinear::new(self.excite),
             early: self.early.map(|[scale, shift]| (factors(&scale), shift)),
-            reduce: FrozenLinear::new(self.reduce),
-            means: self.halved.map(|_| means(inputs)),
-            shortcut: self.shortcut.map(FrozenLinear::new),
-        })
+            reduce: pointwise(self.reduce),
+            means: self.halved.map(|_| Arc::new(Means(means(inputs)))),
+            shortcut: self.shortcut.map(pointwise),
+        });
+        PackedMbConv {
+            first: Arc::new(First { block: block.clone(), ones: factors(&vec![1.0; inputs]) }),
+            expand: block.expand.clone(),
+            middle: Arc::new(Middle { block: block.clone(), ones: factors(&vec![1.0; wide]) }),
+            reduce: block.reduce.clone(),
+            means: block.means.clone().map(|means| means as Arc<dyn FrozenOp>),
+            shortcut: block.shortcut.clone().map(|conv| conv as Arc<dyn Convolution>),
+            block,
+        }
     }
+}
+
+/// A layer as a convolution of one pixel.
+fn pointwise<T: Operand>(dense: Dense) -> Arc<FrozenConv<T>> {
+    let Dense { weight, bias, outputs } = dense;
+    let shape = conv::Shape { inputs: weight.len() / outputs, outputs, side: 1, stride: 1, padding: 0 };
+    Arc::new(FrozenConv::new(Kernel { shape, weight, bias }))
 }
 
 /// A factor a channel is a convolution of one pixel.
@@ -97,7 +137,7 @@ struct Packed<T> {
     entrance: Activation,
     /// On the branch, where means halve the map.
     down: Option<Depthwise>,
-    expand: FrozenLinear<T>,
+    expand: Arc<FrozenConv<T>>,
     depthwise: Depthwise,
     bias: Vec<f32>,
     squeeze: FrozenLinear<T>,
@@ -105,18 +145,24 @@ struct Packed<T> {
     excite: FrozenLinear<T>,
     /// The norm behind an early gate.
     early: Option<(Depthwise, Vec<f32>)>,
-    reduce: FrozenLinear<T>,
+    reduce: Arc<FrozenConv<T>>,
     /// On the shortcut, where the map is halved.
-    means: Option<Depthwise>,
-    shortcut: Option<FrozenLinear<T>>,
+    means: Option<Arc<Means>>,
+    shortcut: Option<Arc<FrozenConv<T>>>,
 }
 
-/// Kept for each pixel: what the three activations are applied to (C and E before the map is halved, or E behind it, and
-/// E behind) in the operands' precision, and where the gate is early what it multiplies; and for each image the gates
-/// and the squeezed means before their activation.
+/// Kept for each pixel: what the first two activations are applied to (C and E before the map is halved, or E behind it)
+/// in the operands' precision.
 struct Saved<T> {
-    before: [Tiles<T>; 3],
-    gated: Option<Tiles<T>>,
+    before: [Tiles<T>; 2],
+    gated: Gated<T>,
+}
+
+/// Kept for each pixel behind the depthwise convolution: what the third activation is applied to (E), and where the gate
+/// is early what it multiplies; and for each image the gates and the squeezed means before their activation.
+struct Gated<T> {
+    before: Tiles<T>,
+    early: Option<Tiles<T>>,
     squeezed: Tiles<T>,
     gate: Vec<f32>,
 }
@@ -190,24 +236,90 @@ impl<T: Operand> Packed<T> {
         let (images, [from, _, to], c) = (shape[0], self.sizes(shape), shape[3]);
         let rows = images * to[0] * to[1];
         let pixels = Rows::new(x, c).prompt(prompt);
-        let Some(linear) = &self.shortcut else {
+        let Some(conv) = &self.shortcut else {
             return self.means.as_ref().map(|means| {
                 let mut out = Buffer::new(rows * c);
-                means.run(isa(), &pixels, images, from, &Store::new(&mut out, c));
+                means.0.run(isa(), &pixels, images, from, &Store::new(&mut out, c));
                 out
             });
         };
         let narrow = match &self.means {
             Some(means) => {
                 let mut narrow = Tiles::new(rows, c);
-                means.run(isa(), &pixels, images, from, &Store::tiles(&mut narrow));
+                means.0.run(isa(), &pixels, images, from, &Store::tiles(&mut narrow));
                 narrow
             }
             None => Tiles::rounded(isa(), x, prompt, &[], c),
         };
-        let mut out = Buffer::new(rows * linear.outputs());
-        linear.forward(&narrow, &Store::new(&mut out, linear.outputs()).bias(linear.bias()));
+        let mut out = Buffer::new(rows * conv.outputs());
+        let store = Store::new(&mut out, conv.outputs()).bias(&conv.bias);
+        conv.forward.run(isa(), &narrow, images, to, &store);
         Some(out)
+    }
+
+    /// What goes into `expand`.
+    fn first(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> Activated<T> {
+        let (images, [from, middle, _], c) = (shape[0], self.sizes(shape), shape[3]);
+        let [outer, between] = [from, middle].map(|size| images * size[0] * size[1]);
+        let mut first = Activated::new(outer, c, keep);
+        let pixels = Rows::new(x, c).prompt(prompt);
+        let epilogue = first.epilogue(self.entrance, &self.pre_shift);
+        self.pre_scale.run(isa(), &pixels, images, from, &epilogue);
+        if let Some(down) = &self.down {
+            let mut half = Tiles::new(between, c);
+            down.run(isa(), &first.out, images, from, &Store::tiles(&mut half));
+            first.out = half;
+        }
+        first
+    }
+
+    /// What goes into `reduce`, from what the depthwise convolution reads.
+    fn middle(
+        &self,
+        x: Tiles<T>,
+        images: usize,
+        [middle, to]: [[usize; 2]; 2],
+        keep: bool,
+    ) -> (Tiles<T>, Option<Gated<T>>) {
+        let (rows, wide) = (images * to[0] * to[1], x.columns());
+        let mut third = Activated::new(rows, wide, keep);
+        let mut gated = Tiles::new(rows, wide);
+        let (gate, squeezed);
+        let mut early = None;
+        if let Some((scale, shift)) = &self.early {
+            let mut raw = Tiles::new(rows, wide);
+            self.depthwise.run(isa(), &x, images, middle, &Store::tiles(&mut raw));
+            drop(x);
+            (gate, squeezed) = self.gate(&raw, images);
+            excite::scale(isa(), &raw, &gate, &[], None, &mut gated);
+            early = keep.then_some(raw);
+            scale.run(isa(), &gated, images, to, &third.epilogue(SILU, shift));
+            gated = third.out;
+        } else {
+            let epilogue = third.epilogue(SILU, &self.bias);
+            self.depthwise.run(isa(), &x, images, middle, &epilogue);
+            drop(x);
+            (gate, squeezed) = self.gate(&third.out, images);
+            excite::scale(isa(), &third.out, &gate, &[], None, &mut gated);
+            drop(third.out);
+        }
+        (gated, third.before.map(|before| Gated { before, early, squeezed, gate }))
+    }
+
+    /// The gradient of what the depthwise convolution gives; `product` is that of what goes into `reduce`, or where the
+    /// gate is early of what its activation is applied to.
+    fn middle_backward(&self, product: Tiles<T>, kept: Gated<T>, images: usize, to: [usize; 2]) -> Tiles<T> {
+        let Gated { before, early, squeezed, gate } = kept;
+        if let (Some((scale, _)), Some(raw)) = (&self.early, early) {
+            drop(before);
+            let mut behind = Tiles::new(product.rows(), product.columns());
+            scale.backward(isa(), &product, images, to, &Store::tiles(&mut behind));
+            let values = Behind { before: &raw, function: Activation::Identity };
+            self.gate_backward(&behind, values, None, &gate, &squeezed)
+        } else {
+            let values = Behind { before: &before, function: SILU };
+            self.gate_backward(&product, values, Some(values), &gate, &squeezed)
+        }
     }
 }
 
@@ -238,54 +350,24 @@ impl<T: Operand> FrozenOp for Packed<T> {
     }
 
     fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
-        let (images, [from, middle, to], c) = (shape[0], self.sizes(shape), shape[3]);
-        let wide = self.expand.outputs();
-        let [outer, between, inner] = [from, middle, to].map(|size| images * size[0] * size[1]);
-        let mut first = Activated::new(outer, c, keep);
-        let pixels = Rows::new(x, c).prompt(prompt);
-        let epilogue = first.epilogue(self.entrance, &self.pre_shift);
-        self.pre_scale.run(isa(), &pixels, images, from, &epilogue);
-        if let Some(down) = &self.down {
-            let mut half = Tiles::new(between, c);
-            down.run(isa(), &first.out, images, from, &Store::tiles(&mut half));
-            first.out = half;
-        }
-        let mut second = Activated::new(between, wide, keep);
-        self.expand.forward(&first.out, &second.epilogue(SILU, self.expand.bias()));
+        let (images, [_, middle, to]) = (shape[0], self.sizes(shape));
+        let first = self.first(x, shape, prompt, keep);
+        let mut second = Activated::new(first.out.rows(), self.expand.outputs(), keep);
+        let epilogue = second.epilogue(SILU, &self.expand.bias);
+        self.expand.forward.run(isa(), &first.out, images, middle, &epilogue);
         drop(first.out);
-        let mut third = Activated::new(inner, wide, keep);
-        let mut gated = Tiles::new(inner, wide);
-        let (gate, squeezed);
-        let mut early = None;
-        if let Some((scale, shift)) = &self.early {
-            let mut raw = Tiles::new(inner, wide);
-            self.depthwise.run(isa(), &second.out, images, middle, &Store::tiles(&mut raw));
-            drop(second.out);
-            (gate, squeezed) = self.gate(&raw, images);
-            excite::scale(isa(), &raw, &gate, &[], None, &mut gated);
-            early = keep.then_some(raw);
-            scale.run(isa(), &gated, images, to, &third.epilogue(SILU, shift));
-            gated = third.out;
-        } else {
-            let epilogue = third.epilogue(SILU, &self.bias);
-            self.depthwise.run(isa(), &second.out, images, middle, &epilogue);
-            drop(second.out);
-            (gate, squeezed) = self.gate(&third.out, images);
-            excite::scale(isa(), &third.out, &gate, &[], None, &mut gated);
-            drop(third.out);
-        }
+        let (gated, kept) = self.middle(second.out, images, [middle, to], keep);
         let columns = self.reduce.outputs();
-        let mut out = vec![0.0; inner * columns];
+        let mut out = vec![0.0; gated.rows() * columns];
         let around = self.around(x, shape, prompt);
         let residual = match &around {
-            Some(around) => Residual::new(around, &[], self.reduce.bias(), &mut out, columns),
-            None => Residual::new(x, prompt, self.reduce.bias(), &mut out, columns),
+            Some(around) => Residual::new(around, &[], &self.reduce.bias, &mut out, columns),
+            None => Residual::new(x, prompt, &self.reduce.bias, &mut out, columns),
         };
-        self.reduce.forward(&gated, &residual);
-        let kept = match [first.before, second.before, third.before] {
-            [Some(first), Some(second), Some(third)] => {
-                let before = [first, second, third];
-                Some(Box::new(Saved { before, gated: early, squeezed, gate }) as Kept)
+        self.reduce.forward.run(isa(), &gated, images, to, &residual);
+        let kept = match (first.before, second.before, kept) {
+            (Some(first), Some(second), Some(gated)) => {
+                Some(Box::new(Saved { before: [first, second], gated }) as Kept)
             }
             _ => None,
         };
@@ -293,48 +375,44 @@ impl<T: Operand> FrozenOp for Packed<T> {
     }
 
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
-        let Saved { before: [first, second, third], gated, squeezed, gate } =
-            *kept.downcast::<Saved<T>>().expect("its own");
+        let Saved { before: [first, second], gated } = *kept.downcast::<Saved<T>>().expect("its own");
         let (images, [from, middle, to], c) = (shape[0], self.sizes(shape), shape[3]);
         let (wide, columns, pixels) = (self.expand.outputs(), self.reduce.outputs(), to[0] * to[1]);
         let upper = Tiles::<T>::rounded(isa(), grad, &[], &[], columns);
         let mut product = Tiles::new(images * pixels, wide);
-        let back = if let (Some((scale, _)), Some(raw)) = (&self.early, gated) {
-            let mut normed = Tiles::new(images * pixels, wide);
-            self.reduce.backward(&upper, &Multiply::new(SILU, &third, &mut normed));
-            drop(third);
-            scale.backward(isa(), &normed, images, to, &Store::tiles(&mut product));
-            let values = Behind { before: &raw, function: Activation::Identity };
-            self.gate_backward(&product, values, None, &gate, &squeezed)
+        let reduce = self.reduce.backward();
+        if self.early.is_some() {
+            let multiply = Multiply::new(SILU, &gated.before, &mut product);
+            reduce.run(isa(), &upper, images, to, false, &multiply);
         } else {
-            self.reduce.backward(&upper, &Store::tiles(&mut product));
-            let values = Behind { before: &third, function: SILU };
-            self.gate_backward(&product, values, Some(values), &gate, &squeezed)
-        };
-        drop(product);
+            reduce.run(isa(), &upper, images, to, false, &Store::tiles(&mut product));
+        }
+        let back = self.middle_backward(product, gated, images, to);
         let mut wider = Tiles::new(second.rows(), wide);
         self.depthwise.backward(isa(), &back, images, middle, &Multiply::new(SILU, &second, &mut wider));
         drop((back, second));
         let mut narrow = Tiles::new(first.rows(), c);
+        let expand = self.expand.backward();
         if let Some(down) = &self.down {
             let mut half = Tiles::<T>::new(wider.rows(), c);
-            self.expand.backward(&wider, &Store::tiles(&mut half));
+            expand.run(isa(), &wider, images, middle, false, &Store::tiles(&mut half));
             let multiply = Multiply::new(self.entrance, &first, &mut narrow);
             down.backward(isa(), &half, images, from, &multiply);
         } else {
-            self.expand.backward(&wider, &Multiply::new(self.entrance, &first, &mut narrow));
+            let multiply = Multiply::new(self.entrance, &first, &mut narrow);
+            expand.run(isa(), &wider, images, middle, false, &multiply);
         }
         drop((wider, first));
         let mut out = vec![0.0; shape.iter().product()];
         // The shortcut first, then the branch on top.
-        let skipped: Option<Buffer> = self.shortcut.as_ref().map(|linear| {
+        let skipped: Option<Buffer> = self.shortcut.as_ref().map(|conv| {
             let mut skipped = Buffer::new(images * pixels * c);
-            linear.backward(&upper, &Store::new(&mut skipped, c));
+            conv.backward().run(isa(), &upper, images, to, false, &Store::new(&mut skipped, c));
             skipped
         });
         let skipped = skipped.as_deref().unwrap_or(grad);
         if let Some(means) = &self.means {
-            means.backward(isa(), &Rows::new(skipped, c), images, from, &Store::new(&mut out, c));
+            means.0.backward(isa(), &Rows::new(skipped, c), images, from, &Store::new(&mut out, c));
             self.pre_scale.backward(isa(), &narrow, images, from, &Add::new(&mut out, c));
         } else {
             let residual = Residual::new(skipped, &[], &[], &mut out, c);
