@@ -150,6 +150,7 @@ impl Predictor {
         let mut frozen = Frozen::new(loaded);
         // They are in the network's weights.
         prompts.updates.clear();
+        prompts.conv_updates.clear();
         let image = prompts.image.take().map(|p| p.unsqueeze::<4>() / frozen.std.clone());
         // A checkpoint has no place for what is done to the image, however it is folded here.
         let framed = prompts.canvas.is_some() || prompts.scale.is_some();

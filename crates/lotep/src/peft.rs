@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::adapter::Adapter;
-use crate::backbone::Loaded;
+use crate::backbone::{ConvUpdate, Loaded};
 use crate::head::{Head, Mapping, linear};
-use crate::method::{Lora, MethodConfig, Site};
+use crate::method::{ConvForm, Lora, MethodConfig, Site};
 use crate::safetensors::{NamedTensor, TensorFile, serialize};
 use crate::train::setup::init_params;
 use crate::{Error, Result, bail, input_error, write_atomic, write_json};
@@ -37,18 +37,35 @@ pub fn export(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
             "PEFT's files have no place for a mapping of source classes: only --mapping linear can be exported"
         );
     }
-    let scale = lora.scale();
+    let (scale, site) = (lora.scale(), Site::of(loaded));
+    let layer = |name: &str| site.layers().iter().find(|l| l.name == name);
     let mut tensors = Vec::new();
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
     let mut names = Vec::new();
-    for (name, update) in lora.updates(&Site::of(loaded), &adapter.params) {
+    for (name, update) in lora.updates(&site, &adapter.params) {
         let rank = update.down.dims()[0];
         if rank != lora.rank {
             ranks.insert(name.clone(), rank.into());
             alphas.insert(name.clone(), (scale * rank as f64).into());
         }
-        tensors.push(named(format!("{WRAPPED}{name}.lora_A.weight"), update.down));
-        tensors.push(named(format!("{WRAPPED}{name}.lora_B.weight"), update.up / scale));
+        // Layers that a checkpoint keeps as convolutions of single pixels are convolutions to PEFT.
+        let tail: &[usize] = if layer(&name).is_some_and(|l| l.shape.len() == 4) { &[1, 1] } else { &[] };
+        for (side, factor) in [("A", update.down), ("B", update.up / scale)] {
+            let mut factor = named(format!("{WRAPPED}{name}.lora_{side}.weight"), factor);
+            factor.shape.extend(tail);
+            tensors.push(factor);
+        }
+        names.push(name);
+    }
+    for (name, update) in lora.conv_updates(&site, &adapter.params) {
+        let ConvUpdate::Thin { down, up } = update else {
+            bail!(
+                "PEFT's convolutions have no place for loralib's form: only --conv-form peft can be exported"
+            );
+        };
+        let mut up = named(format!("{WRAPPED}{name}.lora_B.weight"), up / scale);
+        up.shape.extend([1, 1]);
+        tensors.extend([named(format!("{WRAPPED}{name}.lora_A.weight"), down), up]);
         names.push(name);
     }
     let classifier = loaded.config.architecture.classifier();
@@ -180,7 +197,12 @@ pub fn import(dir: &Path, loaded: &Loaded, classes: Option<Vec<String>>) -> Resu
     let targets: Vec<String> = factors.keys().map(|&name| name.to_owned()).collect();
     let common = scale(&targets[0]);
     let alpha = common * rank as f64;
-    let method = MethodConfig::Lora(Lora { rank, alpha: Some(alpha), targets: Some(targets) });
+    let method = MethodConfig::Lora(Lora {
+        rank,
+        alpha: Some(alpha),
+        targets: Some(targets),
+        conv_form: ConvForm::Peft,
+    });
     let head = Head::default();
     let mut params = init_params(loaded, &method, head, count, 0).map_err(|e| input_error!("{what}: {e}"))?;
     params.load(&what, |name| {
@@ -190,7 +212,11 @@ pub fn import(dir: &Path, loaded: &Loaded, classes: Option<Vec<String>>) -> Resu
         let (layer, side) = Lora::factor_of(name).ok_or_else(|| input_error!("{what}: no `{name}`"))?;
         let full = factors.get(layer).and_then(|f| f[side]);
         let full = full.ok_or_else(|| input_error!("{what}: `{layer}` lacks one of its two factors"))?;
-        let (mut values, shape) = file.read(full)?;
+        let (mut values, mut shape) = file.read(full)?;
+        let convolution = loaded.layers.iter().any(|l| l.name == layer && l.convolution);
+        if shape.len() == 4 && shape[2..] == [1, 1] && (side == 1 || !convolution) {
+            shape.truncate(2);
+        }
         if side == 1 {
             let more = (scale(layer) / common) as f32;
             for value in &mut values {

@@ -117,6 +117,9 @@ pub(crate) struct Args {
     /// in transformers, else fc1,fc2, else all]
     #[arg(long, value_delimiter = ',', value_name = "END,…", help_heading = "Method")]
     targets: Option<Vec<String>>,
+    /// LoRA on convolutions: PEFT's form, two thin convolutions, or loralib's, a product read as a kernel [default: peft]
+    #[arg(long, value_parser = ["peft", "loralib"], help_heading = "Method")]
+    conv_form: Option<String>,
     /// Border: its width in pixels [default: 30]
     #[arg(long, value_name = "PIXELS", help_heading = "Method")]
     border: Option<usize>,
@@ -286,6 +289,7 @@ impl Args {
         put(table, "share_blocks", self.share_blocks.as_ref().map(|v| v == "on"));
         put(table, "alpha", self.alpha);
         put(table, "targets", self.targets.clone());
+        put(table, "conv_form", self.conv_form.clone());
         put(table, "border", self.border.map(|v| v as i64));
         put(table, "size", self.size.map(|v| v as i64));
         put(table, "scale", self.scale);

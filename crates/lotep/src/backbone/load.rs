@@ -135,7 +135,9 @@ fn build(
     let head_parameters = if config.classes > 0 { config.classes * (network.feature_width() + 1) } else { 0 };
     let (blocks, asked) = survey(network.as_ref(), config.preprocess.image, &options.device);
     let taken = weights.taken();
-    let layer = |name: String| Some(Layer { shape: taken.get(&format!("{name}.weight"))?.clone(), name });
+    let layer = |(name, convolution): (String, bool)| {
+        Some(Layer { shape: taken.get(&format!("{name}.weight"))?.clone(), name, convolution })
+    };
     Ok(Loaded {
         blocks,
         layers: asked.into_iter().filter_map(layer).collect(),

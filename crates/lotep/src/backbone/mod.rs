@@ -81,6 +81,8 @@ pub struct Layer {
     pub name: String,
     /// Of its weight: outputs, inputs, and of a convolution the kernel's sides.
     pub shape: Vec<usize>,
+    /// Whether it is a convolution; else it acts on each token, or pixel, alone.
+    pub convolution: bool,
 }
 
 /// Activations at a block's entrance.
@@ -256,13 +258,13 @@ pub fn blocks(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> Ve
     survey(backbone, image, device).0
 }
 
-/// The same, and the names of the layers that ask whether something is added to them.
-fn survey(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> (Vec<Block>, Vec<String>) {
+/// The same, and the names of the layers that ask whether something is added to them, with whether they are convolutions.
+fn survey(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> (Vec<Block>, Vec<(String, bool)>) {
     #[derive(Default)]
     struct Record {
         grid: [usize; 2],
         entrances: Mutex<Vec<(Layout, [usize; 3])>>,
-        layers: Mutex<Vec<String>>,
+        layers: Mutex<Vec<(String, bool)>>,
     }
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -274,7 +276,12 @@ fn survey(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> (Vec<B
         }
 
         fn low_rank(&self, name: &str) -> Option<LowRank> {
-            lock(&self.layers).push(name.to_owned());
+            lock(&self.layers).push((name.to_owned(), false));
+            None
+        }
+
+        fn conv_update(&self, name: &str) -> Option<ConvUpdate> {
+            lock(&self.layers).push((name.to_owned(), true));
             None
         }
     }

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{Method, Prompts, Site, seeded};
-use crate::backbone::{Architecture, Layer, LowRank};
+use crate::backbone::{Architecture, ConvUpdate, Layer, LowRank};
 use crate::params::{Group, Params, uniform};
 use crate::safetensors::NamedTensor;
 use crate::{Result, bail};
@@ -25,11 +25,24 @@ pub struct Lora {
     /// and `v`, or the layers of the perceptrons, or all layers, whichever the network has first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub targets: Option<Vec<String>>,
+    /// How an addition to a convolution is made.
+    pub conv_form: ConvForm,
+}
+
+/// How an addition to a convolution of k × k pixels is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConvForm {
+    /// PEFT's: a convolution to the rank, and one of single pixels behind it; r (in k² + out) parameters.
+    #[default]
+    Peft,
+    /// loralib's: a product of matrices `[out k, r k]` and `[r k, in k]`, read as a kernel; r k² (in + out).
+    Loralib,
 }
 
 impl Default for Lora {
     fn default() -> Self {
-        Self { rank: 8, alpha: None, targets: None }
+        Self { rank: 8, alpha: None, targets: None, conv_form: ConvForm::Peft }
     }
 }
 
@@ -104,10 +117,46 @@ impl Lora {
         found
     }
 
-    /// The additions to each layer's weight.
+    /// Shapes of an addition's two factors.
+    fn shapes(&self, addition: &Addition<'_>) -> [Vec<usize>; 2] {
+        let (layer, r, outputs) = (addition.layer, self.rank, addition.outputs());
+        let inputs = layer.shape[1];
+        match (layer.convolution, self.conv_form) {
+            (false, _) => [vec![r, inputs], vec![outputs, r]],
+            (true, ConvForm::Peft) => {
+                let side = layer.shape[2];
+                [vec![r, inputs, side, side], vec![outputs, r]]
+            }
+            (true, ConvForm::Loralib) => {
+                let side = layer.shape[2];
+                [vec![r * side, inputs * side], vec![outputs * side, r * side]]
+            }
+        }
+    }
+
+    /// The additions to each convolution.
+    pub(crate) fn conv_updates(&self, site: &Site<'_>, params: &Params) -> BTreeMap<String, ConvUpdate> {
+        let additions = self.additions(site).into_iter().filter(|a| a.layer.convolution);
+        let update = |addition: Addition<'_>| {
+            let [down, up] = ["a", "b"].map(|factor| addition.name(factor));
+            let up = params.get::<2>(&up) * self.scale();
+            let update = match self.conv_form {
+                ConvForm::Peft => ConvUpdate::Thin { down: params.get(&down), up },
+                ConvForm::Loralib => {
+                    let [outputs, inputs, side] = [0, 1, 2].map(|i| addition.layer.shape[i]);
+                    let kernel = up.matmul(params.get::<2>(&down));
+                    ConvUpdate::Kernel(kernel.reshape([outputs, inputs, side, side]))
+                }
+            };
+            (addition.layer.name.clone(), update)
+        };
+        additions.map(update).collect()
+    }
+
+    /// The additions to the weight of each layer that is no convolution.
     pub(crate) fn updates(&self, site: &Site<'_>, params: &Params) -> BTreeMap<String, LowRank> {
         let mut updates: BTreeMap<String, LowRank> = BTreeMap::new();
-        for addition in self.additions(site) {
+        for addition in self.additions(site).into_iter().filter(|a| !a.layer.convolution) {
             let down: Tensor<2> = params.get(&addition.name("a"));
             let up = params.get::<2>(&addition.name("b")) * self.scale();
             let up = match addition.part {
@@ -185,27 +234,40 @@ impl Method for Lora {
                     addition.layer.name
                 );
             }
-            // PyTorch's own start of a linear layer (Kaiming with a = √5).
-            let bound = (inputs as f64).powf(-0.5);
-            let down = uniform(self.rank * inputs, bound, &mut seeded(seed, stream));
-            params.push(addition.name("a"), &[self.rank, inputs], Group::Prompt, down, site.device);
-            let up = vec![0.0; outputs * self.rank];
-            params.push(addition.name("b"), &[outputs, self.rank], Group::Prompt, up, site.device);
+            let [down, up] = self.shapes(addition);
+            // PyTorch's own start of a layer (Kaiming with a = √5).
+            let bound = (down[1..].iter().product::<usize>() as f64).powf(-0.5);
+            let values = uniform(down.iter().product(), bound, &mut seeded(seed, stream));
+            params.push(addition.name("a"), &down, Group::Prompt, values, site.device);
+            let zeros = vec![0.0; up.iter().product()];
+            params.push(addition.name("b"), &up, Group::Prompt, zeros, site.device);
         }
         Ok(params)
     }
 
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
-        Prompts { updates: self.updates(site, params), ..Prompts::default() }
+        Prompts {
+            updates: self.updates(site, params),
+            conv_updates: self.conv_updates(site, params),
+            ..Prompts::default()
+        }
     }
 
     fn weights(&self, site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
         let Some(loaded) = site.loaded else { return Ok(Vec::new()) };
-        let updates = self.updates(site, params);
-        let names = updates.keys().map(|name| format!("{name}.weight")).collect();
-        let mut weights = loaded.values(&names)?;
-        for (weight, update) in weights.iter_mut().zip(updates.into_values()) {
-            let added = update.up.matmul(update.down).into_data();
+        let linear =
+            self.updates(site, params).into_iter().map(|(name, u)| (name, u.up.matmul(u.down).into_data()));
+        let conv = self.conv_updates(site, params).into_iter().map(|(name, update)| {
+            let added = match update {
+                ConvUpdate::Thin { down, up } => up.matmul(down.flatten(1, 3)).into_data(),
+                ConvUpdate::Kernel(kernel) => kernel.into_data(),
+            };
+            (name, added)
+        });
+        let added: BTreeMap<String, TensorData> =
+            linear.chain(conv).map(|(name, added)| (format!("{name}.weight"), added)).collect();
+        let mut weights = loaded.values(&added.keys().cloned().collect())?;
+        for (weight, added) in weights.iter_mut().zip(added.into_values()) {
             for (value, added) in weight.values.iter_mut().zip(added.iter::<f32>()) {
                 *value += added;
             }
@@ -254,6 +316,15 @@ mod tests {
         assert!(refused(&with(&["query"])).contains("fc1, fc2, proj, qkv"));
         assert!(refused(&Lora { rank: 33, ..Lora::default() }).contains("rank 33 is out of range; 1 to 32"));
         assert!(refused(&Lora { alpha: Some(-1.0), ..Lora::default() }).contains("alpha -1"));
+        let resnet = made_up(architecture("resnet18"), [64, 96]);
+        let convs = |conv_form| {
+            let lora = Lora { rank: 2, conv_form, ..with(&["layer2.0.conv1", "downsample.0"]) };
+            lora.init(&Site::of(&resnet), 0).unwrap().count(Group::Prompt)
+        };
+        // 12 to 16 channels with 3 x 3, and three shortcuts of single pixels.
+        let shortcuts = 2 * (12 + 16 + 16 + 20 + 20 + 24);
+        assert_eq!(convs(ConvForm::Peft), 2 * (12 * 9 + 16) + shortcuts);
+        assert_eq!(convs(ConvForm::Loralib), 2 * 9 * (12 + 16) + shortcuts);
         let coatnet = made_up(architecture("coatnet2"), [64, 96]);
         let fused = with(&["q"]).init(&Site::of(&coatnet), 0).unwrap_err().to_string();
         assert!(fused.contains("take qkv"), "{fused}");

@@ -33,7 +33,7 @@ pub use grouped::{DeepLorVp, Grouped, NaiveDeep};
 pub use ilm_vp::IlmVp;
 pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
-pub use lora::Lora;
+pub use lora::{ConvForm, Lora};
 pub use lotep::{Form, Lotep, VitGeometry};
 pub use prompts::Prompts;
 pub use vpt::Vpt;
@@ -517,7 +517,7 @@ mod tests {
                 if let MethodConfig::E2vpt(m) = &mut method {
                     (m.masks, m.tokens) = if network == "vit_b16" { (true, 3) } else { (false, 0) };
                 }
-                if let ("e2vpt" | "lora", "convnext") = (*name, network) {
+                if let ("e2vpt", "convnext") = (*name, network) {
                     assert!(method.init(&site, 0).is_err(), "{name}");
                     continue;
                 }

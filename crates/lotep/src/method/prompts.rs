@@ -6,7 +6,7 @@ use burn::tensor::ops::PadMode;
 use burn::tensor::{Int, Tensor, activation::relu};
 
 use super::frame::around;
-use crate::backbone::{Activation, Hooks, LowRank};
+use crate::backbone::{Activation, ConvUpdate, Hooks, LowRank};
 
 /// Prompts, shared by all samples. They are f32 whatever the network computes in.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,8 @@ pub struct Prompts {
     pub tokens: Vec<Tensor<2>>,
     /// Added to the weights of layers, by the checkpoint's names.
     pub updates: BTreeMap<String, LowRank>,
+    /// The same, of convolutions.
+    pub conv_updates: BTreeMap<String, ConvUpdate>,
     /// Keys and values `[m, C]` that stand before the tokens' own in block `l`.
     pub keys_values: Vec<Option<[Tensor<2>; 2]>>,
     /// Height and width of the network's input, in whose middle smaller images are put, zeros around them.
@@ -54,6 +56,10 @@ impl Hooks for Prompts {
 
     fn low_rank(&self, name: &str) -> Option<LowRank> {
         self.updates.get(name).cloned()
+    }
+
+    fn conv_update(&self, name: &str) -> Option<ConvUpdate> {
+        self.conv_updates.get(name).cloned()
     }
 
     fn entrance(&self, block: usize, x: Activation) -> Activation {

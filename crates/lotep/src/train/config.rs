@@ -248,14 +248,18 @@ fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> Opti
 /// The learning rates that suit a method and an update rule on a family: the classifier's and the prompts'.
 fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: OptimizerKind) -> [f64; 2] {
     let lotep = matches!(method, MethodConfig::LotepCp(_) | MethodConfig::LotepTk(_));
-    match (optimizer, architecture) {
-        // Their papers', the border's for steps through a mean over source classes.
-        _ if matches!(method, MethodConfig::Full(_)) => [0.002, 1e-4],
-        _ if matches!(method, MethodConfig::Border(_)) => [0.02, 40.0],
-        _ if matches!(method, MethodConfig::IlmVp(_)) => [0.02, 0.1],
-        _ if matches!(method, MethodConfig::AutoVp(_)) => [0.01, 0.001],
-        (OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
-        (OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
-        (OptimizerKind::Sgd, _) => [0.005, 0.02],
+    match (method, optimizer, architecture) {
+        (MethodConfig::Full(_), _, _) => [0.002, 1e-4],
+        // The paper's, for steps through the scores of source classes.
+        (MethodConfig::Border(_), _, _) => [0.02, 40.0],
+        (MethodConfig::IlmVp(_), _, _) => [0.02, 0.1],
+        (MethodConfig::AutoVp(_), _, _) => [0.01, 0.001],
+        (_, OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
+        (_, OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
+        // Tokens begin small, where a norm makes their gradients large.
+        (MethodConfig::VptShallow(_) | MethodConfig::VptDeep(_), _, _) => [0.005, 0.002],
+        (MethodConfig::E2vpt(_), _, _) => [0.005, 0.0005],
+        (MethodConfig::Lora(_), _, _) => [0.005, 0.1],
+        (_, OptimizerKind::Sgd, _) => [0.005, 0.02],
     }
 }
