@@ -38,8 +38,20 @@ fn every_method(net: Net) {
         assert_eq!(result["run"]["backbone_sha256"], sha256(&weights));
 
         let adapter = run.join("adapter");
-        let eval =
-            lotep!("eval", "--adapter", adapter, "--data", case.images(), "--format", "json").done().json();
+        let eval = lotep!(
+            "eval",
+            "--adapter",
+            adapter,
+            "--data",
+            case.images(),
+            "--precision",
+            // Full fine-tuning computes in f32.
+            result["run"]["config"]["precision"].as_str().unwrap(),
+            "--format",
+            "json"
+        )
+        .done()
+        .json();
         for key in ["top1", "top5", "images"] {
             assert_eq!(eval[key], test[key], "{method}: {key}");
         }
