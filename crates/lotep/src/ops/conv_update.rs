@@ -91,10 +91,10 @@ impl OpenConv {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::fixtures;
+    use crate::fixtures::{self, assert_close};
     use crate::ops::{Conv2d, kernel};
 
     const FORWARD: f64 = 1e-5;
@@ -104,6 +104,16 @@ mod tests {
     /// alpha / r, in the fixture's own description as the two above.
     const SCALE: f64 = 3.0;
 
+    fn open(weight: Tensor<4>, stride: usize, padding: usize) -> OpenConv {
+        let kernel = kernel(weight, None, stride, padding);
+        let block = lotep_frozen::ResidualBlock { convs: vec![kernel], shortcut: None };
+        OpenConv { op: block.pack(Precision::F32).convs.remove(0), scale: None }
+    }
+
+    fn through(open: &OpenConv, x: &Tensor<4>, update: &ConvUpdate) -> Tensor<4> {
+        open.forward(x.clone().permute([0, 2, 3, 1]), Some(update)).permute([0, 3, 1, 2])
+    }
+
     /// LoRA on a convolution: peft's output and gradients in float64, in either form of convolution and of update.
     #[test]
     fn lora_agrees_with_peft() {
@@ -112,10 +122,7 @@ mod tests {
         let leaf = |leaf: &str| format!("base_model.model.conv.{leaf}.weight");
         let weight = || f.tensor::<4>(&leaf("base_layer"), &Device::flex());
         let conv = Conv2d::new(weight(), None, STRIDE, PADDING, Precision::F32);
-        let kernel = kernel(weight(), None, STRIDE, PADDING);
-        let block = lotep_frozen::ResidualBlock { convs: vec![kernel], shortcut: None };
-        let op = block.pack(Precision::F32).convs.remove(0);
-        let open = OpenConv { op, scale: None };
+        let open = open(weight(), STRIDE, PADDING);
         for (fast, thin) in [(false, true), (false, false), (true, true), (true, false)] {
             let [x, down, up] = ["x", &leaf("lora_A.default"), &leaf("lora_B.default")]
                 .map(|name| f.tensor::<4>(name, &device).require_grad());
@@ -126,18 +133,70 @@ mod tests {
                 let sizes = [scaled.dims()[0], down.dims()[1], down.dims()[2], down.dims()[3]];
                 ConvUpdate::Kernel(scaled.matmul(down.clone().flatten(1, 3)).reshape(sizes))
             };
-            let y = if fast {
-                let y = open.forward(x.clone().permute([0, 2, 3, 1]), Some(&update));
-                y.permute([0, 3, 1, 2])
-            } else {
-                conv.updated(x.clone(), Some(&update))
-            };
+            let y = if fast { through(&open, &x, &update) } else { conv.updated(x.clone(), Some(&update)) };
             f.assert_close(&y, "y", FORWARD);
             let grads = (y * f.tensor("upstream", &device)).sum().backward();
             f.assert_close(&x.grad(&grads).unwrap(), "grad.x", GRADIENT);
             for (factor, name) in [(down, "lora_A.default"), (up, "lora_B.default")] {
                 let name = format!("grad.{}", leaf(name));
                 f.assert_close(&factor.grad(&grads).unwrap(), &name, GRADIENT);
+            }
+        }
+    }
+
+    /// Both forms of convolution agree, whatever its geometry: channels that fill no vector, pixels at the far end that
+    /// no window reaches, windows that leave some out, a rank beyond the eight that are summed at once.
+    #[test]
+    fn any_geometry_is_updated() {
+        fn made<const D: usize>(shape: [usize; D], seed: usize, device: &Device) -> Tensor<D> {
+            let count = shape.iter().product::<usize>();
+            let values: Vec<f32> = (0..count).map(|i| ((i * 7 + seed * 13) as f32 * 0.37).sin()).collect();
+            Tensor::from_data(TensorData::new(values, shape), device)
+        }
+        fn flat<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+            x.without_autodiff().into_data().iter::<f32>().collect()
+        }
+        let device = Device::flex().autodiff();
+        for (inputs, outputs, side, stride, padding, [h, w], rank) in [
+            (1, 1, 1, 1, 0, [1, 1], 1),
+            (5, 7, 1, 2, 0, [5, 6], 3),
+            (40, 20, 1, 1, 0, [3, 5], 11),
+            (33, 20, 3, 1, 1, [6, 5], 9),
+            (16, 33, 3, 2, 1, [7, 8], 4),
+            (4, 6, 3, 2, 1, [4, 3], 13),
+            (3, 8, 7, 2, 3, [13, 10], 2),
+            (8, 8, 4, 4, 0, [9, 8], 5),
+        ] {
+            let weight = made([outputs, inputs, side, side], 1, &Device::flex());
+            let conv = Conv2d::new(weight.clone(), None, stride, padding, Precision::F32);
+            let open = open(weight, stride, padding);
+            for thin in [true, false] {
+                let outcome = |fast: bool| {
+                    let x = made([2, inputs, h, w], 2, &device).require_grad();
+                    let rows = if thin { rank } else { outputs };
+                    let kernel = made([rows, inputs, side, side], 3, &device).require_grad();
+                    let up = made([outputs, rank], 4, &device).require_grad();
+                    let update = if thin {
+                        ConvUpdate::Thin { down: kernel.clone(), up: up.clone() }
+                    } else {
+                        ConvUpdate::Kernel(kernel.clone())
+                    };
+                    let y = if fast {
+                        through(&open, &x, &update)
+                    } else {
+                        conv.updated(x.clone(), Some(&update))
+                    };
+                    let weights = made(y.dims(), 5, &device);
+                    let grads = (y.clone() * weights).sum().backward();
+                    let of_up = up.grad(&grads).map(flat).unwrap_or_default();
+                    [flat(y), flat(x.grad(&grads).unwrap()), flat(kernel.grad(&grads).unwrap()), of_up]
+                };
+                let (fast, portable) = (outcome(true), outcome(false));
+                for ((fast, portable), part) in fast.iter().zip(&portable).zip(["y", "x", "kernel", "up"]) {
+                    let tolerance = if part == "y" { FORWARD } else { GRADIENT };
+                    let what = format!("{part} of {inputs} to {outputs}, {side} by {stride}, thin {thin}");
+                    assert_close(fast, portable, tolerance, &what);
+                }
             }
         }
     }

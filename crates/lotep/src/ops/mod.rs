@@ -2,7 +2,8 @@
 //!
 //! The portable form is made of Burn tensors, for every device, and for weights whose own gradients are wanted.
 //! The fast form, on the CPU, calls the project's kernels over weights packed once, a whole residual block at a
-//! time, with a backward pass of its own (`lotep-frozen`). An operation picks its form when it takes its weights, and holds
+//! time (part by part where something is learnt inside one of convolutions), with a backward pass of its own
+//! (`lotep-frozen`). An operation picks its form when it takes its weights, and holds
 //! them in that form only: linear weights transposed or packed, norms folded into what is next to them. Weights are
 //! stored outside autodiff: where a tracked activation meets them, Burn takes them as constants.
 
