@@ -19,7 +19,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ["torch", "timm", "peft", "safetensors", "numpy", "pillow"]
-BACKBONE = "vit_tiny_patch16_224"
+# Mean and standard deviation of the pixels, the classifier's name, and targets: PEFT's, and lotep's for training.
+BACKBONES = {
+    "vit_tiny_patch16_224": ([0.5] * 3, [0.5] * 3, "head", [["qkv"], ["qkv", "attn.proj", "fc1", "fc2"]],
+                             ["q,v", "qkv,proj,fc1,fc2", "v,fc2"]),
+    "resnet18": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "fc",
+                 [r"layer.*conv\d", r"layer[24].*(conv1|downsample\.0)"], ["layer1.0.conv2,downsample.0", "conv1,conv2"]),
+}
 IMAGES = 12
 
 
@@ -34,25 +40,28 @@ def enter_venv(path: Path) -> None:
     sys.exit(subprocess.run([python, *sys.argv]).returncode)
 
 
-def network(directory: Path, classes: int):
+def network(name: str, directory: Path, classes: int):
     import timm
     from safetensors.torch import load_file
 
-    model = timm.create_model(BACKBONE, num_classes=classes)
-    weights = {k: v for k, v in load_file(directory / "model.safetensors").items() if not k.startswith("head.")}
+    model, classifier = timm.create_model(name, num_classes=classes), BACKBONES[name][2]
+    weights = load_file(directory / "model.safetensors")
+    weights = {k: v for k, v in weights.items() if not k.startswith(f"{classifier}.")}
     missing, extra = model.load_state_dict(weights, strict=False)
-    assert set(missing) == {"head.weight", "head.bias"} and not extra, (missing, extra)
+    missing = {name for name in missing if not name.endswith("num_batches_tracked")}
+    assert missing == {f"{classifier}.weight", f"{classifier}.bias"} and not extra, (missing, extra)
     return model.eval()
 
 
-def pixels(paths):
+def pixels(paths, mean, std):
     import numpy
     import torch
     from PIL import Image
 
     def one(path):
         image = Image.open(path).convert("RGB").resize((224, 224), Image.BILINEAR)
-        return (torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+        x = torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255
+        return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
     return torch.stack([one(path) for path in paths])
 
@@ -69,10 +78,8 @@ def main() -> int:
     from peft import LoraConfig, PeftModel, get_peft_model
     from safetensors.torch import load_file
 
-    backbone = args.shared / "data" / "backbones" / BACKBONE
     data = args.shared / "data" / "images" / "dtd10"
     paths = sorted(str(p) for p in (data / "test").rglob("*") if p.is_file())[:IMAGES]
-    x = pixels(paths)
 
     def lotep(*arguments):
         ran = subprocess.run([args.lotep, *map(str, arguments)], capture_output=True, text=True)
@@ -93,31 +100,34 @@ def main() -> int:
         print(f"{what}: {error:.1e}", flush=True)
 
     with tempfile.TemporaryDirectory() as directory:
-        directory = Path(directory)
-        for targets in [["qkv"], ["qkv", "attn.proj", "fc1", "fc2"]]:
-            torch.manual_seed(0)
-            config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, modules_to_save=["head"])
-            model = get_peft_model(network(backbone, 10), config)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if "lora_B" in name:
-                        parameter.normal_(std=0.05)
-            model.eval()
-            saved, adapter = directory / f"peft-{len(targets)}", directory / f"imported-{len(targets)}"
-            model.save_pretrained(saved)
-            lotep("import", "--peft", saved, "--backbone", backbone, "--output", adapter)
-            with torch.no_grad():
-                row(f"PEFT to lotep, {', '.join(targets)}", logits(adapter, directory), model(x))
-        for targets in ["q,v", "qkv,proj,fc1,fc2", "v,fc2"]:
-            run, files = directory / f"run-{targets}", directory / f"exported-{targets}"
-            lotep("train", "--backbone", backbone, "--data", data, "--method", "lora", "--rank", 4, "--targets", targets,
-                  "--subset", 64, "--epochs", 1, "--batch-size", 16, "--prompt-lr", 0.5, "--precision", "f32",
-                  "--output", run)
-            lotep("export", "--adapter", run / "adapter", "--peft", "--output", files)
-            classes = len(json.loads((run / "adapter" / "adapter_config.json").read_text())["classes"])
-            model = PeftModel.from_pretrained(network(backbone, classes), files).eval()
-            with torch.no_grad():
-                row(f"lotep to PEFT, {targets}", logits(run / "adapter", directory), model(x))
+        for name, (mean, std, classifier, theirs, ours) in BACKBONES.items():
+            work, backbone = Path(directory) / name, args.shared / "data" / "backbones" / name
+            work.mkdir()
+            x = pixels(paths, mean, std)
+            for number, targets in enumerate(theirs):
+                torch.manual_seed(0)
+                config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, modules_to_save=[classifier])
+                model = get_peft_model(network(name, backbone, 10), config)
+                with torch.no_grad():
+                    for key, parameter in model.named_parameters():
+                        if "lora_B" in key:
+                            parameter.normal_(std=0.05)
+                model.eval()
+                saved, adapter = work / f"peft-{number}", work / f"imported-{number}"
+                model.save_pretrained(saved)
+                lotep("import", "--peft", saved, "--backbone", backbone, "--output", adapter)
+                with torch.no_grad():
+                    row(f"{name}, PEFT to lotep, {targets}", logits(adapter, work), model(x))
+            for targets in ours:
+                run, files = work / f"run-{targets}", work / f"exported-{targets}"
+                lotep("train", "--backbone", backbone, "--data", data, "--method", "lora", "--rank", 4,
+                      "--targets", targets, "--subset", 64, "--epochs", 1, "--batch-size", 16, "--precision", "f32",
+                      "--output", run)
+                lotep("export", "--adapter", run / "adapter", "--peft", "--output", files)
+                classes = len(json.loads((run / "adapter" / "adapter_config.json").read_text())["classes"])
+                model = PeftModel.from_pretrained(network(name, backbone, classes), files).eval()
+                with torch.no_grad():
+                    row(f"{name}, lotep to PEFT, {targets}", logits(run / "adapter", work), model(x))
     return int(worst > 1e-5)
 
 
