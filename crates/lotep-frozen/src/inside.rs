@@ -224,12 +224,9 @@ impl<T: Operand> FrozenLinear<T> {
         x: &Tiles<T>,
         epilogue: E,
     ) -> Vec<f32> {
-        let Some(update) = update else {
-            self.forward(x, &epilogue);
-            return Vec::new();
-        };
-        let thin = update.narrow(x);
-        self.forward(x, &Added::new(&thin, update.up(), update.rank(), epilogue));
+        let thin = update.as_ref().map(|u| u.narrow(x)).unwrap_or_default();
+        let (up, rank) = update.as_ref().map_or((&[][..], 0), |u| (u.up(), u.rank()));
+        self.forward(x, &Added::new(&thin, up, rank, epilogue));
         thin
     }
 
@@ -241,11 +238,8 @@ impl<T: Operand> FrozenLinear<T> {
         back: &[f32],
         epilogue: E,
     ) {
-        match update {
-            None => self.backward(grad, &epilogue),
-            Some(update) => {
-                self.backward(grad, &Added::new(back, update.down(), update.rank(), epilogue));
-            }
-        }
+        let (down, rank) = update.as_ref().map_or((&[][..], 0), |u| (u.down(), u.rank()));
+        let back = if rank == 0 { &[] } else { back };
+        self.backward(grad, &Added::new(back, down, rank, epilogue));
     }
 }

@@ -114,14 +114,13 @@ impl<T: Operand> LearningOp for Updated<T> {
             learnt.run(isa(), &x, images, size, &Store::new(&mut thin, rank));
         }
         let store = Store::new(&mut out, columns).bias(&self.conv.bias);
-        match self.update {
-            UpdateForm::Thin(rank) => {
-                self.conv.forward.run(isa(), &x, images, size, &Added::new(&thin, up, rank, store));
-            }
-            UpdateForm::Kernel => {
-                self.conv.forward.run(isa(), &x, images, size, &store);
-                learnt.run(isa(), &x, images, size, &Add::new(&mut out, columns));
-            }
+        let (up, rank) = match self.update {
+            UpdateForm::Thin(rank) => (up, rank),
+            UpdateForm::Kernel => (&[][..], 0),
+        };
+        self.conv.forward.run(isa(), &x, images, size, &Added::new(&thin, up, rank, store));
+        if self.update == UpdateForm::Kernel {
+            learnt.run(isa(), &x, images, size, &Add::new(&mut out, columns));
         }
         (out, keep.then(|| Box::new(Saved { x, thin }) as Kept))
     }

@@ -14,7 +14,8 @@ use crate::{Isa, SharedMut};
 /// until all ranks are done; and a total of hundreds of thousands of rows loses less when it is summed in two steps.
 const BLOCK: usize = 256;
 
-/// Add `thin wide` to the sums before another epilogue takes them.
+/// Add `thin wide` to the sums before another epilogue takes them; with rank 0 nothing, so that one compiled product
+/// serves both.
 pub struct Added<'a, E> {
     thin: &'a [f32],
     wide: &'a [f32],
@@ -24,21 +25,21 @@ pub struct Added<'a, E> {
 }
 
 impl<'a, E> Added<'a, E> {
-    /// `thin` is `[rows, rank]`, `wide` `[rank, columns]`.
+    /// `thin` is `[rows, rank]`, `wide` `[rank, columns]`; both empty for rank 0.
     ///
     /// # Panics
     /// They are not made of whole rows.
     pub fn new(thin: &'a [f32], wide: &'a [f32], rank: usize, then: E) -> Self {
-        let whole = |x: &[f32]| rank > 0 && x.len().is_multiple_of(rank);
+        let whole = |x: &[f32]| if rank == 0 { x.is_empty() } else { x.len().is_multiple_of(rank) };
         assert!(whole(thin) && whole(wide), "{} and {} values of rank {rank}", thin.len(), wide.len());
-        Self { thin, wide, rank, columns: wide.len() / rank, then }
+        Self { thin, wide, rank, columns: wide.len().checked_div(rank).unwrap_or_default(), then }
     }
 }
 
 impl<E: Epilogue> Epilogue for Added<'_, E> {
     fn check(&self, rows: usize, columns: usize) {
-        let have = (self.thin.len() / self.rank, self.columns);
-        assert_eq!(have, (rows, columns), "rows and columns of what is added");
+        let have = self.thin.len().checked_div(self.rank).map(|rows| (rows, self.columns));
+        assert_eq!(have.unwrap_or((rows, columns)), (rows, columns), "rows and columns of what is added");
         self.then.check(rows, columns);
     }
 
@@ -50,7 +51,7 @@ impl<E: Epilogue> Epilogue for Added<'_, E> {
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
         let mut sums = sums;
-        // SAFETY: both factors were checked for these rows and columns, as `then` was.
+        // SAFETY: both factors were checked for these rows and columns, as `then` was; of rank 0 there is nothing to read.
         unsafe {
             let thin = self.thin.get_unchecked(row * self.rank..(row + 1) * self.rank);
             for (k, t) in thin.iter().enumerate() {
