@@ -232,6 +232,7 @@ impl Adapter {
             Some(own) => Ok((own.values.clone(), own.shape.clone())),
             None => file.read(name),
         })?;
+        config.head.check(loaded, &params).map_err(|e| input_error!("{what}: {e}"))?;
         let known: Vec<_> = params.iter().map(|p| p.name.as_str()).collect();
         if let Some(extra) = file.shapes().keys().find(|name| !known.contains(&name.as_str())) {
             bail!("{what}: tensor `{extra}` does not belong to method {}", config.method.name());

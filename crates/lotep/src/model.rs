@@ -168,6 +168,8 @@ impl Predictor {
         left.extend(blocks.filter(|(p, _)| p.is_some()).map(|(_, b)| b.name.clone()));
         let blocks = prompts.tokens.iter().zip(&loaded.blocks);
         left.extend(blocks.map(|(_, b)| format!("tokens of {}", b.name)));
+        let blocks = prompts.keys_values.iter().zip(&loaded.blocks).filter(|(own, _)| own.is_some());
+        left.extend(blocks.map(|(_, b)| format!("keys and values of {}", b.name)));
         let predictor = Self { frozen, prompts, classifier, device: loaded.device.clone() };
         (predictor, Merge { changed: folded.changed.unwrap_or_default(), left })
     }
@@ -237,6 +239,15 @@ mod tests {
             (&vit, "lora", vec![]),
             (&swin, "lora", vec![]),
             (&coatnet, "lora", vec![]),
+            (
+                &clip,
+                "e2vpt",
+                ["tokens", "keys and values"]
+                    .iter()
+                    .flat_map(|what| (0..3).map(move |l| format!("{what} of blocks.{l}")))
+                    .map(|name| &*name.leak())
+                    .collect(),
+            ),
             (&vit, "border", vec![]),
             (&vit, "ilm-vp", vec!["image"]),
             (&vit, "auto-vp", vec!["image"]),

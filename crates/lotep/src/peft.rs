@@ -104,6 +104,10 @@ struct Config {
     #[serde(default)]
     bias: Option<String>,
     #[serde(default)]
+    init_lora_weights: Value,
+    #[serde(default)]
+    rank_pattern: BTreeMap<String, usize>,
+    #[serde(default)]
     alpha_pattern: BTreeMap<String, f64>,
 }
 
@@ -127,6 +131,16 @@ pub fn import(dir: &Path, loaded: &Loaded, classes: Option<Vec<String>>) -> Resu
         (config.peft_type != "LORA", "peft_type"),
         (config.use_dora, "use_dora"),
         (config.fan_in_fan_out, "fan_in_fan_out"),
+        // Those that begin with a part of the weights change the network that they are for.
+        (!matches!(config.init_lora_weights.as_str(), None | Some("gaussian" | "eva")), "init_lora_weights"),
+        // PEFT takes the names in it for regular expressions.
+        (
+            config
+                .alpha_pattern
+                .keys()
+                .any(|key| key.contains(['\\', '^', '$', '*', '+', '?', '(', '[', '{', '|'])),
+            "alpha_pattern",
+        ),
         (config.bias.as_deref().is_some_and(|b| b != "none"), "bias"),
     ];
     if let Some((_, what)) = not_understood.iter().find(|(is, _)| *is) {
@@ -177,6 +191,9 @@ pub fn import(dir: &Path, loaded: &Loaded, classes: Option<Vec<String>>) -> Resu
     if classes.len() != count {
         bail!("{what}: its classifier has {count} classes, {} names are given", classes.len());
     }
+    if classes.iter().collect::<BTreeSet<_>>().len() != count {
+        bail!("{what}: a class is named twice");
+    }
     let ranks: BTreeSet<usize> =
         factors.values().filter_map(|[a, _]| shapes[(*a)?].first().copied()).collect();
     let mut found = ranks.iter();
@@ -190,7 +207,7 @@ pub fn import(dir: &Path, loaded: &Loaded, classes: Option<Vec<String>>) -> Resu
         let alpha = pattern.map_or(config.lora_alpha, |(_, alpha)| *alpha);
         alpha / if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 }
     };
-    if config.alpha_pattern.is_empty() && rank != config.r {
+    if config.alpha_pattern.is_empty() && config.rank_pattern.is_empty() && rank != config.r {
         bail!("{what}: additions have rank {rank}, {CONFIG} says {}", config.r);
     }
     // One scale for all; what a layer has beside it goes into its factor.
@@ -222,6 +239,9 @@ pub fn import(dir: &Path, loaded: &Loaded, classes: Option<Vec<String>>) -> Resu
             for value in &mut values {
                 *value *= more;
             }
+        }
+        if values.iter().any(|v| !v.is_finite()) {
+            bail!("{what}: `{full}` has values that are no numbers, or its alpha makes them so");
         }
         Ok((values, shape))
     })?;

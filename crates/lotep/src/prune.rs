@@ -102,6 +102,10 @@ pub fn prune(
     {
         bail!("prune: a seed and a percentage of each kind at least are needed");
     }
+    if let Some((_, twice)) = options.seeds.iter().enumerate().find(|(i, s)| options.seeds[..*i].contains(s))
+    {
+        bail!("prune: seed {twice} is given twice");
+    }
     same_pruning(config, options, dir)?;
     let importance = importance(config, method, options, dir, observer)?;
     let degrees = degrees(config, method, options, &importance);

@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// With --remove-pruned: images whose test split accuracy is measured on.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// With --remove-pruned: share of the images that is the test split when there is no test/, as it was for training.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    test_fraction: f64,
     #[command(flatten)]
     read: ReadArgs,
     /// Directory to write.
@@ -71,6 +74,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
 }
 
 fn remove_pruned(args: &Args, model: &Model, data: &Path, ui: &Ui) -> Result<()> {
+    if !(0.0..=0.9).contains(&args.test_fraction) {
+        bail!("test-fraction is {}; 0 to 0.9 is expected", args.test_fraction);
+    }
     let Some(adapter) = &model.adapter else { bail!("export needs --adapter DIR") };
     if args.output.join("adapter_config.json").exists() {
         bail!("{} already holds an adapter: choose another --output", args.output.display());
@@ -81,12 +87,13 @@ fn remove_pruned(args: &Args, model: &Model, data: &Path, ui: &Ui) -> Result<()>
         other => bail!("the adapter's {} has no pruned tokens in its sequence", other.name()),
     }
     let mut splits = open(data, None)?;
-    splits.hold_out_test(0.2);
+    splits.hold_out_test(args.test_fraction);
     let data = splits.get(Split::Test)?;
     let smaller = Model { loaded: model.loaded.clone(), adapter: Some(smaller) };
     let (with, _) = accuracy(model, data.clone(), &args.read, ui)?;
     let (without, _) = accuracy(&smaller, data, &args.read, ui)?;
     if let Some(mut adapter) = smaller.adapter {
+        adapter.config.metrics = json!({ "test": without, "test_with_pruned_tokens_as_zeros": with });
         adapter.save(&args.output)?;
     }
     if ui.json() {

@@ -6,6 +6,7 @@ use lotep::prune::{PruneOptions, Pruned, prune};
 use lotep::{Result, bail};
 
 use super::sweep::{Settings, trials_table};
+use super::train::MAX_SEED;
 use crate::ui::{Ui, Watcher};
 
 /// Learn E²VPT's prompts, prune them, and train what remains.
@@ -43,7 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=100))]
     halving: Option<u64>,
     /// Seeds of the final trainings.
-    #[arg(long, value_name = "SEED,…", value_delimiter = ',', default_values_t = PruneOptions::default().seeds)]
+    #[arg(long, value_name = "SEED,…", value_delimiter = ',', default_values_t = PruneOptions::default().seeds,
+          value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     seeds: Vec<u64>,
 }
 

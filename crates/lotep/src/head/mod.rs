@@ -87,6 +87,17 @@ impl Head {
         Ok(sources::layout(&matched, classes, device))
     }
 
+    /// Check a match that was read from somewhere.
+    ///
+    /// # Errors
+    /// A source class is none of the network's, or serves twice.
+    pub fn check(self, loaded: &Loaded, params: &Params) -> Result<()> {
+        match self.mapping {
+            Mapping::Linear | Mapping::Full => Ok(()),
+            _ => sources::check(params, own(loaded)?.dims()[1]),
+        }
+    }
+
     /// Logits `[B, classes]` of features `[B, F]`.
     pub fn logits(self, network: &dyn Backbone, params: &Params, features: Tensor<2>) -> Tensor<2> {
         match self.mapping {

@@ -1,11 +1,14 @@
 //! Which source classes speak for a target class.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 
 use crate::ops::Linear;
 use crate::params::{Group, Params};
+use crate::{Result, bail};
 
 /// Name of the match in an adapter: the source classes of each target class, `[classes, sources]`.
 const SOURCES: &str = "head.sources";
@@ -31,14 +34,29 @@ pub(super) fn store(params: &mut Params, matched: &[usize]) {
     }
 }
 
+/// Check that the match names different ones of `own` source classes.
+pub(super) fn check(params: &Params, own: usize) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for value in params.get::<2>(SOURCES).into_data().iter::<f32>() {
+        let source = value as usize;
+        #[allow(clippy::float_cmp, reason = "a class's number is a whole one")]
+        if source as f32 != value || source >= own || !seen.insert(source) {
+            bail!(
+                "`{SOURCES}` has {value}: different numbers of classes, from 0 to {}, are expected",
+                own - 1
+            );
+        }
+    }
+    Ok(())
+}
+
 /// The mean of the matched rows of the network's classifier.
 pub(super) fn select(params: &Params, own: &Linear) -> (Tensor<2>, Tensor<1>) {
     let matched: Tensor<2> = params.get(SOURCES);
     let [classes, quota] = matched.dims();
     let (weight, bias) = own.weights();
-    let (width, most) = (weight.dims()[1], weight.dims()[0] - 1);
-    // A damaged adapter may name any class.
-    let rows = matched.reshape([classes * quota]).clamp(0.0, most as f32).int();
+    let width = weight.dims()[1];
+    let rows = matched.reshape([classes * quota]).int();
     let weight = weight.select(0, rows.clone()).reshape([classes, quota, width]);
     let bias = bias.select(0, rows).reshape([classes, quota]);
     (weight.mean_dim(1).squeeze_dim(1), bias.mean_dim(1).squeeze_dim(1))

@@ -76,7 +76,6 @@ fn ends(name: &str, target: &str) -> bool {
 impl Lora {
     /// Defaults that depend on the network.
     pub(super) fn resolve(&mut self, site: &Site<'_>) {
-        self.alpha.get_or_insert(self.rank as f64);
         let has = |end: &str| site.layers().iter().any(|l| ends(&l.name, end));
         let own = |ends: &[&str]| ends.iter().map(|&e| e.to_owned()).collect();
         let targets = match (has("attn.qkv"), interleaved(site)) {
@@ -199,7 +198,7 @@ impl Method for Lora {
             ends.join(", ")
         };
         if let Some(alpha) = self.alpha.filter(|a| !(*a > 0.0 && *a <= 1e6)) {
-            bail!("lora: alpha {alpha} is out of range; above 0");
+            bail!("lora: alpha {alpha} is out of range; above 0, up to 1000000");
         }
         if interleaved(site) && self.targets.iter().flatten().any(|t| PARTS.contains(&t.as_str())) {
             bail!(

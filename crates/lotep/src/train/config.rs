@@ -151,7 +151,11 @@ impl TrainConfig {
             prompt_lr: None,
             momentum: 0.9,
             weight_decay: 1e-4,
-            prompt_weight_decay: 1e-4,
+            // At the border's rate decay would be most of what it learns; the frames' papers have none either.
+            prompt_weight_decay: match method {
+                MethodConfig::Border(_) | MethodConfig::IlmVp(_) | MethodConfig::AutoVp(_) => 0.0,
+                _ => 1e-4,
+            },
             schedule: Schedule::Cosine,
             warmup_epochs: 0.0,
             seed: 0,

@@ -11,7 +11,7 @@ use crate::model::pixels;
 use crate::{Error, Result, bail};
 
 /// The mean over mini-batches of the mean loss's gradient, or of its magnitude, by the names of the parameters; at the last
-/// checkpoint of the run in `dir`, whose training images are taken in order.
+/// checkpoint of the run in `dir`, whose training images are taken as in its first epoch.
 pub(crate) fn mean_gradients(
     config: &TrainConfig,
     dir: &RunDir,
@@ -25,16 +25,25 @@ pub(crate) fn mean_gradients(
     let (mut batches, mut done) = (0.0, 0);
     let images = setup.images.train.dataset().samples.len();
     observer.event(Event::Begin { what: "importance", images, done });
-    for batch in setup.images.train.in_order() {
-        let batch = batch?;
-        if batch.size == 0 {
-            continue;
+    // As in training: mini-batches of all classes, however many parts they are computed in.
+    let order = setup.images.train.shuffled(setup.config.seed, 0);
+    let mut loaded = setup.images.train.epoch(order);
+    loop {
+        let parts: Vec<_> = loaded.by_ref().take(setup.config.accumulate).collect::<Result<_>>()?;
+        if parts.is_empty() {
+            break;
         }
-        let labels = batch.labels.clone();
         let method = &setup.config.method;
         let mut stepper = Stepper::new(&run.frozen, method, setup.config.head(), Site::of(&setup.loaded));
-        let x = Input::Pixels(pixels(batch, &setup.images.transform, &setup.device));
-        stepper.accumulate(params, x, &labels)?;
+        for batch in parts.into_iter().filter(|batch| batch.size > 0) {
+            let labels = batch.labels.clone();
+            let x = Input::Pixels(pixels(batch, &setup.images.transform, &setup.device));
+            stepper.accumulate(params, x, &labels)?;
+            done += labels.len();
+        }
+        if stepper.sums.images == 0 {
+            continue;
+        }
         for (param, grad) in params.learnt().zip(stepper.mean_gradients()) {
             if !names.contains(&param.name.as_str()) {
                 continue;
@@ -46,7 +55,6 @@ pub(crate) fn mean_gradients(
             }
         }
         batches += 1.0;
-        done += labels.len();
         observer.event(Event::Advance { done, running: None });
         if observer.stop() {
             return Err(Error::Interrupted("stopped while measuring importance".into()));

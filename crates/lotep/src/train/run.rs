@@ -272,8 +272,15 @@ impl Run {
                 continue;
             }
             let labels = batch.labels.clone();
-            let scores = predictor.logits(pixels(batch, transform, &self.setup.device));
-            let scores: Vec<f32> = scores.into_data().iter::<f32>().collect();
+            let x = pixels(batch, transform, &self.setup.device);
+            // A few dozen at a time, as for evaluation, however large a batch is.
+            let chunks = (0..labels.len()).step_by(64).map(|first| (first, 64.min(labels.len() - first)));
+            let scores: Vec<f32> = chunks
+                .flat_map(|(first, count)| {
+                    let scores = predictor.logits(x.clone().narrow(0, first, count));
+                    scores.into_data().iter::<f32>().collect::<Vec<_>>()
+                })
+                .collect();
             for (row, label) in scores.chunks_exact(own).zip(&labels) {
                 let most = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
                 counts.add(most.map_or(0, |(source, _)| source), *label);
