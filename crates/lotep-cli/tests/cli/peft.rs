@@ -75,6 +75,14 @@ fn what_is_no_plain_lora_is_refused() {
     import("dora", &with("use_dora", true.into()), &tensors, &[]).refused(&["use_dora", "plain LoRA"]);
     import("bias", &with("bias", "all".into()), &tensors, &[]).refused(&["bias"]);
     import("ia3", &with("peft_type", "IA3".into()), &tensors, &[]).refused(&["peft_type"]);
+    import("pissa", &with("init_lora_weights", "pissa".into()), &tensors, &[])
+        .refused(&["init_lora_weights"]);
+    let pattern = with("alpha_pattern", json!({ "blocks.\\d+.attn.qkv": 16.0 }));
+    import("pattern", &pattern, &tensors, &[]).refused(&["alpha_pattern"]);
+    let huge = with("alpha_pattern", json!({ "blocks.1.attn.qkv": 1e300 }));
+    import("huge", &huge, &tensors, &[]).refused(&["blocks.1.attn.qkv", "no numbers"]);
+    let twice = ["a"; CLASSES].join(",");
+    import("twice", &config, &tensors, &["--classes", &twice]).refused(&["named twice"]);
     import("alpha", &with("lora_alpha", "much".into()), &tensors, &[]).refused(&["adapter_config.json"]);
     let names: Vec<&str> = vec!["a"; CLASSES + 1];
     import("names", &config, &tensors, &["--classes", &names.join(",")]).refused(&["8 classes, 9 names"]);

@@ -254,6 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn a_match_that_is_none_is_refused() {
+        let loaded = made_up(architecture("vit_b16"), [48, 64]);
+        let head = Head { mapping: Mapping::Iterative, sources: 1 };
+        let mut params = head.init(&loaded, 2, &mut ChaCha8Rng::seed_from_u64(0)).unwrap();
+        head.check(&loaded, &params).unwrap();
+        for wrong in [[0.0, 5.0], [1.0, 1.0], [f32::NAN, 1.0], [-1.0, 1.0], [0.5, 1.0], [1e30, 1.0]] {
+            for param in params.iter_mut() {
+                param.value = Tensor::from_floats(wrong, &loaded.device);
+            }
+            let error = head.check(&loaded, &params).unwrap_err().to_string();
+            assert!(error.contains("head.sources") && error.contains("0 to 4"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_mapped_is_refused() {
         let loaded = made_up(architecture("vit_b16"), [48, 64]);
         let mut rng = ChaCha8Rng::seed_from_u64(0);
