@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use lotep_kernels::depthwise::{Depthwise, Rows};
 use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
+use lotep_kernels::memory::uncleared;
 use lotep_kernels::{Buffer, Operand, Tiles, norm};
 
 use crate::conv::{FrozenConv, Kernel};
@@ -110,7 +111,7 @@ impl<T: Operand> Packed<T> {
             activate = activate.keep(before);
         }
         let thin_fc1 = self.fc1.forward_updated(learnt.update(FC1), &normed, activate);
-        let mut out = vec![0.0; rows * width];
+        let mut out = uncleared(rows * width);
         let update = learnt.update(FC2);
         let residual = Residual::new(x, prompt, self.fc2.bias(), &mut out, width);
         let thin_fc2 = self.fc2.forward_updated(update, &inner, residual);
@@ -158,7 +159,7 @@ impl<T: Operand> Packed<T> {
         drop(inner);
         let mut y = Buffer::new(grad.len());
         norm::backward(isa(), &normed, &inverse, &branch, &[], &mut y);
-        let mut out = vec![0.0; grad.len()];
+        let mut out = uncleared(grad.len());
         let around = Residual::new(grad, &[], &[], &mut out, width);
         self.depthwise.backward(isa(), &Rows::new(&y, width), images, size, &around);
         (out, gradient)
@@ -268,7 +269,7 @@ impl<T: Operand> FrozenOp for PackedDown<T> {
         let count = x.len() / width;
         let (mut rows, mut inverse) = (Tiles::<T>::new(count, width), vec![0.0; count]);
         norm::forward(isa(), x, prompt, self.eps, &mut rows, &mut inverse);
-        let mut out = vec![0.0; self.output_shape(shape).iter().product()];
+        let mut out = uncleared(self.output_shape(shape).iter().product());
         let store = Store::new(&mut out, self.conv.outputs()).bias(&self.conv.bias);
         self.conv.forward.run(isa(), &rows, shape[0], [shape[1], shape[2]], &store);
         (out, keep.then(|| Box::new(Normed { rows, inverse }) as Kept))
@@ -280,7 +281,7 @@ impl<T: Operand> FrozenOp for PackedDown<T> {
         let upper = Tiles::<T>::rounded(isa(), grad, &[], &[], self.conv.outputs());
         let mut branch = Buffer::new(rows.rows() * width);
         self.conv.backward().run(isa(), &upper, shape[0], size, false, &Store::new(&mut branch, width));
-        let mut out = vec![0.0; branch.len()];
+        let mut out = uncleared(branch.len());
         norm::backward(isa(), &rows, &inverse, &branch, &[], &mut out);
         out
     }

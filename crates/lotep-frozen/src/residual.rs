@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lotep_kernels::gemm::{Activate, Activation, Add, Masked, Multiply, Residual, Store};
+use lotep_kernels::memory::uncleared;
 use lotep_kernels::{Buffer, Operand, Tiles};
 
 use crate::conv::{FrozenConv, Kernel};
@@ -91,7 +92,7 @@ impl<T: Operand> FrozenOp for Packed<T> {
         }
         let (columns, size) = (last.outputs(), sizes[convs.len()]);
         let rows = pixels(sizes[convs.len() + 1]);
-        let mut out = vec![0.0; rows * columns];
+        let mut out = uncleared(rows * columns);
         let mut mask = vec![0; if keep { rows * columns.div_ceil(16) } else { 0 }];
         let around = self.shortcut.as_ref().map(|conv| {
             let mut around = Buffer::new(rows * columns);
@@ -124,7 +125,7 @@ impl<T: Operand> FrozenOp for Packed<T> {
         }
         let first = self.convs[0].backward();
         let from = back.as_ref().unwrap_or(&upper);
-        let mut out = vec![0.0; shape.iter().product()];
+        let mut out = uncleared(shape.iter().product());
         if let Some(shortcut) = &self.shortcut {
             first.run(isa(), from, images, sizes[0], false, &Store::new(&mut out, width));
             shortcut.backward().run(isa(), &upper, images, sizes[0], true, &Add::new(&mut out, width));

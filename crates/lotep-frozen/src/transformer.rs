@@ -8,6 +8,7 @@ use lotep_kernels::{
     Buffer, Operand, Tiles,
     attention::{self, Attention, Places},
     depthwise::{Depthwise, Rows, Shape},
+    memory::uncleared,
     norm,
 };
 
@@ -255,7 +256,7 @@ impl<T: Operand> Packed<T> {
             activate = activate.keep(before);
         }
         let thin_fc1 = self.fc1.forward_updated(learnt.update(FC1), &normed2, activate);
-        let mut out = vec![0.0; rows * columns];
+        let mut out = uncleared(rows * columns);
         let update = learnt.update(FC2);
         let residual = Residual::new(&y, &[], self.fc2.bias(), &mut out, columns);
         let thin_fc2 = self.fc2.forward_updated(update, &inner, residual);
@@ -368,7 +369,7 @@ impl<T: Operand> Packed<T> {
         let mut branch = Buffer::new(samples * tokens * width);
         let store = Store::new(&mut branch, width);
         self.qkv.backward_updated(update, &projections, &back.unwrap_or_default(), store);
-        let mut out = vec![0.0; samples * shape[1] * width];
+        let mut out = uncleared(samples * shape[1] * width);
         if let Some(h) = &self.shrink {
             let mut around = Buffer::new(branch.len());
             h.expand.backward(&Rounded::new(&middle, columns), &Store::new(&mut around, width));

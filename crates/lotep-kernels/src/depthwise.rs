@@ -14,6 +14,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::gemm::{Epilogue, PANEL, TILE_ROWS};
+use crate::repeated::Repeated;
 use crate::scratch::{self, Line, elements, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand, Tiles};
@@ -78,7 +79,7 @@ impl<T: Operand> Pixels for Tiles<T> {
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     x: &'a [f32],
-    prompt: &'a [f32],
+    prompt: Repeated<'a>,
     channels: usize,
 }
 
@@ -89,7 +90,7 @@ impl<'a> Rows<'a> {
     /// `x` is not made of whole rows.
     pub fn new(x: &'a [f32], channels: usize) -> Self {
         assert!(channels > 0 && x.len().is_multiple_of(channels), "{} values in rows of {channels}", x.len());
-        Self { x, prompt: &[], channels }
+        Self { x, prompt: Repeated::NONE, channels }
     }
 
     /// Add one sample's rows, repeated; may be empty.
@@ -98,7 +99,8 @@ impl<'a> Rows<'a> {
     /// `prompt` is not made of whole rows.
     #[must_use]
     pub fn prompt(self, prompt: &'a [f32]) -> Self {
-        assert!(prompt.len().is_multiple_of(self.channels), "a prompt of broken rows");
+        let prompt = Repeated::rows(prompt, self.channels);
+        prompt.check(self.x.len());
         Self { prompt, ..self }
     }
 }
@@ -115,8 +117,8 @@ impl Pixels for Rows<'_> {
         if self.prompt.is_empty() {
             return x;
         }
-        let at = at % self.prompt.len();
-        s.add(x, s.load(&self.prompt[at..at + count]))
+        let at = self.prompt.index(at);
+        s.add(x, s.load(&self.prompt.values()[at..at + count]))
     }
 }
 

@@ -42,6 +42,7 @@ mod parallel;
 pub mod patches;
 #[doc(hidden)]
 pub mod peak;
+mod repeated;
 mod scratch;
 pub mod simd;
 pub mod stem;

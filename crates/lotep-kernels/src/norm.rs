@@ -281,12 +281,17 @@ impl Kernel for SumSamples<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.out.fill(0.0);
-        for sample in self.x.chunks_exact(self.size) {
-            let x = &sample[self.start..self.start + self.out.len()];
-            for (out, x) in self.out.chunks_mut(LANES).zip(x.chunks(LANES)) {
-                let sum = s.add(s.load(out), s.load(x));
-                s.store(out, sum);
+        // So few at a time that the sums stay in the first-level cache while the samples pass.
+        const PART: usize = 2048;
+        for (i, out) in self.out.chunks_mut(PART).enumerate() {
+            out.fill(0.0);
+            let start = self.start + i * PART;
+            for sample in self.x.chunks_exact(self.size) {
+                let x = &sample[start..start + out.len()];
+                for (out, x) in out.chunks_mut(LANES).zip(x.chunks(LANES)) {
+                    let sum = s.add(s.load(out), s.load(x));
+                    s.store(out, sum);
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The entrance of a network that cuts images into patches: those as rows of a product, and back.
 
 use crate::gemm::{self, Epilogue, Matrix, PANEL, PackedRow, Source, line};
+use crate::repeated::Repeated;
 use crate::simd::{LANES, Simd};
 use crate::{Isa, Operand, SharedMut};
 
@@ -41,7 +42,7 @@ impl Grid {
 /// Patches of images, with a prompt added, one a row: channel by channel, row by row.
 struct Patches<'a> {
     x: &'a [f32],
-    prompt: &'a [f32],
+    prompt: Repeated<'a>,
     grid: Grid,
 }
 
@@ -66,8 +67,8 @@ impl<T: Operand> Source<T> for Patches<'_> {
             let at = self.grid.at(row, c, y) + x;
             let mut v = s.load(&self.x[at..at + count]);
             if !self.prompt.is_empty() {
-                let at = at % self.prompt.len();
-                v = s.add(v, s.load(&self.prompt[at..at + count]));
+                let at = self.prompt.index(at);
+                v = s.add(v, s.load(&self.prompt.values()[at..at + count]));
             }
             let into = &mut out.line::<T>(k / line::<T>())[k % line::<T>()..];
             T::store(s, &mut into[..count], v);
@@ -197,6 +198,8 @@ pub fn embed<T: Operand>(
         tokens[..ahead * w.columns()].copy_from_slice(&offset[..ahead * w.columns()]);
     }
     let epilogue = Tokens { out: SharedMut::new(out), offset, ahead, patches: grid.patches() };
+    let prompt = Repeated::rows(prompt, image);
+    prompt.check(x.len());
     gemm::run(isa, &Patches { x, prompt, grid }, w, &epilogue);
 }
 

@@ -80,12 +80,14 @@ impl<T: Operand> Tiles<T> {
     /// The lengths do not fit each other.
     pub fn rounded(isa: Isa, x: &[f32], prompt: &[f32], mask: &[u16], columns: usize) -> Self {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "{} values in rows of {columns}", x.len());
-        assert!(prompt.len().is_multiple_of(columns), "a prompt of broken rows");
         let rows = x.len() / columns;
+        let pixels = if prompt.is_empty() { rows } else { prompt.len() / columns };
+        assert!(prompt.len() == pixels * columns || prompt.is_empty(), "a prompt of broken rows");
+        assert!(pixels == 0 || rows.is_multiple_of(pixels), "{rows} rows of samples of {pixels}");
         assert!(mask.is_empty() || mask.len() == rows * mask_words(columns), "words of the mask");
         let mut tiles = Self::new(rows, columns);
         let out = tiles.share();
-        ranges(rows, TILE_ROWS, 2, |rows| dispatch(isa, Round { x, prompt, mask, rows, out }));
+        ranges(pixels, TILE_ROWS, 2, |part| dispatch(isa, Round { x, prompt, mask, pixels, part, out }));
         tiles
     }
 
@@ -307,7 +309,9 @@ struct Round<'a, T> {
     x: &'a [f32],
     prompt: &'a [f32],
     mask: &'a [u16],
-    rows: std::ops::Range<usize>,
+    /// Rows of a sample, and which of them.
+    pixels: usize,
+    part: std::ops::Range<usize>,
     out: SharedTiles<'a, T>,
 }
 
@@ -316,19 +320,27 @@ impl<T: Operand> Kernel for Round<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let columns = self.out.columns;
-        for row in self.rows {
-            for (i, x) in self.x[row * columns..(row + 1) * columns].chunks(LANES).enumerate() {
-                let mut v = s.load(x);
-                if !self.prompt.is_empty() {
-                    let at = (row * columns + i * LANES) % self.prompt.len();
-                    v = s.add(v, s.load(&self.prompt[at..at + x.len()]));
+        // Values of a prompt that the samples pass by while they are in the first-level cache.
+        const PROMPT: usize = 4096;
+        let (columns, words) = (self.out.columns, mask_words(self.out.columns));
+        let samples = (self.x.len() / columns).checked_div(self.pixels).unwrap_or(0);
+        let step = if self.prompt.is_empty() { self.pixels } else { PROMPT / columns }.max(1);
+        for first in self.part.clone().step_by(step) {
+            let pixels = first..(first + step).min(self.part.end);
+            for (sample, pixel) in (0..samples).flat_map(|s| pixels.clone().map(move |p| (s, p))) {
+                let row = sample * self.pixels + pixel;
+                for (i, x) in self.x[row * columns..(row + 1) * columns].chunks(LANES).enumerate() {
+                    let mut v = s.load(x);
+                    if !self.prompt.is_empty() {
+                        let at = pixel * columns + i * LANES;
+                        v = s.add(v, s.load(&self.prompt[at..at + x.len()]));
+                    }
+                    if !self.mask.is_empty() {
+                        v = s.select(self.mask[row * words + i], v, s.splat(0.0));
+                    }
+                    // SAFETY: rows are shared out among the tasks.
+                    unsafe { self.out.store(s, row, i * LANES, x.len(), v) };
                 }
-                if !self.mask.is_empty() {
-                    v = s.select(self.mask[row * mask_words(columns) + i], v, s.splat(0.0));
-                }
-                // SAFETY: rows are shared out among the tasks.
-                unsafe { self.out.store(s, row, i * LANES, x.len(), v) };
             }
         }
     }

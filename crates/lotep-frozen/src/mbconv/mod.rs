@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lotep_kernels::depthwise::{Depthwise, Rows, Shape};
 use lotep_kernels::excite::{self, Behind};
 use lotep_kernels::gemm::{Activate, Activation, Add, Multiply, Residual, Rounded, Store};
+use lotep_kernels::memory::uncleared;
 use lotep_kernels::{Buffer, Operand, Tiles, conv};
 
 use self::parts::{First, Means, Middle};
@@ -358,7 +359,7 @@ impl<T: Operand> FrozenOp for Packed<T> {
         drop(first.out);
         let (gated, kept) = self.middle(second.out, images, [middle, to], keep);
         let columns = self.reduce.outputs();
-        let mut out = vec![0.0; gated.rows() * columns];
+        let mut out = uncleared(gated.rows() * columns);
         let around = self.around(x, shape, prompt);
         let residual = match &around {
             Some(around) => Residual::new(around, &[], &self.reduce.bias, &mut out, columns),

@@ -45,21 +45,25 @@ impl Tiles {
         Self { not_send: std::marker::PhantomData }
     }
 
-    /// `sums = a b`: one or two tiles of rows over `lines` lines, with a panel of as many, into rows `stride` apart.
+    /// `sums = a b`, or with `add` `sums += a b`: one or two tiles of rows over as many lines as the panel `b` has, into
+    /// rows `stride` apart.
     #[inline(always)]
-    pub(crate) fn product(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut [f32], stride: usize) {
-        let tile = lines * TILE_ROWS;
-        assert!(lines > 0 && b.len() >= 2 * lines * GROUPS && a.len() >= tile && stride >= PANEL);
-        let rows = if a.len() >= 2 * tile { 2 * TILE_ROWS } else { TILE_ROWS };
+    pub(crate) fn product(&self, a: [&[Line]; 2], b: &[Line], sums: &mut [f32], stride: usize, add: bool) {
+        let lines = b.len() / (2 * GROUPS);
+        let two = !a[1].is_empty();
+        assert!(lines > 0 && a[0].len() >= lines * TILE_ROWS && stride >= PANEL);
+        assert!(!two || a[1].len() >= lines * TILE_ROWS);
+        let rows = if two { 2 * TILE_ROWS } else { TILE_ROWS };
         assert!(sums.len() >= (rows - 1) * stride + PANEL);
         let (sums, stride) = (sums.as_mut_ptr(), stride * size_of::<f32>());
-        if a.len() >= 2 * tile {
+        let a = a.map(<[Line]>::as_ptr);
+        if two {
             // SAFETY: `self` is the proof that tiles are configured. Two tiles of rows and a panel are as long as
             // the loop reads, and the sums have 32 rows of 128 bytes, as just checked.
-            unsafe { two_tiles(a.as_ptr(), lines, b.as_ptr(), sums, stride) }
+            unsafe { two_tiles(a, lines, b.as_ptr(), sums, stride, add) }
         } else {
             // SAFETY: as above, with one tile of rows.
-            unsafe { one_tile(a.as_ptr(), lines, b.as_ptr(), sums, stride) }
+            unsafe { one_tile(a[0], lines, b.as_ptr(), sums, stride, add) }
         }
     }
 
@@ -94,18 +98,33 @@ impl Drop for Tiles {
 }
 
 /// # Safety
-/// Tiles are configured; `a` has `2 · lines · 16` lines, `b` as many; `lines > 0`; `sums` has 32 rows of 128 bytes,
-/// `stride` bytes apart.
+/// Tiles are configured; both of `a` have `lines · 16` lines, `b` has twice as many; `lines > 0`; `sums` has 32 rows of
+/// 128 bytes, `stride` bytes apart.
 #[inline(always)]
-unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: *mut f32, stride: usize) {
+unsafe fn two_tiles(
+    a: [*const Line; 2],
+    lines: usize,
+    b: *const Line,
+    sums: *mut f32,
+    stride: usize,
+    add: bool,
+) {
     // SAFETY: reads and writes within what the caller promises: a step takes one tile (1 KiB) of each row tile
     // and two of the panel. All tile registers are declared clobbered.
     unsafe {
         asm!(
+            "test {add:e}, {add:e}",
+            "jnz 3f",
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
+            "jmp 2f",
+            "3:",
+            "tileloadd tmm0, [{c} + {row}*1]",
+            "tileloadd tmm1, [{c} + {row}*1 + 64]",
+            "tileloadd tmm2, [{d} + {row}*1]",
+            "tileloadd tmm3, [{d} + {row}*1 + 64]",
             "2:",
             "tileloadd tmm4, [{a0} + {line}*1]",
             "tileloadd tmm6, [{b} + {line}*1]",
@@ -124,10 +143,11 @@ unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: *mut f32
             "tilestored [{c} + {row}*1 + 64], tmm1",
             "tilestored [{d} + {row}*1], tmm2",
             "tilestored [{d} + {row}*1 + 64], tmm3",
-            a0 = inout(reg) a => _,
-            a1 = inout(reg) a.add(lines * TILE_ROWS) => _,
+            a0 = inout(reg) a[0] => _,
+            a1 = inout(reg) a[1] => _,
             b = inout(reg) b => _,
             n = inout(reg) lines => _,
+            add = in(reg) u32::from(add),
             line = in(reg) 64_usize,
             row = in(reg) stride,
             c = in(reg) sums,
@@ -142,12 +162,18 @@ unsafe fn two_tiles(a: *const Line, lines: usize, b: *const Line, sums: *mut f32
 /// # Safety
 /// As [`two_tiles`], with `a` of `lines · 16` lines and 16 rows of sums.
 #[inline(always)]
-unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: *mut f32, stride: usize) {
+unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: *mut f32, stride: usize, add: bool) {
     // SAFETY: as above.
     unsafe {
         asm!(
+            "test {add:e}, {add:e}",
+            "jnz 3f",
             "tilezero tmm0",
             "tilezero tmm1",
+            "jmp 2f",
+            "3:",
+            "tileloadd tmm0, [{c} + {row}*1]",
+            "tileloadd tmm1, [{c} + {row}*1 + 64]",
             "2:",
             "tileloadd tmm4, [{a} + {line}*1]",
             "tileloadd tmm6, [{b} + {line}*1]",
@@ -163,6 +189,7 @@ unsafe fn one_tile(a: *const Line, lines: usize, b: *const Line, sums: *mut f32,
             a = inout(reg) a => _,
             b = inout(reg) b => _,
             n = inout(reg) lines => _,
+            add = in(reg) u32::from(add),
             line = in(reg) 64_usize,
             row = in(reg) stride,
             c = in(reg) sums,

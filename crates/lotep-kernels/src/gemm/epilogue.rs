@@ -1,5 +1,6 @@
 //! What becomes of a product's sums.
 
+use crate::repeated::Repeated;
 use crate::simd::{LANES, Simd, coarse_gaussian_cdf, coarse_gelu_derivative, gaussian_cdf, logistic};
 use crate::{Operand, SharedMut, SharedTiles, Tiles};
 
@@ -42,6 +43,15 @@ fn add<S: Simd>(s: S, a: [S::F; 2], b: [S::F; 2]) -> [S::F; 2] {
 unsafe fn add_bias<S: Simd>(s: S, bias: &[f32], column: usize, count: usize, v: [S::F; 2]) -> [S::F; 2] {
     // SAFETY: the caller's.
     if bias.is_empty() { v } else { add(s, v, unsafe { load(s, bias, column, count) }) }
+}
+
+/// Ask for rows of f32, `stride` apart, that will be read soon.
+#[inline(always)]
+fn expect_read<S: Simd>(s: S, x: &[f32], stride: usize, row: usize, rows: usize, column: usize) {
+    for at in (row..row + rows).map(|row| row * stride + column) {
+        s.prefetch_read(x, at);
+        s.prefetch_read(x, at + LANES);
+    }
 }
 
 fn check_bias(bias: &[f32], columns: usize) {
@@ -226,19 +236,19 @@ pub struct Activate<'a, T> {
     out: SharedTiles<'a, T>,
     before: Option<SharedTiles<'a, T>>,
     bias: &'a [f32],
-    offset: &'a [f32],
+    offset: Repeated<'a>,
 }
 
 impl<'a, T: Operand> Activate<'a, T> {
     /// Into tiles.
     pub fn new(function: Activation, bias: &'a [f32], out: &'a mut Tiles<T>) -> Self {
-        Self { function, out: out.share(), before: None, bias, offset: &[] }
+        Self { function, out: out.share(), before: None, bias, offset: Repeated::NONE }
     }
 
     /// Add one sample's rows, repeated, before the function; may be empty.
     #[must_use]
     pub fn offset(mut self, offset: &'a [f32]) -> Self {
-        self.offset = offset;
+        self.offset = Repeated::rows(offset, self.out.columns());
         self
     }
 
@@ -257,7 +267,7 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
         if let Some(before) = &self.before {
             before.check(rows, columns);
         }
-        assert!(self.offset.len().is_multiple_of(columns.max(1)), "an offset of broken rows");
+        self.offset.check(rows * columns);
     }
 
     #[inline(always)]
@@ -275,8 +285,8 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
         unsafe {
             let mut x = add_bias(s, self.bias, column, count, sums);
             if !self.offset.is_empty() {
-                let at = (row * self.out.columns() + column) % self.offset.len();
-                x = add(s, x, load(s, self.offset, at, count));
+                let at = self.offset.index(row * self.out.columns() + column);
+                x = add(s, x, load(s, self.offset.values(), at, count));
             }
             if let Some(before) = &self.before {
                 before.store_panel(s, row, column, count, x);
@@ -335,7 +345,7 @@ impl<T: Operand> Epilogue for Multiply<'_, T> {
 /// Store `x + prompt + sums + bias`: the residual stream behind a branch; with a ReLU where that is asked for.
 pub struct Residual<'a> {
     x: &'a [f32],
-    prompt: &'a [f32],
+    prompt: Repeated<'a>,
     bias: &'a [f32],
     out: Plain<'a>,
     relu: bool,
@@ -350,6 +360,7 @@ pub(crate) fn mask_words(columns: usize) -> usize {
 impl<'a> Residual<'a> {
     /// `x` and `out` in rows `stride` apart; `prompt` is one sample's rows, repeated, and may be empty.
     pub fn new(x: &'a [f32], prompt: &'a [f32], bias: &'a [f32], out: &'a mut [f32], stride: usize) -> Self {
+        let prompt = Repeated::rows(prompt, stride);
         Self { x, prompt, bias, out: Plain::new(out, stride), relu: false, mask: None }
     }
 
@@ -368,7 +379,7 @@ impl Epilogue for Residual<'_> {
         check_bias(self.bias, columns);
         self.out.check(rows, columns);
         assert!(self.x.len() >= self.out.data.len(), "a residual shorter than the result");
-        assert!(self.prompt.len().is_multiple_of(self.out.stride), "a prompt of broken rows");
+        self.prompt.check(self.out.data.len());
         if let Some(mask) = &self.mask {
             assert_eq!(columns, self.out.stride, "columns of a masked result");
             assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
@@ -378,6 +389,7 @@ impl Epilogue for Residual<'_> {
     #[inline(always)]
     fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
         self.out.expect(s, row, rows, column);
+        expect_read(s, self.x, self.out.stride, row, rows, column);
     }
 
     #[inline(always)]
@@ -390,7 +402,7 @@ impl Epilogue for Residual<'_> {
             let mut v = add_bias(s, self.bias, column, count, sums);
             v = add(s, v, load(s, self.x, at, count));
             if !self.prompt.is_empty() {
-                v = add(s, v, load(s, self.prompt, at % self.prompt.len(), count));
+                v = add(s, v, load(s, self.prompt.values(), self.prompt.index(at), count));
             }
             if self.relu {
                 if let Some(mask) = &self.mask {
@@ -433,6 +445,7 @@ impl Epilogue for Masked<'_> {
     #[inline(always)]
     fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
         self.out.expect(s, row, rows, column);
+        expect_read(s, self.grad, self.out.stride, row, rows, column);
     }
 
     #[inline(always)]
@@ -466,6 +479,11 @@ impl<'a> Add<'a> {
 impl Epilogue for Add<'_> {
     fn check(&self, rows: usize, columns: usize) {
         self.out.check(rows, columns);
+    }
+
+    #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        self.out.expect(s, row, rows, column);
     }
 
     #[inline(always)]

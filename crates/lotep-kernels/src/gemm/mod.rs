@@ -4,8 +4,8 @@
 //! feature map) and gives each row of sums to an [`Epilogue`].
 //!
 //! Work is cut into blocks of rows whose packed form stays in the second-level cache while the panels of `W`, 32
-//! columns each, pass by once. The whole summed axis is taken at once, so that sums live in registers until they
-//! are done. Both operands are packed in lines of 64 bytes: a tile of `A` is 16 rows of one line, a tile of `W` 16
+//! columns each, pass by once. A long summed axis is taken in parts, so that a part of the panel stays in the second-level
+//! cache while all rows of the block pass. Both operands are packed in lines of 64 bytes: a tile of `A` is 16 rows of one line, a tile of `W` 16
 //! groups (a group being 32 bits of the summed axis) of 16 columns. That is what tile instructions load, and the
 //! vector forms read the same bytes.
 
@@ -78,12 +78,16 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
             rows: first * TILE_ROWS..((first + size) * TILE_ROWS).min(rows),
             panels: part(panels),
             packed: &mut [],
+            sums: &mut [],
         }
     };
     // Lent here rather than inside the task: a closure there would be compiled without its instructions.
     let run = |i: usize| {
         let lines = if a.packed().is_some() { 0 } else { size * lines * TILE_ROWS };
-        scratch::with([lines], |[packed]| dispatch(isa, Task { packed, ..task(i) }));
+        let sums = size.next_multiple_of(2) * TILE_ROWS * PANEL / GROUPS;
+        scratch::with([lines, sums], |[packed, sums]| {
+            dispatch(isa, Task { packed, sums: elements_mut(sums), ..task(i) });
+        });
     };
     if blocks * shares == 1 {
         run(0);
@@ -99,6 +103,8 @@ struct Task<'a, T, A, E> {
     rows: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,
     packed: &'a mut [Line],
+    /// A panel's, of all rows.
+    sums: &'a mut [f32],
 }
 
 impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
@@ -106,7 +112,7 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { a, w, epilogue, rows, panels, packed } = self;
+        let Self { a, w, epilogue, rows, panels, packed, sums } = self;
         let lines = w.lines();
         let tiles = rows.len().div_ceil(TILE_ROWS);
         let tile = lines * TILE_ROWS;
@@ -120,18 +126,28 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
             &*packed
         };
         let unit = micro::Unit::<T, S>::new(s);
-        let mut sums = micro::Sums::ZERO;
-        for panel in panels {
+        let part = unit.part(lines);
+        for (panel, start) in panels.flat_map(|p| (0..lines.max(1)).step_by(part).map(move |s| (p, s))) {
             let b = w.panel(panel);
             let column = panel * PANEL;
+            let part = start..(start + part).min(lines);
             for first in (0..tiles).step_by(2) {
                 let pair = &packed[first * tile..(first + 2).min(tiles) * tile];
                 let count = (rows.len() - first * TILE_ROWS).min(2 * TILE_ROWS);
                 let row = rows.start + first * TILE_ROWS;
-                epilogue.expect(s, row, count, column);
-                unit.product(pair, lines, b, &mut sums);
+                // Where all is done at once, the same few sums serve all rows.
+                let at = if part.len() == lines { 0 } else { first * TILE_ROWS * PANEL };
+                let sums = &mut sums[at..at + 2 * TILE_ROWS * PANEL];
+                let last = part.end == lines;
+                if last {
+                    epilogue.expect(s, row, count, column);
+                }
+                unit.add_part(pair, lines, part.clone(), b, sums, PANEL);
+                if !last {
+                    continue;
+                }
                 let columns = (w.columns() - column).min(PANEL);
-                for (r, sums) in sums.0.iter().enumerate().take(count) {
+                for (r, sums) in sums.chunks_exact(PANEL).enumerate().take(count) {
                     let sums = [s.load(&sums[..LANES]), s.load(&sums[LANES..])];
                     // SAFETY: `run` checked the epilogue for all rows and columns; blocks and panels do not
                     // overlap.

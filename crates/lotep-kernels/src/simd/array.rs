@@ -38,6 +38,9 @@ impl<const FMA: bool> Simd for Array<FMA> {
     fn prefetch<T>(self, _x: &SharedMut<'_, T>, _at: usize) {}
 
     #[inline(always)]
+    fn prefetch_read<T>(self, _x: &[T], _at: usize) {}
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
     }

@@ -31,6 +31,8 @@ pub trait Simd: Copy + Send + Sync {
 
     /// Ask for the cache line of element `at`, to write it soon.
     fn prefetch<T>(self, x: &SharedMut<'_, T>, at: usize);
+    /// Ask for the cache line of element `at`, which need not be there, to read it soon.
+    fn prefetch_read<T>(self, x: &[T], at: usize);
 
     /// All lanes the same.
     fn splat(self, x: f32) -> Self::F;
