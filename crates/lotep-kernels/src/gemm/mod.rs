@@ -35,6 +35,8 @@ pub const PANEL: usize = 32;
 const GROUPS: usize = 16;
 /// Bytes of packed rows to keep in the second-level cache, which `W`'s panels pass through as well.
 const BLOCK_BYTES: usize = 1 << 20;
+/// Bytes of packed rows that may stay there if they are all there are: an image's tokens with four times their width.
+const WHOLE_BYTES: usize = 3 << 19;
 
 /// Elements of a line.
 pub const fn line<T: Operand>() -> usize {
@@ -56,9 +58,12 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     let threads = rayon::current_num_threads();
     let tiles = rows.div_ceil(TILE_ROWS);
     // Blocks of rows as large as the cache allows, a multiple of the threads in number where there are enough.
-    let most = (BLOCK_BYTES / (lines.max(1) * 64 * TILE_ROWS)).max(2);
-    let mut blocks = tiles.div_ceil(most);
-    if tiles >= 2 * threads {
+    let tile_bytes = lines.max(1) * 64 * TILE_ROWS;
+    let mut blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).max(2));
+    if a.packed().is_some() && tiles * tile_bytes <= WHOLE_BYTES {
+        // Few rows: the time goes into reading `W`, which each thread then reads a part of.
+        blocks = 1;
+    } else if tiles >= 2 * threads {
         blocks = blocks.next_multiple_of(threads);
     }
     let size = tiles.div_ceil(blocks).next_multiple_of(2).min(tiles);
