@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use lotep_frozen::{Convolution, UpdateForm};
 
-use super::{Linear, LowRank, Precision, fast};
+use super::{Dropout, Linear, LowRank, Precision, fast};
 
 /// What is added to a frozen convolution.
 #[derive(Clone, Debug)]
@@ -56,13 +56,31 @@ impl ConvUpdate {
             None => layer.forward(x),
             Some(Self::Thin { down, up }) => {
                 let update = LowRank { down: down.clone().flatten(1, 3), up: up.clone() };
-                LowRank::add(Some(&update), layer, x, precision)
+                LowRank::add(Some(&update), layer, x, precision, None)
             }
             Some(Self::Kernel(kernel)) => {
                 let added = Linear::new(kernel.clone().flatten(1, 3), None, precision);
                 layer.forward(x.clone()) + added.forward(x)
             }
         }
+    }
+}
+
+/// `layer` with an update that sees its input with values dropped.
+///
+/// A convolution takes what it adds from the whole sum, so the update alone is the difference between two of those.
+pub(super) fn with_dropout<const D: usize>(
+    x: Tensor<D>,
+    update: Option<&ConvUpdate>,
+    dropout: Option<Dropout>,
+    layer: impl Fn(Tensor<D>, Option<&ConvUpdate>) -> Tensor<D>,
+) -> Tensor<D> {
+    match (update, dropout) {
+        (Some(update), Some(dropout)) => {
+            let seen = dropout.apply(x.clone());
+            layer(x, None) + (layer(seen.clone(), Some(update)) - layer(seen, None))
+        }
+        _ => layer(x, update),
     }
 }
 
