@@ -377,7 +377,7 @@ mod tests {
     fn deep_tokens_of_a_swin_are_not_masked() {
         let loaded = made_up(architecture("swin"), [48, 48]);
         let site = Site::of(&loaded);
-        let plain = E2vpt { tokens: 2, segments: 4, key_values: 0, ..E2vpt::default() };
+        let plain = E2vpt { tokens: 2, segments: 2, key_values: 0, ..E2vpt::default() };
         let all = |m: &E2vpt| m.prompts(&site, &m.init(&site, 5).unwrap()).tokens;
         let pruned = E2vpt { pruned_tokens: vec![0], ..plain.clone() };
         for (l, (pruned, plain)) in all(&pruned).into_iter().zip(all(&plain)).enumerate() {

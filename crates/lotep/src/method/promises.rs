@@ -40,7 +40,7 @@ fn runs_on(method: &str, network: &str) -> bool {
 fn settings(name: &str, network: &str) -> MethodConfig {
     let mut method = small(name);
     if let MethodConfig::E2vpt(m) = &mut method {
-        (m.tokens, m.segments) = if network == "coatnet2" { (0, 4) } else { (3, 4) };
+        (m.tokens, m.segments) = if network == "coatnet2" { (0, 2) } else { (3, 2) };
     }
     method
 }

@@ -208,7 +208,7 @@ fn gradients_agree_with_finite_differences() {
             let mut method = small(name);
             if let MethodConfig::E2vpt(m) = &mut method {
                 let tokens = ["vit_b16", "swin"].contains(&network);
-                (m.masks, m.tokens, m.segments) = (tokens, if tokens { 3 } else { 0 }, 4);
+                (m.masks, m.tokens, m.segments) = (tokens, if tokens { 3 } else { 0 }, 2);
             }
             if let ("e2vpt", "convnext") = (*name, network) {
                 assert!(method.init(&site, 0).is_err(), "{name}");

@@ -285,7 +285,7 @@ fn gradients_stand_alone() {
 /// bfloat16 rounds the operands of products only. One rounding is 2^-10.3 in the mean square, and those of a block's
 /// four layers, two attention products and eight thin ones add like independent ones, to `√28 · 2^-10.3`, 0.4 % of the
 /// output. A gradient passes twice as many products, and begins with a slope that moves by as much as outputs of
-/// several units do: up to 1.5 % were seen.
+/// several units do: up to 1.5 % were seen, and 3.5 % where nothing is normalised on the way.
 #[test]
 fn bf16_stays_near_f32() {
     let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
@@ -299,6 +299,7 @@ fn bf16_stays_near_f32() {
                 let error = norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied());
                 println!("{kind:?} {compute:?} {name}: {error:.2e}");
                 let bound = if name == "output" { 1e-2 } else { 2.5e-2 };
+                let bound = if kind == Kind::BatchNorms { 2.0 * bound } else { bound };
                 assert!(error > 1e-5 && error < bound, "{kind:?} {compute:?} {name}: {error}");
             }
         }
