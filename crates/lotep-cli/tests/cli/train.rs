@@ -162,7 +162,8 @@ fn every_method_on_a_vit() {
 fn tokens_in_the_windows_of_a_swin() {
     for method in ["vpt-shallow", "vpt-deep", "e2vpt"] {
         let case = Case::new();
-        let options = ["--method", method, "--tokens", "4", "--dropout", "0.2", "--prompt-lr", "0.01"];
+        let options =
+            ["--method", method, "--tokens", "4", "--dropout", "0.2", "--prompt-lr", "0.01", "--lr", "0.1"];
         case.train(Net::Swin, "run", &options).done();
         let (run, net) = (case.path("run"), Net::Swin);
         let result = read_json(&run.join("result.json"));
