@@ -148,8 +148,12 @@ def write(script, name, classes, size, file):
 
     def initialised(model, seed):
         model = init(model, seed)
+        if "_bn_" in name:
+            calibrate(model, image)
         stored.update((key, value.clone()) for key, value in model.state_dict().items())
-        return clear_of_kinks(at_size(model, name, classes, size), image)
+        model = clear_of_kinks(at_size(model, name, classes, size), image)
+        clear_of_ties(model, image)
+        return model
 
     fixtures.seeded_init = initialised
     sys.stdout = sys.stderr
@@ -225,6 +229,59 @@ def clear_of_kinks(model, image, margin=3e-5):
         with torch.no_grad():
             exact(image.double())
     return model
+
+
+def calibrate(model, image):
+    """Give batch norms the statistics of `image`: where blocks have no other norms, random ones let activations grow until
+    the loss has no gradient left to compare."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    with torch.no_grad():
+        model(image)
+    model.eval()
+
+
+def clear_of_ties(model, image, margin=4e-6, most=1000):
+    """Move pixels of `image` a little, until no window of a maximum pooling has two greatest values within `margin`.
+
+    As with ReLUs: of a million windows a few are so near a tie that f32 takes the other one, and hands it the gradient.
+    """
+    import copy
+
+    import torch
+
+    exact = copy.deepcopy(model).double()
+    gaps = []
+
+    def look(_pool, inputs):
+        windows = torch.nn.functional.pad(inputs[0], (1, 1, 1, 1), value=-torch.inf).unfold(2, 3, 2).unfold(3, 3, 2)
+        first, second = windows.flatten(4).topk(2).values.unbind(4)
+        close = (first - second).flatten(2).min(2).values.min(1).values
+        gaps.append(close)
+
+    pools = [module for module in exact.modules() if isinstance(module, torch.nn.MaxPool2d)]
+    # A ResNet's is behind a ReLU, where ties are zeros, whose gradient goes nowhere.
+    if not pools or not any(".shortcut.pool" in name for name, _ in exact.named_modules()):
+        return
+    for pool in pools:
+        pool.register_forward_pre_hook(look)
+    dice = torch.Generator().manual_seed(SEED)
+    for _ in range(most):
+        gaps.clear()
+        with torch.no_grad():
+            exact(image.double())
+        near = torch.stack(gaps).min(0).values < margin
+        if not near.any():
+            return
+        for sample in near.nonzero().flatten().tolist():
+            place = [torch.randint(side, (1,), generator=dice).item() for side in image.shape[1:]]
+            image[(sample, *place)] += 0.01
+    sys.exit(f"error: no image without ties after {most} tries")
 
 
 if __name__ == "__main__":

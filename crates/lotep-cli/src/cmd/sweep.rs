@@ -149,6 +149,14 @@ impl Settings {
         let given = given.map(|text| axis(text)).collect::<Result<Vec<_>>>()?;
         let overruled =
             |key: &str| tied(key).any(|key| given.iter().any(|(own, _)| tied(own).any(|k| k == key)));
+        let own: Vec<&str> = given.iter().flat_map(|(keys, _)| tied(keys)).collect();
+        for keys in sweep.set.keys().filter(|keys| overruled(keys)) {
+            if let Some(left) = tied(keys).find(|key| !own.contains(key)) {
+                bail!(
+                    "--config varies {keys} together: with another of these --set {left} is needed as well"
+                );
+            }
+        }
         let recipes = sweep.set.iter().filter(|(key, _)| !overruled(key));
         let mut axes = recipes.map(|(key, values)| written(key, values)).collect::<Result<Vec<_>>>()?;
         axes.extend(given.iter().cloned());

@@ -44,6 +44,8 @@ fn every_recipe_is_known_here_and_tries_what_its_paper_does() {
             with(&case, "sweep", name, net, &[], &["--list", "--format", "json"]).done().json_lines();
         assert!(configs.iter().enumerate().all(|(i, c)| !configs[..i].contains(c)), "{name}: one twice");
     }
+    let one = with(&case, "sweep", "vpt-grid.toml", Net::Vit, &["lr=0.1"], &["--list"]);
+    one.refused(&["lr+prompt_lr", "--set prompt_lr"]);
     assert!(!case.path("sweep").exists());
     let (first, other) = (recipe("vpt-grid.toml"), recipe("e2vpt-prune.toml"));
     let output = case.path("run");

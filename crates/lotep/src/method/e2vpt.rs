@@ -131,7 +131,8 @@ impl E2vpt {
         if self.tokens > 0 {
             needs_tokens("e2vpt", site, " (with --tokens 0 keys and values alone are learnt)")?;
             let width = site.blocks[0].channels;
-            if self.segments == 0 || !width.is_multiple_of(self.segments) {
+            let parted = self.masks || !self.pruned_segments.is_empty();
+            if self.segments == 0 || parted && !width.is_multiple_of(self.segments) {
                 bail!("e2vpt: segments {} does not divide the tokens' width {width}", self.segments);
             }
         }
@@ -359,7 +360,8 @@ mod tests {
         let refused = |m: E2vpt| m.init(&Site::of(&loaded), 0).unwrap_err().to_string();
         let plain = E2vpt::default;
         assert!(refused(E2vpt { tokens: 0, key_values: 0, ..plain() }).contains("nothing to learn"));
-        assert!(refused(E2vpt { segments: 5, ..plain() }).contains("segments 5"));
+        assert!(refused(E2vpt { segments: 5, masks: true, ..plain() }).contains("segments 5"));
+        assert!(refused(E2vpt { segments: 0, ..plain() }).contains("segments 0"));
         assert!(
             refused(E2vpt { tokens: 2, pruned_tokens: vec![2], ..plain() }).contains("pruned_tokens names 2")
         );
