@@ -246,41 +246,51 @@ def calibrate(model, image):
     model.eval()
 
 
-def clear_of_ties(model, image, margin=4e-6, most=1000):
+def clear_of_ties(model, image, margin=2e-6, most=300):
     """Move pixels of `image` a little, until no window of a maximum pooling has two greatest values within `margin`.
 
     As with ReLUs: of a million windows a few are so near a tie that f32 takes the other one, and hands it the gradient.
+    Ties in the first pooling are moved where they are; any move changes those of all deeper ones.
     """
     import copy
 
     import torch
 
-    exact = copy.deepcopy(model).double()
-    gaps = []
+    # A ResNet's pooling is behind a ReLU, where ties are zeros, whose gradient goes nowhere.
+    if not any(name.endswith("shortcut.pool") and isinstance(module, torch.nn.MaxPool2d)
+               for name, module in model.named_modules()):
+        return
+    exact, ties = copy.deepcopy(model).double(), []
 
     def look(_pool, inputs):
         windows = torch.nn.functional.pad(inputs[0], (1, 1, 1, 1), value=-torch.inf).unfold(2, 3, 2).unfold(3, 3, 2)
         first, second = windows.flatten(4).topk(2).values.unbind(4)
-        close = (first - second).flatten(2).min(2).values.min(1).values
-        gaps.append(close)
+        ties.append(((first - second < margin).any(1), inputs[0].shape[2]))
 
-    pools = [module for module in exact.modules() if isinstance(module, torch.nn.MaxPool2d)]
-    # A ResNet's is behind a ReLU, where ties are zeros, whose gradient goes nowhere.
-    if not pools or not any(".shortcut.pool" in name for name, _ in exact.named_modules()):
-        return
-    for pool in pools:
-        pool.register_forward_pre_hook(look)
+    for module in exact.modules():
+        if isinstance(module, torch.nn.MaxPool2d):
+            module.register_forward_pre_hook(look)
     dice = torch.Generator().manual_seed(SEED)
     for _ in range(most):
-        gaps.clear()
+        ties.clear()
         with torch.no_grad():
             exact(image.double())
-        near = torch.stack(gaps).min(0).values < margin
-        if not near.any():
+        moved = False
+        for sample in range(len(image)):
+            found = [(at[sample].nonzero(), side) for at, side in ties if at[sample].any()]
+            if not found:
+                continue
+            moved = True
+            # Windows of the first pooling are four pixels apart.
+            (places, side), scale = found[0], image.shape[2] // 56
+            if side == ties[0][1]:
+                for row, column in places.tolist():
+                    image[sample, :, row * scale, column * scale] += 0.01
+            else:
+                row, column = (torch.randint(s, (1,), generator=dice).item() for s in image.shape[2:])
+                image[sample, :, row, column] += 0.01
+        if not moved:
             return
-        for sample in near.nonzero().flatten().tolist():
-            place = [torch.randint(side, (1,), generator=dice).item() for side in image.shape[1:]]
-            image[(sample, *place)] += 0.01
     sys.exit(f"error: no image without ties after {most} tries")
 
 

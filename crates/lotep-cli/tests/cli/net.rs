@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::files::Tensor;
 
 /// A tiny network.
+#[allow(clippy::enum_variant_names, reason = "networks have their own names")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Net {
     ResNet,
