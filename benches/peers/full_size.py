@@ -44,8 +44,10 @@ ARCHITECTURES = [
     ("coatnet_pico_rw_224", 1000),
     ("coatnet_nano_rw_224", 1000),
     ("coatnet_0_rw_224", 1000),
+    ("coatnet_bn_0_rw_224", 1000),
     ("coatnet_1_rw_224", 1000),
     ("coatnet_rmlp_nano_rw_224", 1000),
+    ("coatnet_rmlp_1_rw_224", 1000),
     ("coatnet_rmlp_1_rw2_224", 1000),
     ("coatnet_rmlp_2_rw_224", 1000),
     ("resnet50", 1000, 192, 320),
@@ -146,8 +148,12 @@ def write(script, name, classes, size, file):
 
     def initialised(model, seed):
         model = init(model, seed)
+        if "_bn_" in name:
+            calibrate(model, image)
         stored.update((key, value.clone()) for key, value in model.state_dict().items())
-        return clear_of_kinks(at_size(model, name, classes, size), image)
+        model = clear_of_kinks(at_size(model, name, classes, size), image)
+        clear_of_ties(model, image)
+        return model
 
     fixtures.seeded_init = initialised
     sys.stdout = sys.stderr
@@ -223,6 +229,69 @@ def clear_of_kinks(model, image, margin=3e-5):
         with torch.no_grad():
             exact(image.double())
     return model
+
+
+def calibrate(model, image):
+    """Give batch norms the statistics of `image`: where blocks have no other norms, random ones let activations grow until
+    the loss has no gradient left to compare."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    model.train()
+    with torch.no_grad():
+        model(image)
+    model.eval()
+
+
+def clear_of_ties(model, image, margin=2e-6, most=300):
+    """Move pixels of `image` a little, until no window of a maximum pooling has two greatest values within `margin`.
+
+    As with ReLUs: of a million windows a few are so near a tie that f32 takes the other one, and hands it the gradient.
+    Ties in the first pooling are moved where they are; any move changes those of all deeper ones.
+    """
+    import copy
+
+    import torch
+
+    # A ResNet's pooling is behind a ReLU, where ties are zeros, whose gradient goes nowhere.
+    if not any(name.endswith("shortcut.pool") and isinstance(module, torch.nn.MaxPool2d)
+               for name, module in model.named_modules()):
+        return
+    exact, ties = copy.deepcopy(model).double(), []
+
+    def look(_pool, inputs):
+        windows = torch.nn.functional.pad(inputs[0], (1, 1, 1, 1), value=-torch.inf).unfold(2, 3, 2).unfold(3, 3, 2)
+        first, second = windows.flatten(4).topk(2).values.unbind(4)
+        ties.append(((first - second < margin).any(1), inputs[0].shape[2]))
+
+    for module in exact.modules():
+        if isinstance(module, torch.nn.MaxPool2d):
+            module.register_forward_pre_hook(look)
+    dice = torch.Generator().manual_seed(SEED)
+    for _ in range(most):
+        ties.clear()
+        with torch.no_grad():
+            exact(image.double())
+        moved = False
+        for sample in range(len(image)):
+            found = [(at[sample].nonzero(), side) for at, side in ties if at[sample].any()]
+            if not found:
+                continue
+            moved = True
+            # Windows of the first pooling are four pixels apart.
+            (places, side), scale = found[0], image.shape[2] // 56
+            if side == ties[0][1]:
+                for row, column in places.tolist():
+                    image[sample, :, row * scale, column * scale] += 0.01
+            else:
+                row, column = (torch.randint(s, (1,), generator=dice).item() for s in image.shape[2:])
+                image[sample, :, row, column] += 0.01
+        if not moved:
+            return
+    sys.exit(f"error: no image without ties after {most} tries")
 
 
 if __name__ == "__main__":

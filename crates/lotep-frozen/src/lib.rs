@@ -15,6 +15,7 @@ mod linear;
 mod mbconv;
 mod patch_merge;
 mod patches;
+mod prompted;
 mod residual;
 mod stem;
 mod transformer;
@@ -39,7 +40,7 @@ pub use residual::{PackedResidual, ResidualBlock};
 pub use stem::Stem;
 pub use transformer::{PackedTransformer, Shrink, Transformer, Windowed};
 pub use updated::{Convolution, UpdateForm};
-pub use windows::Windows;
+pub use windows::{Windows, beside};
 
 /// What the operands of matrix products are rounded to. Everything else (residual stream, norms, softmax,
 /// loss, prompts) is f32 in both.

@@ -1,12 +1,13 @@
 //! A pre-norm transformer block: attention and a perceptron, each around the residual stream.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
 use lotep_kernels::{
     Buffer, Operand, Tiles,
-    attention::{self, Attention, Places},
+    attention::{self, Attention, Extra, Places},
     depthwise::{Depthwise, Rows, Shape},
     memory::uncleared,
     norm,
@@ -14,18 +15,23 @@ use lotep_kernels::{
 
 use crate::inside::{FC1, FC2, KeysValues, Layout, Learnt, PROJ, QKV, Step};
 use crate::linear::{Dense, FrozenLinear};
+use crate::prompted::Prompted;
 use crate::{FrozenOp, Inside, Kept, LearningOp, Precision, Wanted, Windows, isa, packed};
 
 /// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `out = y + fc2(f(fc1(LN(y))))`, the norms' scales and
 /// shifts inside `qkv` and `fc1`.
 ///
 /// One that halves its map has `y = expand(mean(x')) + proj(attention(qkv(mean(LN(x')))))`, with means of 2 × 2.
+///
+/// Tokens that come in beyond those of the map of a block with windows are prompts: they stand before the map's and are
+/// in every window.
 #[derive(Debug)]
 pub struct Transformer {
     /// Attention heads.
     pub heads: usize,
-    /// Added to the norms' variances.
-    pub eps: f32,
+    /// Added to the norms' variances; `None` where nothing is normalised, as with batch norms, which are all scale and
+    /// shift.
+    pub eps: Option<f32>,
     /// In the perceptron.
     pub activation: Activation,
     /// Added to the scores, `[heads, N, N]`; may be empty.
@@ -94,6 +100,7 @@ impl Transformer {
         let block = Arc::new(Packed {
             heads: self.heads,
             eps: self.eps,
+            prompted: Mutex::default(),
             activation: self.activation,
             bias: self.bias,
             windows: self.windows,
@@ -113,7 +120,9 @@ impl Transformer {
 #[derive(Debug)]
 struct Packed<T> {
     heads: usize,
-    eps: f32,
+    eps: Option<f32>,
+    /// The windows with so many prompts in them, once some have come.
+    prompted: Mutex<BTreeMap<usize, Arc<Prompted>>>,
     activation: Activation,
     bias: Vec<f32>,
     windows: Option<Windowed>,
@@ -185,11 +194,81 @@ impl<T: Operand> Packed<T> {
         }
     }
 
+    /// The windows with the prompts that samples of `tokens` have beyond the map's; `None` if there are none.
+    fn prompted(&self, tokens: usize) -> Option<Arc<Prompted>> {
+        let windows = &self.windows.as_ref()?.windows;
+        let prompts = tokens.checked_sub(windows.tokens).filter(|n| *n > 0)?;
+        let mut all = self.prompted.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || Arc::new(Prompted::new(windows, &self.bias, prompts));
+        Some(all.entry(prompts).or_insert_with(made).clone())
+    }
+
+    /// The attention's result for the first `asking` tokens of each sample.
+    fn attend(
+        &self,
+        [samples, tokens, asking]: [usize; 3],
+        qkv: &Tiles<T>,
+        extra: Option<&Extra<'_, T>>,
+    ) -> Tiles<T> {
+        let columns = self.qkv.outputs() / 3;
+        if let Some(prompted) = self.prompted(tokens) {
+            let sizes = prompted.attention(samples, self.heads, columns / self.heads);
+            let mut attended = Tiles::new(sizes.batch * sizes.tokens, columns);
+            attention::forward(isa(), sizes, &prompted.gather(qkv, samples), extra, &mut attended);
+            return prompted.mean(&attended, samples);
+        }
+        let mut attended = Tiles::new(samples * asking, columns);
+        attention::forward(isa(), self.attention(samples, tokens, asking), qkv, extra, &mut attended);
+        attended
+    }
+
+    /// The gradient of the projections, and that of keys and values of every sample or window.
+    fn attend_back(
+        &self,
+        [samples, tokens, asking]: [usize; 3],
+        qkv: &Tiles<T>,
+        keys_values: Option<&KeysValues<T>>,
+        grad: &Tiles<T>,
+    ) -> (Tiles<T>, Option<Buffer>) {
+        let columns = self.qkv.outputs();
+        let prompted = self.prompted(tokens);
+        let (sizes, gathered) = match &prompted {
+            Some(p) => {
+                let sizes = p.attention(samples, self.heads, columns / 3 / self.heads);
+                (sizes, Some((p.gather(qkv, samples), p.spread(grad, samples))))
+            }
+            None => (self.attention(samples, tokens, asking), None),
+        };
+        let (qkv, grad) = gathered.as_ref().map_or((qkv, grad), |(qkv, grad)| (qkv, grad));
+        let rows = if prompted.is_some() { sizes.batch * sizes.tokens } else { samples * tokens };
+        let mut projections = Tiles::new(rows, columns);
+        let extra = keys_values.map(KeysValues::extra);
+        let mut of_samples = keys_values.map(|kv| Buffer::new(sizes.batch * kv.len()));
+        let both = extra.as_ref().zip(of_samples.as_deref_mut());
+        attention::backward(isa(), sizes, qkv, both, grad, &mut projections);
+        let projections = match &prompted {
+            Some(prompted) => prompted.sum(&projections, samples),
+            None => projections,
+        };
+        (projections, of_samples)
+    }
+
     fn normalise(&self, x: &[f32], prompt: &[f32], width: usize) -> (Tiles<T>, Vec<f32>) {
+        let Some(eps) = self.eps else { return (Tiles::rounded(isa(), x, prompt, &[], width), Vec::new()) };
         let rows = x.len() / width;
         let (mut out, mut inverse) = (Tiles::new(rows, width), vec![0.0; rows]);
-        norm::forward(isa(), x, prompt, self.eps, &mut out, &mut inverse);
+        norm::forward(isa(), x, prompt, eps, &mut out, &mut inverse);
         (out, inverse)
+    }
+
+    /// The gradient of a norm's input, given that of its output and what goes around it.
+    fn before_norm(&self, normed: &Tiles<T>, inverse: &[f32], grad: &[f32], around: &[f32], out: &mut [f32]) {
+        if self.eps.is_some() {
+            return norm::backward(isa(), normed, inverse, grad, around, out);
+        }
+        for ((out, grad), around) in out.iter_mut().zip(grad).zip(around) {
+            *out = grad + around;
+        }
     }
 
     /// Queries, keys and values, and behind them those of padding where there is some; with the update's `t`. Padding is
@@ -230,11 +309,9 @@ impl<T: Operand> Packed<T> {
             None => (shape[1], asking, self.project(&normed1, learnt)),
         };
         let rows = samples * asking;
-        let mut attended = Tiles::new(rows, self.qkv.outputs() / 3);
-        let keys_values = learnt.keys_values::<T>(attended.columns());
+        let keys_values = learnt.keys_values::<T>(self.qkv.outputs() / 3);
         let extra = keys_values.as_ref().map(KeysValues::extra);
-        let sizes = self.attention(samples, tokens, asking);
-        attention::forward(isa(), sizes, &qkv, extra.as_ref(), &mut attended);
+        let attended = self.attend([samples, tokens, asking], &qkv, extra.as_ref());
         let mut y = Buffer::new(rows * columns);
         let update = learnt.update(PROJ);
         let thin_proj = if let Some(h) = &self.shrink {
@@ -325,7 +402,7 @@ impl<T: Operand> Packed<T> {
         self.fc1.backward_updated(update, &inner, &back.unwrap_or_default(), store);
         drop(inner);
         let mut middle = Buffer::new(rows * columns);
-        norm::backward(isa(), &normed2, &inverse2, &branch, grad, &mut middle);
+        self.before_norm(&normed2, &inverse2, &branch, grad, &mut middle);
         drop(normed2);
 
         let (upper, update) = (Rounded::new(&middle, columns), learnt.update(PROJ));
@@ -341,12 +418,8 @@ impl<T: Operand> Packed<T> {
         let store = Store::tiles(&mut attended);
         self.proj.backward_updated(update, &upper, &back.unwrap_or_default(), store);
 
-        let mut projections = Tiles::new(samples * tokens, self.qkv.outputs());
-        let sizes = self.attention(samples, tokens, asking);
-        let extra = keys_values.as_ref().map(KeysValues::extra);
-        let mut of_samples = keys_values.as_ref().map(|kv| Buffer::new(sizes.batch * kv.len()));
-        let both = extra.as_ref().zip(of_samples.as_deref_mut());
-        attention::backward(isa(), sizes, &qkv, both, &attended, &mut projections);
+        let sizes = [samples, tokens, asking];
+        let (projections, of_samples) = self.attend_back(sizes, &qkv, keys_values.as_ref(), &attended);
         if let Some(of_samples) = of_samples {
             learnt.sum_keys_values(&of_samples, &mut gradient);
         }
@@ -379,10 +452,10 @@ impl<T: Operand> Packed<T> {
                 h.means.backward(isa(), &pixels, samples, h.size, &Store::new(&mut to, width));
                 to
             };
-            norm::backward(isa(), &normed1, &inverse1, &spread(&branch), &spread(&around), &mut out);
+            self.before_norm(&normed1, &inverse1, &spread(&branch), &spread(&around), &mut out);
         } else {
             let middle = spread_rows(&middle, shape, asking);
-            norm::backward(isa(), &normed1, &inverse1, &branch, &middle, &mut out);
+            self.before_norm(&normed1, &inverse1, &branch, &middle, &mut out);
         }
         (out, gradient)
     }

@@ -5,10 +5,12 @@
 /// The map is rolled by the shift, padded at its far edges to whole windows and cut (Swin, `spec/backbones.md` 6).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Windows {
-    /// Tokens of a window.
+    /// Tokens of a window, prompts among them.
     pub size: usize,
-    /// Tokens of a sample.
+    /// Tokens of a sample, prompts among them.
     pub tokens: usize,
+    /// Tokens of a sample that are no part of the map: they stand before it, and are the first of every window.
+    pub prompts: usize,
     /// For each window after the other, its tokens' places in the sample; `tokens` stands for padding.
     pub places: Vec<u32>,
     /// Added to the scores, `[windows, size, size]`: 0, or −100 between parts of a window that are no neighbours.
@@ -55,7 +57,22 @@ impl Windows {
             window.iter().flat_map(row).collect()
         };
         let mask = if shift == [0; 2] { Vec::new() } else { regions.chunks(count).flat_map(apart).collect() };
-        Self { size: count, tokens: size[0] * size[1], places, mask }
+        Self { size: count, tokens: size[0] * size[1], prompts: 0, places, mask }
+    }
+
+    /// The same windows with `prompts` tokens before the map's in each sample, which are in every window (VPT,
+    /// `spec/methods.md` 6). No mask is between them and others.
+    #[must_use]
+    pub fn with_prompts(&self, prompts: usize) -> Self {
+        let own = 0..prompts as u32;
+        let window = |places: &[u32]| own.clone().chain(places.iter().map(|p| p + own.end)).collect();
+        Self {
+            size: prompts + self.size,
+            tokens: prompts + self.tokens,
+            prompts: prompts + self.prompts,
+            places: self.places.chunks(self.size).flat_map(|places| -> Vec<u32> { window(places) }).collect(),
+            mask: beside(&self.mask, self.size, prompts),
+        }
     }
 
     /// Windows of a sample.
@@ -65,8 +82,22 @@ impl Windows {
 
     /// Whether some windows are not full.
     pub fn is_padded(&self) -> bool {
-        self.places.len() > self.tokens
+        self.places.iter().any(|place| *place as usize == self.tokens)
     }
+}
+
+/// Tables `[…, size, size]` of what is added to scores, with zeros for `prompts` tokens before the others, as queries and as
+/// keys.
+pub fn beside(tables: &[f32], size: usize, prompts: usize) -> Vec<f32> {
+    let mut wide = Vec::new();
+    for table in tables.chunks_exact(size * size) {
+        wide.resize(wide.len() + prompts * (prompts + size), 0.0);
+        for row in table.chunks_exact(size) {
+            wide.resize(wide.len() + prompts, 0.0);
+            wide.extend(row);
+        }
+    }
+    wide
 }
 
 #[cfg(test)]
@@ -79,5 +110,18 @@ mod tests {
         let windows = Windows::new([1, 4], [1, 2], [0, 1]);
         assert_eq!(windows.places, [1, 2, 3, 0]);
         assert_eq!(windows.mask, [0.0, 0.0, 0.0, 0.0, 0.0, APART, APART, 0.0]);
+    }
+
+    #[test]
+    fn prompts_stand_first_in_every_window() {
+        // A row of three in windows of two: the second has padding.
+        let windows = Windows::new([1, 3], [1, 2], [0, 1]).with_prompts(1);
+        assert_eq!((windows.size, windows.tokens, windows.count()), (3, 4, 2));
+        assert_eq!(windows.places, [0, 2, 3, 0, 1, 4]);
+        assert!(windows.is_padded());
+        let parts = windows.mask.chunks(9).map(|w| w.iter().filter(|v| **v != 0.0).count());
+        assert_eq!(parts.collect::<Vec<_>>(), [0, 2]);
+        assert!(windows.mask.chunks(3).step_by(3).flatten().all(|v| *v == 0.0), "as a query");
+        assert!(windows.mask.iter().step_by(3).all(|v| *v == 0.0), "as a key");
     }
 }

@@ -56,4 +56,4 @@ pub use half::bf16;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use operand::Operand;
 pub use parallel::SharedMut;
-pub use tiles::{SharedTiles, Tiles};
+pub use tiles::{RowSums, SharedTiles, Tiles};

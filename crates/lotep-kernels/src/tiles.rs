@@ -346,11 +346,108 @@ impl<T: Operand> Kernel for Round<'_, T> {
     }
 }
 
+/// Matrices whose rows are sums of another's: each of the sum of some of a sample's rows, times a factor. What every
+/// sample's rows are summed from is the same.
+#[derive(Clone, Debug)]
+pub struct RowSums {
+    /// Rows of a sample that are read.
+    from: usize,
+    /// Where each row's summands begin in `of`; their number at the end.
+    starts: Vec<usize>,
+    of: Vec<u32>,
+    factors: Vec<f32>,
+}
+
+impl RowSums {
+    /// Each row's summands among the `from` rows of a sample, and its factor. `from` itself stands for the row that follows
+    /// all samples'; a row of no summands is zero.
+    ///
+    /// # Panics
+    /// A summand is no row.
+    pub fn new(from: usize, rows: impl IntoIterator<Item = (Vec<u32>, f32)>) -> Self {
+        let mut sums = Self { from, starts: vec![0], of: Vec::new(), factors: Vec::new() };
+        for (of, factor) in rows {
+            assert!(of.iter().all(|row| *row as usize <= from), "a row of {from}");
+            sums.of.extend(of);
+            sums.starts.push(sums.of.len());
+            sums.factors.push(factor);
+        }
+        sums
+    }
+
+    /// Rows of a sample that are made.
+    pub fn rows(&self) -> usize {
+        self.factors.len()
+    }
+
+    /// Sum the rows of `samples` samples.
+    ///
+    /// # Panics
+    /// `x` is not made of as many.
+    pub fn run<T: Operand>(&self, isa: Isa, x: &Tiles<T>, samples: usize) -> Tiles<T> {
+        let beyond = usize::from(self.of.iter().any(|row| *row as usize == self.from));
+        assert!(x.rows() >= samples * self.from + beyond, "{} rows of {samples} samples", x.rows());
+        let rows = samples * self.rows();
+        let mut tiles = Tiles::new(rows, x.columns);
+        let out = tiles.share();
+        ranges(rows, TILE_ROWS, 2, |rows| dispatch(isa, Sum { x, sums: self, samples, rows, out }));
+        tiles
+    }
+}
+
+struct Sum<'a, T> {
+    x: &'a Tiles<T>,
+    sums: &'a RowSums,
+    samples: usize,
+    rows: std::ops::Range<usize>,
+    out: SharedTiles<'a, T>,
+}
+
+impl<T: Operand> Kernel for Sum<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (RowSums { from, starts, of, factors }, columns) = (self.sums, self.out.columns);
+        for row in self.rows {
+            let (sample, i) = (row / factors.len(), row % factors.len());
+            let (of, factor) = (&of[starts[i]..starts[i + 1]], s.splat(factors[i]));
+            for column in (0..columns).step_by(LANES) {
+                let count = (columns - column).min(LANES);
+                let mut sum = s.splat(0.0);
+                for place in of.iter().map(|row| *row as usize) {
+                    let row = if place == *from { self.samples * from } else { sample * from + place };
+                    sum = s.add(sum, self.x.load(s, row, column, count));
+                }
+                // SAFETY: rows are shared out among the tasks.
+                unsafe { self.out.store(s, row, column, count, s.mul(sum, factor)) };
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bf16;
     use crate::testing::values;
+
+    #[test]
+    fn rows_are_summed_sample_by_sample() {
+        // Of three rows a sample: the last two added and halved, none, the first, and the row behind all samples.
+        let sums = RowSums::new(3, [(vec![1, 2], 0.5), (vec![], 1.0), (vec![0], 1.0), (vec![3], 2.0)]);
+        for (isa, columns) in Isa::available().iter().flat_map(|isa| [1, 33, 70].map(|c| (*isa, c))) {
+            let x = values(7 * columns, 1);
+            let found = sums.run(isa, &Tiles::from_rows(&x, columns), 2).to_rows();
+            let row = |r: usize| x[r * columns..][..columns].to_vec();
+            let added = |a: usize, b: usize| row(a).iter().zip(row(b)).map(|(a, b)| (a + b) * 0.5).collect();
+            let last: Vec<f32> = row(6).iter().map(|v| v * 2.0).collect();
+            let zeros = vec![0.0; columns];
+            let rows: [Vec<f32>; 8] =
+                [added(1, 2), zeros.clone(), row(0), last.clone(), added(4, 5), zeros, row(3), last];
+            assert_eq!(found, rows.concat(), "{isa:?} {columns}");
+        }
+    }
 
     #[test]
     fn rows_go_in_and_out() {

@@ -100,7 +100,7 @@ pub fn train(
         let zero = Rates { prompt: 0.0, head: 0.0 };
         let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, zero, params.learnt().count());
         Ok(Box::new(move || {
-            let mut stepper = Stepper::new(frozen, method, head(method), Site::of(loaded));
+            let mut stepper = Stepper::seeded(frozen, method, head(method), Site::of(loaded), 0);
             stepper.accumulate(&params, Input::Pixels(pixels.clone()), labels)?;
             stepper.finish(&mut optim, rates, &mut params);
             // Reading one value back waits for the device.

@@ -19,6 +19,7 @@ mod fixtures;
 mod hash;
 pub mod head;
 pub mod hub;
+mod jobs;
 mod mapped;
 pub mod method;
 pub mod model;

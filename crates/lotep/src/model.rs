@@ -164,6 +164,9 @@ impl Predictor {
         if framed || has_image && folded.changed.is_none() {
             left.push("image".into());
         }
+        if prompts.below.is_some() {
+            left.push("channels below the image".into());
+        }
         let blocks = prompts.blocks.iter().zip(&loaded.blocks);
         left.extend(blocks.filter(|(p, _)| p.is_some()).map(|(_, b)| b.name.clone()));
         let blocks = prompts.tokens.iter().zip(&loaded.blocks);

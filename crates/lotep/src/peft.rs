@@ -76,7 +76,7 @@ pub fn export(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
         "base_model_name_or_path": loaded.source, "revision": null,
         "r": lora.rank, "lora_alpha": scale * lora.rank as f64, "rank_pattern": ranks, "alpha_pattern": alphas,
         "target_modules": names, "modules_to_save": [classifier],
-        "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true,
+        "lora_dropout": lora.dropout, "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true,
         "use_rslora": false, "use_dora": false,
     });
     let classes = serde_json::to_string(&adapter.config.classes)
@@ -95,6 +95,8 @@ struct Config {
     peft_type: String,
     r: usize,
     lora_alpha: f64,
+    #[serde(default)]
+    lora_dropout: f64,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
@@ -219,6 +221,7 @@ pub fn import(dir: &Path, loaded: &Loaded, classes: Option<Vec<String>>) -> Resu
         alpha: Some(alpha),
         targets: Some(targets),
         conv_form: ConvForm::Peft,
+        dropout: config.lora_dropout,
     });
     let head = Head::default();
     let mut params = init_params(loaded, &method, head, count, 0).map_err(|e| input_error!("{what}: {e}"))?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::e2vpt::{SEGMENT_MASK, TOKEN_MASK};
 use crate::method::{E2vpt, MethodConfig};
-use crate::sweep::{Candidate, Trial, choose, judged, without_hint};
+use crate::sweep::{Candidate, Pace, Trial, choose, judged, without_hint};
 use crate::train::{
     Event, Observer, Outcome, RunDir, Select, TrainConfig, mean_gradients, train, train_epochs,
 };
@@ -28,6 +28,9 @@ pub struct PruneOptions {
     pub fresh: bool,
     /// Successive halving among the degrees: train all for a part of their epochs, keep one of so many.
     pub halving: Option<usize>,
+    /// Degrees that are trained beside each other; it decides nothing but the time.
+    #[serde(skip)]
+    pub jobs: usize,
     /// Seeds of the final trainings.
     pub seeds: Vec<u64>,
 }
@@ -41,6 +44,7 @@ impl Default for PruneOptions {
             signed: false,
             fresh: false,
             halving: None,
+            jobs: 1,
             seeds: vec![42, 44, 82, 100, 800],
         }
     }
@@ -110,7 +114,8 @@ pub fn prune(
     let importance = importance(config, method, options, dir, observer)?;
     let degrees = degrees(config, method, options, &importance);
     observer.event(Event::Plan(&format!("\n{} degrees of pruning to try", degrees.len())));
-    let trials = choose(&degrees, &dir.join("degrees"), options.halving, observer)?;
+    let pace = Pace { halving: options.halving, jobs: options.jobs };
+    let trials = choose(&degrees, &dir.join("degrees"), pace, observer)?;
     let best = &trials[0].1;
     let mut runs = Vec::new();
     for seed in &options.seeds {

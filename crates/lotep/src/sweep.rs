@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::jobs::{self, affordable_here};
 use crate::train::{Event, Observer, Outcome, RunDir, Select, TrainConfig, train, train_epochs};
 use crate::{Error, Result, bail, input_error, write_json};
 
@@ -19,6 +20,22 @@ pub struct Candidate {
     pub settings: String,
     /// All of them. Whatever they say, the epoch best on held-out images is kept.
     pub config: TrainConfig,
+}
+
+/// How a sweep goes about its candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Keep one of so many after each round, 2 or more; without it everyone is trained to the end.
+    pub halving: Option<usize>,
+    /// Trials that run beside each other, each on its share of the threads; fewer where memory would not do. What comes of
+    /// them is the same.
+    pub jobs: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { halving: None, jobs: 1 }
+    }
 }
 
 /// What became of a candidate.
@@ -112,8 +129,6 @@ fn rounds(epochs: usize, candidates: usize, halving: Option<usize>) -> Vec<(usiz
 
 /// Try all candidates and train the best to its end; what of that is done already in `dir` is not done again.
 ///
-/// `halving` keeps one of so many after each round, 2 or more; without it everyone is trained to the end.
-///
 /// A trial whose loss is no longer a number loses its round; any other error ends the sweep.
 ///
 /// # Errors
@@ -122,10 +137,10 @@ fn rounds(epochs: usize, candidates: usize, halving: Option<usize>) -> Vec<(usiz
 pub fn sweep(
     candidates: &[Candidate],
     dir: &Path,
-    halving: Option<usize>,
+    pace: Pace,
     observer: &mut dyn Observer,
 ) -> Result<Chosen> {
-    let trials = choose(candidates, dir, halving, observer)?;
+    let trials = choose(candidates, dir, pace, observer)?;
     let (run, best) = &trials[0];
     observer.event(Event::Plan(&format!("\nchosen: {}", best.settings)));
     let outcome = train(&best.config, run, true, observer).map_err(without_hint)?;
@@ -142,11 +157,12 @@ pub fn sweep(
 pub(crate) fn choose(
     candidates: &[Candidate],
     dir: &Path,
-    halving: Option<usize>,
+    pace: Pace,
     observer: &mut dyn Observer,
 ) -> Result<Vec<(RunDir, Trial)>> {
     let Some(first) = candidates.first() else { bail!("a sweep needs one setting at least") };
     let epochs = first.config.epochs;
+    let halving = pace.halving;
     if halving.is_some_and(|by| by < 2) {
         bail!("successive halving keeps one of two at most");
     }
@@ -159,22 +175,46 @@ pub(crate) fn choose(
     let mut state = open(candidates, dir, halving)?;
     save(&state, dir)?;
     let rounds = rounds(epochs, candidates.len(), halving);
+    // How many at a time, once the first trial has shown what one takes.
+    let mut jobs = (pace.jobs <= 1).then_some(1);
     let (mut alive, mut out): (Vec<usize>, Vec<usize>) = ((0..candidates.len()).collect(), Vec::new());
     for (number, &(length, count)) in (1..).zip(&rounds) {
         out.splice(0..0, alive.split_off(count));
         let mut done = 0;
         while done < alive.len() {
-            for &i in &alive[done..] {
-                let trial = &state.trials[i];
-                if trial.diverged().is_none() && trial.round(number).is_none() {
-                    let length = if halving.is_some() { length } else { state.trials[i].config.epochs };
-                    let settings = &state.trials[i].settings;
-                    let of = format!("trial {:03}, round {number} of {}", i + 1, rounds.len());
-                    observer.event(Event::Plan(&format!("\n{of}, to epoch {length}: {settings}")));
-                    let round = train_round(&state.trials[i], number, &trial_dir(dir, i), length, observer)?;
-                    state.trials[i].rounds.push(round);
-                    save(&state, dir)?;
+            let to_train = |i: &usize| {
+                let trial = &state.trials[*i];
+                trial.diverged().is_none() && trial.round(number).is_none()
+            };
+            let pending: Vec<usize> = alive[done..].iter().copied().filter(to_train).collect();
+            let (alone, beside) = pending.split_at(pending.len().min(usize::from(jobs.is_none())));
+            for (tasks, together) in [(alone, false), (beside, true)] {
+                if tasks.is_empty() {
+                    continue;
                 }
+                let at_once = if together {
+                    *jobs.get_or_insert_with(|| affordable_here(pace.jobs, observer))
+                } else {
+                    1
+                };
+                let trials = state.trials.clone();
+                let to = |i: usize| if halving.is_some() { length } else { trials[i].config.epochs };
+                let begin = |i: usize| {
+                    let of = format!("trial {:03}, round {number} of {}", i + 1, rounds.len());
+                    format!("\n{of}, to epoch {}: {}", to(i), trials[i].settings)
+                };
+                let train = |i: usize, observer: &mut dyn Observer| {
+                    train_round(&trials[i], number, &trial_dir(dir, i), to(i), observer)
+                };
+                let note = |i: usize, round: Round, observer: &mut dyn Observer| {
+                    if let (true, Some(best)) = (at_once > 1, round.best) {
+                        let line = format!("trial {:03}: {:.2}% in epoch {}", i + 1, best.top1, best.epoch);
+                        observer.event(Event::Plan(&line));
+                    }
+                    state.trials[i].rounds.push(round);
+                    save(&state, dir)
+                };
+                jobs::run(tasks, at_once, observer, begin, train, note).map_err(without_hint)?;
             }
             done = alive.len();
             // The next best of those that were left behind takes the place of survivors that all diverged.

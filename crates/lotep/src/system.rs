@@ -49,6 +49,20 @@ pub fn peak_rss_mb() -> Option<f64> {
     kib(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM").map(|kib| kib / 1024.0)
 }
 
+/// Return the memory in MiB that is free or held by this process, as far as its limits let it.
+///
+/// `None` where the system does not say (only Linux does).
+pub fn free_mb() -> Option<f64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let own = kib(&read("/proc/self/status")?, "VmRSS")? / 1024.0;
+    let free = kib(&read("/proc/meminfo")?, "MemAvailable")? / 1024.0;
+    // A container's limit, with what else is charged to it.
+    let bytes = |path: &str| read(path)?.trim().parse::<f64>().ok();
+    let limit = bytes("/sys/fs/cgroup/memory.max").zip(bytes("/sys/fs/cgroup/memory.current"));
+    let left = limit.map_or(f64::INFINITY, |(most, now)| (most - now) / f64::from(1 << 20));
+    Some(own + free.min(left).max(0.0))
+}
+
 /// Start the count of [`peak_rss_mb`] anew, where the system allows it.
 ///
 /// Not every container does; the figure then stays the peak since the start, which is still an upper bound.
@@ -119,6 +133,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn peak_memory_sees_a_large_allocation() {
+        assert!(free_mb().unwrap() > 64.0);
         let before = peak_rss_mb().unwrap();
         let mut block = vec![0u8; 64 << 20];
         // Touch every page: memory that is only promised is not resident.

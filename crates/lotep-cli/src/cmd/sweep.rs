@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use lotep::sweep::{Candidate, Chosen, Trial, sweep};
+use lotep::sweep::{Candidate, Chosen, Pace, Trial, sweep};
 use lotep::{Result, bail, input_error};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use toml::{Table, Value};
 
-use super::train::{MAX_SEED, read, settle, take_method};
+use super::train::{MAX_SEED, one_line, settle, split, take_method};
 use crate::ui::{Ui, Watcher};
 
 /// More combinations than anyone would wait for: a slip in the ranges.
@@ -27,15 +27,15 @@ const MOST: usize = 10_000;
 Examples:
   lotep sweep --set backbone=resnet18.tv_in1k --set data=photos --set prompt_lr=0.005,0.02,0.05 --output runs/rates
   lotep sweep --config runs/photos/config.toml --set method=lotep-tk,lor-vp,linear-probe --output runs/methods
-  lotep sweep --config vpt.toml --set lr=0.5,0.1,0.02 --set weight_decay=0,0.001 --set method.tokens=5,10,50 \\
-              --halving 3 --output runs/vpt"
+  lotep sweep --config recipes/vpt-grid.toml --set backbone=vit_base_patch16_224.augreg_in21k --set data=photos \\
+              --jobs 2 --output runs/vpt"
 )]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,
     /// Directory of the sweep: trials/NNN, trials.json and result.json.
     #[arg(long, value_name = "DIR")]
-    output: PathBuf,
+    output: Option<PathBuf>,
     /// Try so many of the combinations, drawn at random, not all.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST as u64))]
     trials: Option<u64>,
@@ -45,16 +45,24 @@ pub(crate) struct Args {
     /// Successive halving: train all for a part of their epochs, keep one of N, and so on up to the last.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=100))]
     halving: Option<u64>,
+    /// Run N trials at a time, each on its share of the threads; fewer where there is no memory for that. What comes of them
+    /// is the same.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    jobs: u64,
+    /// Say what would be tried, and try nothing.
+    #[arg(long)]
+    list: bool,
 }
 
 /// Settings from a file and from the command line.
 #[derive(clap::Args)]
 pub(crate) struct Settings {
-    /// A TOML file of settings, such as a run's config.toml; --set wins over it.
+    /// A TOML file of settings, such as a run's config.toml or one of recipes/; --set wins over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A setting as in config.toml, one value for all trials or several with commas between; the method's own begin with
-    /// `method.`, and `method` itself is its name. Settings that take the same values together: `lr+prompt_lr=0.1,1`.
+    /// `method.`, and `method` itself is its name. Settings that take the same values together: `lr+prompt_lr=0.1,1`; a
+    /// list as one value: `method.targets=q+v,fc1`.
     #[arg(long = "set", value_name = "KEY=VALUE,…")]
     set: Vec<String>,
 }
@@ -62,32 +70,96 @@ pub(crate) struct Settings {
 /// Settings that decide which images are held out.
 const FIXED: [&str; 8] =
     ["data", "dataset", "subset", "seed", "val_fraction", "test_fraction", "select", "test_every_epoch"];
+/// Settings that are lists of words or numbers, whose items may have a plus between.
+const LISTS: [&str; 2] = ["method.targets", "method.pruned_tokens"];
 
 /// A setting's key and values, as they were given.
 type Axis = (String, Vec<String>);
 
+/// A file's `[sweep]`: what varies, and how much of it is tried.
+#[derive(serde::Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct SweepTable {
+    /// Values of each setting, as --set has them.
+    set: Table,
+    halving: Option<u64>,
+    trials: Option<u64>,
+}
+
+/// A file's settings, its `[sweep]` and its `[prune]`.
+#[derive(Default)]
+pub(crate) struct Recipe {
+    file: Table,
+    method: Table,
+    sweep: SweepTable,
+    pub(crate) prune: Option<Table>,
+}
+
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let candidates = args.settings.candidates(&[], args.trials, args.draw_seed)?;
-    let by = args.halving.map(|n| n as usize);
+    let recipe = args.settings.recipe()?;
+    if recipe.prune.is_some() {
+        bail!("--config is a recipe for `lotep prune`: it has a table [prune]");
+    }
+    let trials = args.trials.or(recipe.sweep.trials);
+    let candidates = args.settings.candidates(&recipe, &[], trials, args.draw_seed)?;
+    if args.list {
+        return candidates.iter().try_for_each(|candidate| {
+            if ui.json() { ui.out_json(&candidate.config) } else { ui.out(&candidate.settings) }
+        });
+    }
+    let Some(output) = &args.output else { bail!("--output is missing: a directory for the sweep") };
+    let halving = args.halving.or(recipe.sweep.halving).map(|n| n as usize);
+    let pace = Pace { halving, jobs: args.jobs as usize };
     ui.note(&format!("{} settings to try", candidates.len()));
     Ui::catch_signals();
-    let chosen = sweep(&candidates, &args.output, by, &mut Watcher(ui));
+    let chosen = sweep(&candidates, output, pace, &mut Watcher(ui));
     ui.clear();
     let chosen = chosen?;
     if ui.json() { ui.out_json(&chosen) } else { ui.out(&table(&chosen)) }
 }
 
 impl Settings {
+    /// What --config holds.
+    pub(crate) fn recipe(&self) -> Result<Recipe> {
+        let Some(path) = &self.config else { return Ok(Recipe::default()) };
+        let mut file = super::train::parse(path)?;
+        let mut take = |key: &str| match file.remove(key) {
+            None => Ok(None),
+            Some(Value::Table(table)) => Ok(Some(table)),
+            Some(_) => bail!("{}: `{key}` is no table; [{key}] is expected", path.display()),
+        };
+        let (sweep, prune) = (take("sweep")?, take("prune")?);
+        let sweep = sweep.unwrap_or_default().try_into().map_err(|e: toml::de::Error| {
+            input_error!("{}: [sweep]: {}", path.display(), one_line(&e.to_string()))
+        })?;
+        let (file, method) = split(path, file)?;
+        Ok(Recipe { file, method, sweep, prune })
+    }
+
     /// All combinations of the values given, and `more`; or `trials` of them.
     pub(crate) fn candidates(
         &self,
+        recipe: &Recipe,
         more: &[String],
         trials: Option<u64>,
         draw_seed: u64,
     ) -> Result<Vec<Candidate>> {
-        let (file, method) = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let Recipe { file, method, sweep, .. } = recipe;
         let given = self.set.iter().chain(more);
-        let axes = given.map(|text| axis(text)).collect::<Result<Vec<_>>>()?;
+        let given = given.map(|text| axis(text)).collect::<Result<Vec<_>>>()?;
+        let overruled =
+            |key: &str| tied(key).any(|key| given.iter().any(|(own, _)| tied(own).any(|k| k == key)));
+        let own: Vec<&str> = given.iter().flat_map(|(keys, _)| tied(keys)).collect();
+        for keys in sweep.set.keys().filter(|keys| overruled(keys)) {
+            if let Some(left) = tied(keys).find(|key| !own.contains(key)) {
+                bail!(
+                    "--config varies {keys} together: with another of these --set {left} is needed as well"
+                );
+            }
+        }
+        let recipes = sweep.set.iter().filter(|(key, _)| !overruled(key));
+        let mut axes = recipes.map(|(key, values)| written(key, values)).collect::<Result<Vec<_>>>()?;
+        axes.extend(given.iter().cloned());
         let many = |axis: &&Axis| axis.1.len() > 1;
         let count = axes.iter().try_fold(1_usize, |n, (_, values)| n.checked_mul(values.len()));
         let count = count.filter(|n| *n <= MOST);
@@ -122,9 +194,10 @@ impl Settings {
             }
             let each = point.iter().flat_map(|(keys, value)| tied(keys).map(move |key| (key, *value)));
             for (key, value) in each.filter(|(key, _)| *key != "method") {
+                let value = read_value(key, value);
                 match key.strip_prefix("method.") {
-                    Some(key) => method.insert(key.to_owned(), parse(value)),
-                    None => file.insert(key.to_owned(), parse(value)),
+                    Some(key) => method.insert(key.to_owned(), value),
+                    None => file.insert(key.to_owned(), value),
                 };
             }
             for key in ["backbone", "data"] {
@@ -140,6 +213,25 @@ impl Settings {
         };
         numbers.into_iter().map(candidate).collect()
     }
+}
+
+/// A recipe's values of a setting, as they would be given on the command line.
+fn written(key: &str, values: &Value) -> Result<Axis> {
+    let Value::Array(values) = values else {
+        bail!("[sweep.set]: `{key}` is {values}; a list of values is expected");
+    };
+    let text = |value: &Value| match value {
+        // A word needs no quotes where it would not be read as something else without.
+        Value::String(word) if read_value(key, word).as_str() == Some(word) => word.clone(),
+        other => other.to_string(),
+    };
+    let keys: Vec<&str> = tied(key).collect();
+    if values.is_empty() || keys.contains(&"") || keys.len() > 1 && keys.contains(&"method") {
+        bail!(
+            "[sweep.set]: `{key}` = {values:?}: a setting with values is expected, the method's name by itself"
+        );
+    }
+    Ok((key.to_owned(), values.iter().map(text).collect()))
 }
 
 /// Settings that vary together have a plus between their keys.
@@ -172,8 +264,15 @@ fn axis(text: &str) -> Result<Axis> {
     Ok((key.trim().to_owned(), values))
 }
 
-/// As TOML would read it, and else as text.
-fn parse(value: &str) -> Value {
+/// A value as TOML would read it, and else as text; of a setting that is a list, words with a plus between are its items.
+fn read_value(key: &str, value: &str) -> Value {
+    if LISTS.contains(&key) && !value.starts_with('[') {
+        return Value::Array(value.split('+').map(|item| scalar(item.trim())).collect());
+    }
+    scalar(value)
+}
+
+fn scalar(value: &str) -> Value {
     let line = format!("v = {value}");
     let read = line.parse::<Table>().ok().and_then(|mut table| table.remove("v"));
     read.unwrap_or_else(|| Value::String(value.to_owned()))

@@ -101,6 +101,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SHARE", help_heading = "Method")]
     fourier: Option<f64>,
 
+    /// VPT, E2VPT: share of the tokens' values that is dropped while training; LoRA: of what its additions see [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Method")]
+    dropout: Option<f64>,
     /// E2VPT: keys and values of the method's own in each attention [default: 5]
     #[arg(long, value_name = "N", help_heading = "Method")]
     key_values: Option<usize>,
@@ -120,7 +123,10 @@ pub(crate) struct Args {
     /// LoRA on convolutions: PEFT's form, two thin convolutions, or loralib's, a product read as a kernel [default: peft]
     #[arg(long, value_parser = ["peft", "loralib"], help_heading = "Method")]
     conv_form: Option<String>,
-    /// Border: its width in pixels [default: 30]
+    /// VPT below a convolutional network's image: channels [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    channels: Option<usize>,
+    /// Border, VPT's padding: its width in pixels [default: 30; 16 for vpt-pad]
     #[arg(long, value_name = "PIXELS", help_heading = "Method")]
     border: Option<usize>,
     /// ILM-VP, AutoVP: side of the image inside its frame; the papers take 32 for sets of small images [default: 128]
@@ -272,7 +278,7 @@ impl Args {
     }
 
     fn overlay_method(&self, table: &mut Table) {
-        put(table, "rank", self.rank.map(|v| v as i64));
+        put(table, "rank", self.rank.map(whole));
         put(table, "depth_ratio", self.depth_ratio);
         put(table, "rank_schedule", self.rank_schedule.clone());
         put(table, "rank_denominator", self.rank_denominator.clone());
@@ -281,43 +287,45 @@ impl Args {
         put(table, "spatial_scale", self.spatial_scale);
         put(table, "core_std", self.core_std);
         put(table, "spatial_std", self.spatial_std);
-        put(table, "groups", self.groups.map(|v| v as i64));
-        put(table, "tokens", self.tokens.map(|v| v as i64));
+        put(table, "groups", self.groups.map(whole));
+        put(table, "tokens", self.tokens.map(whole));
         put(table, "fourier", self.fourier);
-        put(table, "key_values", self.key_values.map(|v| v as i64));
+        put(table, "dropout", self.dropout);
+        put(table, "key_values", self.key_values.map(whole));
         put(table, "share_key_value", self.share_key_value.as_ref().map(|v| v == "on"));
         put(table, "share_blocks", self.share_blocks.as_ref().map(|v| v == "on"));
         put(table, "alpha", self.alpha);
         put(table, "targets", self.targets.clone());
         put(table, "conv_form", self.conv_form.clone());
-        put(table, "border", self.border.map(|v| v as i64));
-        put(table, "size", self.size.map(|v| v as i64));
+        put(table, "border", self.border.map(whole));
+        put(table, "channels", self.channels.map(whole));
+        put(table, "size", self.size.map(whole));
         put(table, "scale", self.scale);
         put(table, "train_scale", self.train_scale.as_ref().map(|v| v == "on"));
     }
 
     fn overlay(&self, table: &mut Table) {
         put(table, "mapping", self.mapping.clone());
-        put(table, "sources_per_class", self.sources_per_class.map(|v| v as i64));
-        put(table, "mapping_every", self.mapping_every.map(|v| v as i64));
+        put(table, "sources_per_class", self.sources_per_class.map(whole));
+        put(table, "mapping_every", self.mapping_every.map(whole));
         put(table, "backbone", self.backbone.clone());
         put(table, "arch", self.arch.clone());
         put(table, "random_weights", self.random_weights.then_some(true));
-        put(table, "image_size", self.image_size.map(|v| v as i64));
+        put(table, "image_size", self.image_size.map(whole));
         put(table, "device", self.device.clone());
         put(table, "precision", self.precision.clone());
         put(table, "recompute", self.recompute.then_some(true));
         put(table, "data", self.data.as_ref().map(|p| p.to_string_lossy().into_owned()));
         put(table, "dataset", self.dataset.clone());
-        put(table, "subset", self.subset.map(|v| v as i64));
+        put(table, "subset", self.subset.map(whole));
         put(table, "test_fraction", self.test_fraction);
         put(table, "val_fraction", self.val_fraction);
         put(table, "on_corrupt", self.on_corrupt.clone());
-        put(table, "workers", self.workers.map(|v| v as i64));
-        put(table, "cache_mb", self.cache_mb.map(|v| v as i64));
-        put(table, "epochs", self.epochs.map(|v| v as i64));
-        put(table, "batch_size", self.batch_size.map(|v| v as i64));
-        put(table, "accumulate", self.accumulate.map(|v| v as i64));
+        put(table, "workers", self.workers.map(whole));
+        put(table, "cache_mb", self.cache_mb.map(|v| i64::try_from(v).unwrap_or(i64::MAX)));
+        put(table, "epochs", self.epochs.map(whole));
+        put(table, "batch_size", self.batch_size.map(whole));
+        put(table, "accumulate", self.accumulate.map(whole));
         put(table, "optimizer", self.optimizer.clone());
         put(table, "lr", self.lr);
         put(table, "prompt_lr", self.prompt_lr);
@@ -329,7 +337,7 @@ impl Args {
         put(table, "select", self.select.clone());
         put(table, "test_every_epoch", self.test_every_epoch.then_some(true));
         put(table, "seed", self.seed.map(|v| v as i64));
-        put(table, "checkpoint_steps", self.checkpoint_steps.map(|v| v as i64));
+        put(table, "checkpoint_steps", self.checkpoint_steps.map(whole));
     }
 }
 
@@ -344,19 +352,40 @@ pub(crate) fn take_method(name: &str, file: &mut Table, method: &mut Table) {
     }
 }
 
+/// A number as TOML holds it; one that is too large for that is out of any range all the same.
+fn whole(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 fn put(table: &mut Table, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         table.insert(key.to_owned(), value.into());
     }
 }
 
+/// What makes a file of settings a recipe, and the command that it is for.
+pub(crate) const RECIPES: [(&str, &str); 2] = [("sweep", "lotep sweep"), ("prune", "lotep prune")];
+
 /// The settings in a file, and those of its method.
-pub(crate) fn read(path: &Path) -> Result<(Table, Table)> {
+fn read(path: &Path) -> Result<(Table, Table)> {
+    let file = parse(path)?;
+    if let Some((_, command)) = RECIPES.iter().find(|(key, _)| file.contains_key(*key)) {
+        bail!("{} is a recipe for `{command}`, not the settings of one run", path.display());
+    }
+    split(path, file)
+}
+
+/// A TOML file.
+pub(crate) fn parse(path: &Path) -> Result<Table> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let mut file: Table = text.parse().map_err(|e: toml::de::Error| {
+    text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         input_error!("{} is not TOML: line {line}: {}", path.display(), one_line(e.message()))
-    })?;
+    })
+}
+
+/// A file's settings, and those of its method.
+pub(crate) fn split(path: &Path, mut file: Table) -> Result<(Table, Table)> {
     let method = match file.remove("method") {
         Some(Value::Table(table)) => table,
         Some(other) => bail!("{}: `method` is {other}, a table [method] is expected", path.display()),
@@ -381,6 +410,6 @@ pub(crate) fn settle(settings: Table, mut method: Table) -> Result<TrainConfig> 
     table.try_into().map_err(|e: toml::de::Error| input_error!("settings: {}", one_line(&e.to_string())))
 }
 
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.trim().replace('\n', " ")
 }

@@ -165,3 +165,46 @@ fn eval_and_predict_stop_too() {
     std::fs::write(&image, &bytes).unwrap();
     run(arguments("predict")).done();
 }
+
+/// Trials that run beside each other all stop, and the same command takes them up again.
+#[test]
+fn a_stopped_sweep_goes_on_and_comes_to_the_same() {
+    let case = Case::new();
+    let command = |output: &str, jobs: &str| {
+        let mut command = crate::common::command(["sweep", "--jobs", jobs, "--output"]);
+        command.arg(case.path(output));
+        for setting in [
+            format!("backbone={}", case.backbone(Net::Vit).display()),
+            format!("data={}", case.images().display()),
+            "method=lotep-tk".into(),
+            "epochs=12".into(),
+            "batch_size=4".into(),
+            "val_fraction=0.3".into(),
+            "prompt_lr=0.1,0.05,0.01".into(),
+        ] {
+            command.args(["--set", &setting]);
+        }
+        command
+    };
+    let child = command("stopped", "2").spawn().unwrap();
+    for trial in ["002", "003"] {
+        wait_for(&case.path(&format!("stopped/trials/{trial}/checkpoints/last.safetensors")));
+    }
+    signal(&child, "-INT");
+    interrupted(child, &["the same command goes on from here"]);
+    assert!(!case.path("stopped/result.json").exists());
+    run(command("stopped", "2")).done();
+    run(command("alone", "1")).done();
+    let rounds = |output: &str| {
+        let trials = crate::common::read_json(&case.path(output).join("trials.json"))["trials"].clone();
+        trials.as_array().unwrap().iter().map(|t| t["rounds"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(rounds("stopped"), rounds("alone"));
+    for trial in ["001", "002", "003"] {
+        let checkpoint = |output: &str| {
+            let run = case.path(output).join("trials").join(trial);
+            crate::common::read_tensors(&run.join("checkpoints/last.safetensors")).0
+        };
+        assert!(checkpoint("stopped") == checkpoint("alone"), "{trial}");
+    }
+}

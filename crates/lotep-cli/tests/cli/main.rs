@@ -27,6 +27,7 @@ mod output;
 mod peft;
 mod predict;
 mod prune;
+mod recipes;
 mod resume;
 mod sweep;
 mod train;

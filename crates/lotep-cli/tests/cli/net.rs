@@ -1,14 +1,16 @@
-//! Tiny networks: a ResNet and a ViT with weights made up here, in timm's layout.
+//! Tiny networks: a ResNet, a ViT and a Swin with weights made up here, in timm's layout.
 
 use serde_json::{Value, json};
 
 use crate::files::Tensor;
 
 /// A tiny network.
+#[allow(clippy::enum_variant_names, reason = "networks have their own names")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Net {
     ResNet,
     Vit,
+    Swin,
 }
 
 /// Classes of a tiny network's own classifier.
@@ -26,6 +28,13 @@ impl Net {
     pub(crate) fn config(self) -> Value {
         let (architecture, args) = match self {
             Self::ResNet => ("resnet18", json!({ "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8] })),
+            Self::Swin => (
+                "swin_tiny_patch4_window7_224",
+                json!({
+                    "img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 1], "num_heads": [2, 4],
+                    "window_size": 4,
+                }),
+            ),
             Self::Vit => (
                 "vit_tiny_patch16_224",
                 json!({ "img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2 }),
@@ -60,6 +69,9 @@ impl Net {
             add("fc.bias".into(), &[classes]);
             return shapes;
         }
+        if self == Self::Swin {
+            return Self::swin();
+        }
         add("cls_token".into(), &[1, 1, width]);
         add("pos_embed".into(), &[1, 5, width]);
         add("patch_embed.proj.weight".into(), &[width, 3, 16, 16]);
@@ -79,6 +91,44 @@ impl Net {
         }
         linear("norm".into(), width, None);
         linear("head".into(), classes, Some(width));
+        shapes
+    }
+
+    /// The Swin's.
+    fn swin() -> Vec<(String, Vec<usize>)> {
+        let mut shapes: Vec<(String, Vec<usize>)> =
+            vec![("patch_embed.proj.weight".into(), vec![8, 3, 4, 4])];
+        let mut linear = |name: &str, output: usize, input: Option<usize>, bias: bool| {
+            if name != "patch_embed.proj" {
+                let shape = [Some(output), input].into_iter().flatten().collect();
+                shapes.push((format!("{name}.weight"), shape));
+            }
+            if bias {
+                shapes.push((format!("{name}.bias"), vec![output]));
+            }
+        };
+        linear("patch_embed.proj", 8, None, true);
+        linear("patch_embed.norm", 8, None, true);
+        linear("layers.1.downsample.norm", 32, None, true);
+        linear("layers.1.downsample.reduction", 16, Some(32), false);
+        for (stage, blocks, width) in [(0, 2, 8), (1, 1, 16)] {
+            for block in (0..blocks).map(|i| format!("layers.{stage}.blocks.{i}")) {
+                linear(&format!("{block}.norm1"), width, None, true);
+                linear(&format!("{block}.attn.qkv"), 3 * width, Some(width), true);
+                linear(&format!("{block}.attn.proj"), width, Some(width), true);
+                linear(&format!("{block}.norm2"), width, None, true);
+                linear(&format!("{block}.mlp.fc1"), 4 * width, Some(width), true);
+                linear(&format!("{block}.mlp.fc2"), width, Some(4 * width), true);
+            }
+        }
+        linear("norm", 16, None, true);
+        linear("head.fc", OWN_CLASSES, Some(16), true);
+        for (stage, blocks, heads) in [(0, 2, 2), (1, 1, 4)] {
+            for i in 0..blocks {
+                let table = format!("layers.{stage}.blocks.{i}.attn.relative_position_bias_table");
+                shapes.push((table, vec![7 * 7, heads]));
+            }
+        }
         shapes
     }
 

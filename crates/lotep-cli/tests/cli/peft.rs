@@ -9,15 +9,19 @@ use crate::files::write_file;
 
 #[test]
 fn a_lora_goes_to_pefts_files_and_comes_back() {
-    for more in
-        [&[][..], &["--targets", "qkv,proj,fc1"], &["--rank", "3", "--alpha", "12", "--targets", "q,v,fc2"]]
-    {
+    for more in [
+        &[][..],
+        &["--targets", "qkv,proj,fc1", "--dropout", "0.2"],
+        &["--rank", "3", "--alpha", "12", "--targets", "q,v,fc2"],
+    ] {
         let case = Case::new();
         case.train(Net::Vit, "run", &[&["--method", "lora", "--lr", "0.1"], more].concat()).done();
         let (adapter, files, back) = (case.path("run/adapter"), case.path("peft"), case.path("back"));
         lotep!("export", "--adapter", adapter, "--peft", "--output", files).done();
         let config = read_json(&files.join("adapter_config.json"));
         assert_eq!((&config["peft_type"], &config["modules_to_save"]), (&json!("LORA"), &json!(["head"])));
+        let dropout = if more.contains(&"--dropout") { 0.2 } else { 0.0 };
+        assert_eq!(config["lora_dropout"], dropout);
         let (tensors, _) = read_tensors(&files.join("adapter_model.safetensors"));
         assert!(tensors.iter().all(|t| t.name.starts_with("base_model.model.")));
         let imported =
@@ -30,6 +34,8 @@ fn a_lora_goes_to_pefts_files_and_comes_back() {
         imported.done();
         let classes = |dir: &std::path::Path| read_json(&dir.join("adapter_config.json"))["classes"].clone();
         assert_eq!(classes(&back), classes(&adapter));
+        let method = read_json(&back.join("adapter_config.json"))["method"].clone();
+        assert_eq!(method["dropout"], dropout);
         let images = case.images().join("test");
         let logits = |adapter: &std::path::Path, name: &str| {
             let file = case.path(name);

@@ -125,5 +125,5 @@ fn only_tokens_can_be_pruned() {
     let (backbone, images, output) = (case.backbone(Net::ResNet), case.images(), case.path("resnet"));
     let set = |key: &str, value: &std::path::Path| format!("{key}={}", value.display());
     lotep!("prune", "--set", set("backbone", &backbone), "--set", set("data", &images), "--output", output)
-        .refused(&["e2vpt", "need a ViT"]);
+        .refused(&["e2vpt", "need a ViT or a Swin"]);
 }

@@ -106,6 +106,17 @@ fn lotep_cp_with_adamw_and_selection() {
 }
 
 #[test]
+fn tokens_with_dropout_in_parts() {
+    let options = ["--method", "vpt-deep", "--dropout", "0.3", "--accumulate", "2", "--prompt-lr", "0.1"];
+    killed_and_left_alone(Net::Vit, &options);
+}
+
+#[test]
+fn lora_with_dropout() {
+    killed_and_left_alone(Net::Vit, &["--method", "lora", "--dropout", "0.3", "--targets", "q,fc1"]);
+}
+
+#[test]
 fn linear_probe_with_adamw() {
     killed_and_left_alone(Net::ResNet, &["--method", "linear-probe", "--optimizer", "adamw"]);
 }

@@ -139,6 +139,45 @@ fn settings_vary_together_and_may_be_lists() {
     assert_eq!(trials["trials"][1]["config"]["method"]["targets"], serde_json::json!(["fc1"]));
 }
 
+/// A list's items may have a plus between.
+#[test]
+fn lists_need_no_quotes() {
+    let case = Case::new();
+    let given = ["backbone=b", "data=d", "method=lora", "method.targets=q+v,qkv,[\"fc1\"]"];
+    let mut command = command(["sweep", "--list", "--format", "json"]);
+    for setting in given {
+        command.args(["--set", setting]);
+    }
+    let targets: Vec<Value> =
+        run(command).done().json_lines().iter().map(|config| config["method"]["targets"].clone()).collect();
+    assert_eq!(
+        targets,
+        [serde_json::json!(["q", "v"]), serde_json::json!(["qkv"]), serde_json::json!(["fc1"])]
+    );
+    sweep(&case, &["method=lora", "method.targets=q+"], &[]).refused(&["targets"]);
+}
+
+/// Beside each other, on a part of the threads, trials come to the same bits.
+#[test]
+fn trials_beside_each_other_come_to_the_same() {
+    let outcome = |jobs: &str| {
+        let case = Case::new();
+        let settings = ["epochs=2", "method=lotep-cp", "prompt_lr=0.3,0.1,0.03,0.01,0.0001"];
+        let ran = sweep(&case, &settings, &["--halving", "2", "--jobs", jobs]).done();
+        assert_eq!(ran.stderr.contains("% in epoch"), jobs != "1", "{ran}");
+        let trials = read_json(&case.path("sweep/trials.json"))["trials"].clone();
+        let rounds: Vec<_> =
+            trials.as_array().unwrap().iter().map(|t| (t["settings"].clone(), t["rounds"].clone())).collect();
+        let result = read_json(&case.path("sweep/result.json"));
+        let adapter = Path::new(result["run"].as_str().unwrap()).join("adapter/adapter_model.safetensors");
+        (rounds, result["trials"][0]["settings"].clone(), read_tensors(&adapter).0)
+    };
+    let alone = outcome("1");
+    for jobs in ["2", "4"] {
+        assert!(outcome(jobs) == alone, "{jobs} jobs");
+    }
+}
+
 #[test]
 fn a_draw_of_the_combinations_is_repeatable() {
     let case = Case::new();
@@ -173,6 +212,7 @@ fn settings_that_are_none() {
         sweep(&case, &[setting], &[]).refused(words);
     }
     lotep!("sweep", "--output", case.path("s"), "--set", "lr=1,2").refused(&["`backbone` is missing"]);
+    lotep!("sweep", "--set", "backbone=b", "--set", "data=d").refused(&["--output"]);
     sweep(&case, &["epochs=1,2", "lr=0.1"], &["--halving", "3"]).refused(&["same length"]);
     assert!(!case.path("sweep").exists());
 }

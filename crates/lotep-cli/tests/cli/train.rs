@@ -17,12 +17,18 @@ fn every_method(net: Net) {
     let methods: Vec<String> = known.lines().map(name).collect();
     assert!(methods.len() > 8, "{methods:?}");
     for method in methods.iter().map(String::as_str) {
-        if method.starts_with("vpt") && net == Net::ResNet {
-            case.train(net, method, &["--method", method]).refused(&["vpt", "need a ViT", "layer1.0"]);
-            continue;
-        }
-        if method == "e2vpt" && net == Net::ResNet {
-            case.train(net, method, &["--method", method]).refused(&[method]);
+        let refused: &[&str] = match (net, method) {
+            (Net::ResNet, "vpt-shallow" | "vpt-deep") => {
+                &["vpt", "need a ViT or a Swin", "layer1.0", "vpt-pad"]
+            }
+            (Net::ResNet, "e2vpt") => &["e2vpt", "--tokens 0"],
+            (Net::Vit | Net::Swin, "vpt-pad" | "vpt-below") => {
+                &[method, "a ResNet or a ConvNeXt", "vpt-deep"]
+            }
+            _ => &[],
+        };
+        if !refused.is_empty() {
+            case.train(net, method, &["--method", method]).refused(refused);
             continue;
         }
         let ran = case.train(net, method, &[&["--method", method], small(method)].concat()).done();
@@ -123,7 +129,9 @@ fn adapter_agrees(run: &Path, result: &Value, method: &str) {
     assert_eq!(config["tensors_sha256"], sha256(&run.join("adapter/adapter_model.safetensors")));
     assert_eq!(config["metrics"]["test"], result["train"]["test"]);
     let (tensors, _) = read_tensors(&run.join("adapter/adapter_model.safetensors"));
-    let learnt = tensors.iter().filter(|t| t.name != "head.sources" && !t.name.contains(".running_"));
+    let fixed = ["head.sources", "below.kernel"];
+    let learnt =
+        tensors.iter().filter(|t| !fixed.contains(&t.name.as_str()) && !t.name.contains(".running_"));
     let values: usize = learnt.map(|t| t.values.len()).sum();
     assert_eq!(result["train"]["trainable_parameters"], values);
     for tensor in &tensors {
@@ -147,6 +155,30 @@ fn every_method_on_a_resnet() {
 #[test]
 fn every_method_on_a_vit() {
     every_method(Net::Vit);
+}
+
+/// Tokens in a Swin's windows, dropped in part while training, are evaluated as they were chosen.
+#[test]
+fn tokens_in_the_windows_of_a_swin() {
+    for method in ["vpt-shallow", "vpt-deep", "e2vpt"] {
+        let case = Case::new();
+        let options =
+            ["--method", method, "--tokens", "4", "--dropout", "0.2", "--prompt-lr", "0.01", "--lr", "0.1"];
+        case.train(Net::Swin, "run", &options).done();
+        let (run, net) = (case.path("run"), Net::Swin);
+        let result = read_json(&run.join("result.json"));
+        let prompts = match method {
+            "vpt-shallow" => 4 * 8,
+            "vpt-deep" => 4 * (8 + 8 + 16),
+            _ => (4 + 5) * (8 + 8 + 16),
+        };
+        assert_eq!(result["train"]["prompt_parameters"], prompts, "{method}");
+        records_agree(&run, &result, net);
+        adapter_agrees(&run, &result, method);
+        let adapter = run.join("adapter");
+        let eval = lotep!("eval", "--adapter", adapter, "--data", case.images(), "--format", "json");
+        assert_eq!(eval.done().json()["top1"], result["train"]["test"]["top1"], "{method}");
+    }
 }
 
 #[test]

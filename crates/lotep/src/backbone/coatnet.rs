@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 
 use super::family::{Family, set, set_sides};
 use super::positions::{biases, take_size};
-use super::preprocess::{HALVES, MAX_SIDE, MAX_WIDTH, Preprocess};
+use super::preprocess::{HALVES, IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, inside, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
-    Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvUpdates, MbConvWeights,
-    Nonlinearity, Precision, Scope, Shrink, TransformerBlock, TransformerWeights, relative_bias, token_rows,
+    BatchNorm, Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvUpdates,
+    MbConvWeights, Nonlinearity, Precision, Scope, Shrink, TransformerBlock, TransformerWeights,
+    relative_bias, token_rows,
 };
 use crate::{Result, bail};
 
@@ -65,14 +66,18 @@ pub struct Variant {
     pub bare_shortcut: bool,
     /// Position biases come from a perceptron with so many hidden units, not from a table.
     pub position_mlp: Option<usize>,
+    /// Shortcuts, and transformers altogether, halve the map by the greatest of 3 × 3 pixels, not by means of 2 × 2.
+    pub maxima: bool,
+    /// Norms in the transformers and behind the last are batch norms, not over channels.
+    pub batch_norms: bool,
 }
 
 fn is_default(variant: &Variant) -> bool {
     *variant == Variant::default()
 }
 
-/// timm's names, with the channels behind the stem and of the first stage, each stage's blocks and what is different. Left out are those that
-/// no one published weights for or that need another kind of block: `bn_0_rw`, `rmlp_1_rw` (maximum pooling), `nano_cc`.
+/// timm's names, with the channels behind the stem and of the first stage, each stage's blocks and what is different. Left
+/// out is `nano_cc`, of another kind of convolutions.
 fn known(size: &str) -> Option<([usize; 2], [usize; 4], bool, Variant)> {
     let v = Variant::default();
     let gate = Variant { relu_gate: true, ..v };
@@ -82,12 +87,17 @@ fn known(size: &str) -> Option<([usize; 2], [usize; 4], bool, Variant)> {
     Some(match size {
         "pico_rw" => ([64, 64], [2, 3, 5, 2], false, plain),
         "nano_rw" => ([64, 64], [3, 4, 6, 3], false, Variant { means: true, ..plain }),
+        "bn_0_rw" => ([64, 96], [2, 3, 7, 2], false, Variant { batch_norms: true, ..early }),
         "0_rw" => ([64, 96], [2, 3, 7, 2], false, Variant { means: true, ..early }),
         "1_rw" => ([64, 96], [2, 6, 14, 2], false, early),
         "2_rw" => ([128; 2], [2, 6, 14, 2], false, v),
         "3_rw" => ([192; 2], [2, 6, 14, 2], true, v),
         "rmlp_nano_rw" => ([64, 64], [3, 4, 6, 3], false, mlp(384, plain)),
         "rmlp_0_rw" => ([64, 96], [2, 3, 7, 2], false, mlp(512, gate)),
+        "rmlp_1_rw" => {
+            let maxima = Variant { means: true, maxima: true, ..early };
+            ([64, 96], [2, 6, 14, 2], false, mlp(384, maxima))
+        }
         "rmlp_1_rw2" => ([64, 96], [2, 6, 14, 2], false, mlp(512, gate)),
         "rmlp_2_rw" => ([128; 2], [2, 6, 14, 2], true, mlp(512, v)),
         "rmlp_3_rw" => ([192; 2], [2, 6, 14, 2], true, mlp(512, v)),
@@ -164,7 +174,8 @@ impl Family for CoAtNetConfig {
             (_, 3) => 0.9,
             _ => 0.95,
         };
-        Preprocess { image: self.image, ..Preprocess::centre(crop, Interpolation::Bicubic, HALVES) }
+        let pixels = if self.variant.batch_norms { IMAGENET } else { HALVES };
+        Preprocess { image: self.image, ..Preprocess::centre(crop, Interpolation::Bicubic, pixels) }
     }
 
     fn image(&self) -> Option<[usize; 2]> {
@@ -238,9 +249,27 @@ impl Family for CoAtNetConfig {
 pub struct CoAtNet {
     stem: ConvStem,
     blocks: Vec<(String, Block)>,
-    norm: LayerNorm,
+    norm: LastNorm,
     head: Option<Linear>,
     width: usize,
+}
+
+/// Behind the last block.
+#[derive(Clone)]
+enum LastNorm {
+    Layer(LayerNorm),
+    Batch(BatchNorm),
+}
+
+impl LastNorm {
+    /// Normalise a map, and average it: `[B, C, H, W]` to `[B, C]`.
+    fn pooled(&self, x: Tensor<4>) -> Tensor<2> {
+        let [b, c, _, _] = x.dims();
+        match self {
+            Self::Layer(norm) => norm.forward(rows(x)).mean_dim(1).squeeze_dim(1),
+            Self::Batch(norm) => norm.forward(x).mean_dims(&[2, 3]).reshape([b, c]),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -264,6 +293,7 @@ impl Convolving {
             expand: update("conv1_1x1"),
             reduce: update("conv3_1x1"),
             shortcut: self.shortcut.then(|| update("shortcut.expand")).flatten(),
+            dropout: hooks.dropout().map(|dropout| dropout.at(name)),
         }
     }
 }
@@ -332,18 +362,25 @@ impl CoAtNet {
                     let shortcut = w.shortcut.is_some();
                     Block::Conv(Convolving { block: MbConv::new(w, compute), shortcut })
                 } else {
-                    let (w, gammas) =
+                    let Attention { weights: w, gammas, batch_norms } =
                         transformer(config, weights, &name, [inputs, outputs], stage, index == 0)?;
                     let (heads, size) = (w.heads, config.size_behind(stage));
-                    let block = TransformerBlock::new(w, compute);
+                    let block = match batch_norms {
+                        Some(norms) => TransformerBlock::with_batch_norms(w, norms, compute),
+                        None => TransformerBlock::new(w, compute),
+                    };
                     Block::Transformer(Attending { block, size, heads, gammas })
                 };
                 blocks.push((name, block));
                 inputs = outputs;
             }
         }
-        let [scale, shift] = weights.norm("norm", inputs)?;
-        let norm = LayerNorm::new(scale, shift, LN_EPS);
+        let norm = if config.variant.batch_norms {
+            LastNorm::Batch(weights.batch_norm("norm", inputs, LN_EPS)?)
+        } else {
+            let [scale, shift] = weights.norm("norm", inputs)?;
+            LastNorm::Layer(LayerNorm::new(scale, shift, LN_EPS))
+        };
         let head = weights.head("head.fc", classes, inputs)?;
         Ok(Self { stem, blocks, norm, head, width: inputs })
     }
@@ -373,6 +410,7 @@ fn mbconv(
         expand: (kernel("conv1_1x1", [wide, inputs, 1, 1])?, norm("norm1", wide)?),
         depthwise: (kernel("conv2_kxk", [wide, 1, 3, 3])?, norm("norm2", wide)?),
         halved: halves.then_some(halving),
+        maxima: variant.maxima,
         entrance: if variant.plain_entrance { Nonlinearity::Identity } else { Nonlinearity::Silu },
         early: variant.early_gate,
         middle: if variant.relu_gate { Nonlinearity::Relu } else { Nonlinearity::Silu },
@@ -383,7 +421,15 @@ fn mbconv(
     })
 }
 
-/// A transformer block's weights, and the layer scales that are in them.
+/// What a transformer block is made of.
+struct Attention {
+    weights: TransformerWeights,
+    /// The layer scales in them.
+    gammas: Option<[Tensor<1>; 2]>,
+    /// In the places of their norms.
+    batch_norms: Option<[BatchNorm; 2]>,
+}
+
 fn transformer(
     config: &CoAtNetConfig,
     weights: &Weights,
@@ -391,7 +437,7 @@ fn transformer(
     [inputs, outputs]: [usize; 2],
     stage: usize,
     halves: bool,
-) -> Result<(TransformerWeights, Option<[Tensor<1>; 2]>)> {
+) -> Result<Attention> {
     let (window, head) = (config.size_behind(stage), config.head);
     let heads = inputs / head;
     let learnt = config.stored.unwrap_or(config.image);
@@ -417,15 +463,25 @@ fn transformer(
         }
         None => (weight, bias),
     };
+    let names = [format!("{name}.norm1{}", if halves { ".norm" } else { "" }), format!("{name}.norm2")];
+    let (norms, batch_norms) = if config.variant.batch_norms {
+        // The norms' own eps, not the convolutions'.
+        let norm = |i: usize, width| weights.batch_norm(&names[i], width, LN_EPS);
+        let both = [norm(0, inputs)?, norm(1, outputs)?];
+        (both.clone().map(|norm| [norm.weight, norm.bias]), Some(both))
+    } else {
+        ([weights.norm(&names[0], inputs)?, weights.norm(&names[1], outputs)?], None)
+    };
+    let [norm1, norm2] = norms;
     let weights = TransformerWeights {
         heads,
         eps: LN_EPS,
         nonlinearity: Nonlinearity::Gelu,
         scope: Scope { bias: Some(bias_of_scores), windows: None },
-        norm1: weights.norm(&format!("{name}.norm1{}", if halves { ".norm" } else { "" }), inputs)?,
+        norm1,
         qkv: (weight, Some(bias)),
         proj: scaled(linear("attn.proj", outputs, inputs)?, 0),
-        norm2: weights.norm(&format!("{name}.norm2"), outputs)?,
+        norm2,
         fc1: linear("mlp.fc1", 4 * outputs, outputs)?,
         fc2: scaled(linear("mlp.fc2", outputs, 4 * outputs)?, 1),
         shrink: halves
@@ -438,12 +494,12 @@ fn transformer(
                 } else {
                     linear("shortcut.expand", outputs, inputs)?
                 };
-                Ok(Shrink { size: config.size_behind(stage - 1), expand })
+                Ok(Shrink { maxima: config.variant.maxima, size: config.size_behind(stage - 1), expand })
             })
             .transpose()?,
         drop_path: None,
     };
-    Ok((weights, gammas))
+    Ok(Attention { weights, gammas, batch_norms })
 }
 
 /// The entries `[(2h - 1)(2w - 1), heads]` that a perceptron gives the distances `d` between two tokens of a window,
@@ -491,7 +547,7 @@ impl Backbone for CoAtNet {
             };
             leave_map(hooks, l, &x);
         }
-        self.norm.forward(rows(x)).mean_dim(1).squeeze_dim(1)
+        self.norm.pooled(x)
     }
 
     fn block_names(&self) -> Vec<String> {

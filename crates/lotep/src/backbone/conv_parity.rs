@@ -43,6 +43,7 @@ fn networks() -> Vec<(String, Architecture, [usize; 2])> {
         coatnet("pico_rw"),
         coatnet("0_rw"),
         coatnet("rmlp_0_rw"),
+        coatnet("rmlp_1_rw"),
     ]
 }
 

@@ -196,7 +196,8 @@ impl ConvNext {
 impl Backbone for ConvNext {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let [b, _, height, width] = x.dims();
-        let mut x = map(self.stem.forward(x), [height / self.patch, width / self.patch]);
+        let stem = self.stem.forward(x, hooks.below().as_ref());
+        let mut x = map(stem, [height / self.patch, width / self.patch]);
         let mut l = 0;
         for stage in &self.stages {
             if let Some(down) = &stage.down {
@@ -204,7 +205,8 @@ impl Backbone for ConvNext {
             }
             for (name, block) in &stage.blocks {
                 let low_rank = |leaf| hooks.low_rank(&format!("{name}.mlp.{leaf}"));
-                let updates = ConvNextUpdates { fc1: low_rank("fc1"), fc2: low_rank("fc2") };
+                let dropout = hooks.dropout().map(|dropout| dropout.at(name));
+                let updates = ConvNextUpdates { fc1: low_rank("fc1"), fc2: low_rank("fc2"), dropout };
                 x = block.forward(enter_map(hooks, l, x), hooks.prompt(l), updates);
                 leave_map(hooks, l, &x);
                 l += 1;

@@ -202,7 +202,7 @@ const fn published(name: &'static str, tag: &'static str, classes: usize) -> Pub
 }
 
 /// Checkpoints by name. More shapes are understood than have a line here (`--arch`, `model_args`).
-pub const PUBLISHED: [Published; 34] = [
+pub const PUBLISHED: [Published; 36] = [
     published("resnet18", "tv_in1k", 1000),
     published("resnet34", "a1_in1k", 1000),
     published("resnet50", "tv2_in1k", 1000),
@@ -230,10 +230,12 @@ pub const PUBLISHED: [Published; 34] = [
     published("swin_large_patch4_window12_384", "ms_in22k", 21841),
     published("coatnet_nano_rw_224", "sw_in1k", 1000),
     published("coatnet_0_rw_224", "sw_in1k", 1000),
+    published("coatnet_bn_0_rw_224", "sw_in1k", 1000),
     published("coatnet_1_rw_224", "sw_in1k", 1000),
     published("coatnet_2_rw_224", "sw_in12k", 11821),
     published("coatnet_3_rw_224", "sw_in12k", 11821),
     published("coatnet_rmlp_nano_rw_224", "sw_in1k", 1000),
+    published("coatnet_rmlp_1_rw_224", "sw_in1k", 1000),
     published("coatnet_rmlp_1_rw2_224", "sw_in12k", 11821),
     published("coatnet_rmlp_2_rw_224", "sw_in12k", 11821),
     published("coatnet_rmlp_2_rw_384", "sw_in12k_ft_in1k", 1000),

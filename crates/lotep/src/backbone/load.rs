@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Device;
 use sha2::{Digest, Sha256};
@@ -66,7 +66,12 @@ pub struct Loaded {
     pub precision: Precision,
     /// Whether only each block's input is kept for the backward pass.
     pub recompute: bool,
+    /// The network with some blocks in their portable form, once it was asked for.
+    unpacked: Arc<Mutex<Option<Unpacked>>>,
 }
+
+/// Which blocks, and the network.
+type Unpacked = (Vec<String>, Arc<dyn Backbone>);
 
 /// The seed of made-up weights.
 const MADE_UP: u64 = 0;
@@ -151,6 +156,7 @@ fn build(
         device: options.device.clone().without_autodiff(),
         precision,
         recompute: options.recompute,
+        unpacked: Arc::default(),
         network,
         config,
     })
@@ -228,6 +234,23 @@ impl Loaded {
     pub fn build(&self, weights: &Weights) -> Result<Arc<dyn Backbone>> {
         let compute = Compute { precision: self.precision, portable: false, recompute: self.recompute };
         self.config.architecture.load(self.config.classes, weights, compute)
+    }
+
+    /// The same network with these blocks in their portable form, for what the fast one can't learn inside. It is made once.
+    ///
+    /// # Errors
+    /// The weights can no longer be read.
+    pub(crate) fn unpacked(&self, blocks: &[String]) -> Result<Arc<dyn Backbone>> {
+        let mut made = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, network)) = made.as_ref()
+            && of == blocks
+        {
+            return Ok(network.clone());
+        }
+        let beginnings: Vec<String> = blocks.iter().map(|name| format!("{name}.")).collect();
+        let network = self.build(&self.weights()?.unpacked(&beginnings))?;
+        *made = Some((blocks.to_vec(), network.clone()));
+        Ok(network)
     }
 
     /// Check that an adapter trained on `sha256` fits.

@@ -42,7 +42,7 @@ pub use swin::{Swin, SwinConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
 
-pub use crate::ops::{ConvUpdate, LowRank};
+pub use crate::ops::{Below, ConvUpdate, Dropout, LowRank};
 use crate::ops::{Inside, Linear};
 use crate::safetensors::NamedTensor;
 
@@ -125,6 +125,17 @@ pub trait Hooks {
         x
     }
 
+    /// Tokens `[B, n, C]` of the method's own for all windows of block `block`, in the place of those that there were; without,
+    /// what became of those goes on. A network whose attention has windows asks (Swin).
+    fn window_tokens(&self, _block: usize, _samples: usize) -> Option<Tensor<3>> {
+        None
+    }
+
+    /// Channels beside the image's colours, of convolutional networks.
+    fn below(&self) -> Option<Below> {
+        None
+    }
+
     /// Keys and values, `[m, C]` each, that stand before the tokens' own in the attention of block `block`.
     fn keys_values(&self, _block: usize) -> Option<[Tensor<2>; 2]> {
         None
@@ -138,6 +149,11 @@ pub trait Hooks {
     /// What is added to the convolution that the checkpoint (timm's names) calls `name`, `layer1.0.conv1`, in front of the
     /// norm behind it. Depthwise convolutions and stems are not asked for.
     fn conv_update(&self, _name: &str) -> Option<ConvUpdate> {
+        None
+    }
+
+    /// Of what is added to weights, while training: what is dropped of what the additions see, the same rule everywhere.
+    fn dropout(&self) -> Option<Dropout> {
         None
     }
 
@@ -175,6 +191,7 @@ fn inside(hooks: &dyn Hooks, l: usize, name: &str) -> Inside {
         proj: low_rank("attn.proj"),
         fc1: low_rank("mlp.fc1"),
         fc2: low_rank("mlp.fc2"),
+        dropout: hooks.dropout().map(|dropout| dropout.at(name)),
     }
 }
 

@@ -351,8 +351,19 @@ fn real_weights_agree_with_timm() {
 #[test]
 fn coatnets_agree_in_both_forms() {
     let device = Device::flex().autodiff();
-    let names =
-        ["pico_rw", "nano_rw", "0_rw", "1_rw", "2_rw", "3_rw", "rmlp_nano_rw", "rmlp_0_rw", "rmlp_1_rw2"];
+    let names = [
+        "pico_rw",
+        "nano_rw",
+        "0_rw",
+        "bn_0_rw",
+        "1_rw",
+        "2_rw",
+        "3_rw",
+        "rmlp_nano_rw",
+        "rmlp_0_rw",
+        "rmlp_1_rw",
+        "rmlp_1_rw2",
+    ];
     for name in names {
         let args = serde_json::json!({
             "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 2, 1], "stem_width": [16, 24],

@@ -163,6 +163,7 @@ impl Block {
         ResidualUpdates {
             convs: self.convs.iter().map(update).collect(),
             shortcut: self.shortcut.as_ref().and_then(update),
+            dropout: hooks.dropout().map(|dropout| dropout.at(&self.name)),
         }
     }
 }
@@ -222,7 +223,7 @@ impl ResNet {
 
 impl Backbone for ResNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
-        let mut x = self.stem.forward(x);
+        let mut x = self.stem.forward(x, hooks.below().as_ref());
         for (l, block) in self.blocks.iter().enumerate() {
             x = block.residual.forward(enter_map(hooks, l, x), hooks.prompt(l), &block.updates(hooks));
             leave_map(hooks, l, &x);

@@ -275,17 +275,29 @@ impl Swin {
 
 impl Backbone for Swin {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
-        let mut x = map(self.stem.forward(x), self.config.stage_size(0));
+        let samples = x.dims()[0];
+        let mut x = map(self.stem.forward(x, None), self.config.stage_size(0));
+        let mut prompts: Option<Tensor<3>> = None;
         let mut l = 0;
         for stage in &self.stages {
             if let Some(merge) = &stage.merge {
                 x = merge.forward(x);
             }
-            let tokens = stage.size[0] * stage.size[1];
-            for (name, block) in &stage.blocks {
-                let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, tokens));
+            let size = stage.size[0] * stage.size[1];
+            for (i, (name, block)) in stage.blocks.iter().enumerate() {
+                let merge = stage.merge.as_ref().filter(|_| i == 0);
+                prompts = hooks.window_tokens(l, samples).or_else(|| {
+                    let before = prompts.take()?;
+                    Some(merge.map_or(before.clone(), |merge| merge.prompts(before)))
+                });
+                let own = prompts.as_ref().map_or(0, |prompts| prompts.dims()[1]);
+                let entering = prompts.iter().cloned().chain([rows(enter_map(hooks, l, x))]);
+                let entering = Tensor::cat(entering.collect::<Vec<_>>(), 1);
+                let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, own + size));
                 let inside = inside(hooks, l, name);
-                x = map(block.forward(rows(enter_map(hooks, l, x)), prompt, &inside), stage.size);
+                let y = block.forward(entering, prompt, &inside);
+                prompts = prompts.map(|_| y.clone().narrow(1, 0, own));
+                x = map(if own > 0 { y.narrow(1, own, size) } else { y }, stage.size);
                 leave_map(hooks, l, &x);
                 l += 1;
             }

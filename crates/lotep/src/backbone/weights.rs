@@ -27,6 +27,8 @@ pub struct Weights {
     source: Source,
     device: Device,
     tracked: Option<Mutex<BTreeMap<String, Tensor<1>>>>,
+    /// Beginnings of the names of weights that are given inside autodiff, without gradients of their own.
+    unpacked: Vec<String>,
     training: Option<Training>,
     /// Other values than the source's.
     changed: BTreeMap<String, NamedTensor>,
@@ -62,6 +64,7 @@ impl Weights {
             source,
             device,
             tracked: None,
+            unpacked: Vec::new(),
             training: None,
             changed: BTreeMap::new(),
             taken: Mutex::default(),
@@ -81,6 +84,13 @@ impl Weights {
     pub fn tracked(mut self) -> Self {
         self.device = self.device.autodiff();
         self.tracked = Some(Mutex::default());
+        self
+    }
+
+    /// Give the weights whose names begin like that inside autodiff, so that what they are for takes its portable form.
+    #[must_use]
+    pub(super) fn unpacked(mut self, beginnings: &[String]) -> Self {
+        self.unpacked = beginnings.to_vec();
         self
     }
 
@@ -153,6 +163,8 @@ impl Weights {
         };
         let flat =
             Tensor::<1>::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), &self.device);
+        let is_unpacked = self.unpacked.iter().any(|beginning| name.starts_with(beginning.as_str()));
+        let flat = if is_unpacked { flat.autodiff() } else { flat };
         let Some(tracked) = &self.tracked else { return Ok(flat.reshape(shape)) };
         let leaf = flat.require_grad();
         lock(tracked).insert(name.to_owned(), leaf.clone());

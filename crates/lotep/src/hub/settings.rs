@@ -43,14 +43,20 @@ impl Settings {
                 bail!("{name} is not UTF-8");
             }
         }
-        Self::new(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        Self::new(|name| std::env::var(name).ok())
     }
 
-    fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    fn new(set: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let variable = |name: &str| set(name).filter(|value| !value.is_empty());
         let path = |name: &str| {
-            variable(name).map(|value| match (value.strip_prefix("~/"), std::env::home_dir()) {
-                (Some(rest), Some(home)) => home.join(rest),
-                _ => PathBuf::from(value),
+            variable(name).map(|value| {
+                let value = match (value.strip_prefix('~'), std::env::home_dir()) {
+                    (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+                        format!("{}{rest}", home.display())
+                    }
+                    _ => value,
+                };
+                PathBuf::from(expanded(&value, &set))
             })
         };
         let endpoint = variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into());
@@ -88,9 +94,53 @@ impl Settings {
     }
 }
 
+/// A text with `$NAME` and `${NAME}` replaced by the variables' values; what is not set stays as it is (Python's
+/// `os.path.expandvars`).
+fn expanded(text: &str, set: impl Fn(&str) -> Option<String>) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        let braced = after.strip_prefix('{').and_then(|inner| inner.split_once('}'));
+        let plain = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+        let (name, behind) = braced.unwrap_or(after.split_at(plain));
+        if let Some(value) = set(name).filter(|_| !name.is_empty()) {
+            out.push_str(&value);
+        } else {
+            out.push('$');
+            out.push_str(&after[..after.len() - behind.len()]);
+        }
+        rest = behind;
+    }
+    out + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As Python 3.11's `os.path.expandvars` says.
+    #[test]
+    fn variables_in_paths_are_expanded() {
+        let set = |name: &str| match name {
+            "A" => Some("/a".to_owned()),
+            "B_1" => Some("$A".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        };
+        for (text, expected) in [
+            ("/plain", "/plain"),
+            ("$A/b", "/a/b"),
+            ("${A}b", "/ab"),
+            ("$Ab", "$Ab"),
+            ("x$B_1/$A", "x$A//a"),
+            ("$EMPTY/x$", "/x$"),
+            ("${A", "${A"),
+            ("${}$/$$A", "${}$/$/a"),
+            ("${N O}/$NOT", "${N O}/$NOT"),
+        ] {
+            assert_eq!(expanded(text, set), expected, "{text}");
+        }
+    }
 
     fn settings(variables: &[(&str, &str)]) -> Result<Settings> {
         let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
@@ -121,6 +171,11 @@ mod tests {
             ("http://mirror", true, Some("hf_given"))
         );
         assert_eq!(s.cache, PathBuf::from("/c"));
+        let nested = [("HF_HOME", "$ROOT/hf"), ("ROOT", home)];
+        assert_eq!(settings(&nested).unwrap().cache, dir.path().join("hf/hub"));
+        let own = [("HF_HOME", home), ("HF_HUB_CACHE", "${HF_HOME}/c"), ("HF_TOKEN_PATH", "$HF_HOME/token")];
+        let s = settings(&own).unwrap();
+        assert_eq!((s.cache, s.token.as_deref()), (dir.path().join("c"), Some("hf_file")));
         let off = [("HF_HOME", "~/hf"), ("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")];
         let s = settings(&off).unwrap();
         assert!(!s.offline && s.cache.is_absolute() && s.cache.ends_with("hf/hub"), "{s:?}");

@@ -5,8 +5,9 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::vpt::{glorot, needs_tokens};
+use super::vpt::{check_dropout, glorot, needs_tokens};
 use super::{Method, Prompts, Site, seeded};
+use crate::backbone::Layout;
 use crate::params::{Group, Params, uniform};
 use crate::{Result, bail};
 
@@ -18,7 +19,7 @@ pub(crate) const SEGMENT_MASK: &str = "mask.segments";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct E2vpt {
-    /// Prompt tokens of a block; none on networks whose blocks see no class token.
+    /// Prompt tokens of a block; none on networks some of whose blocks have no attention.
     pub tokens: usize,
     /// Keys, and values, of a block's attention.
     pub key_values: usize,
@@ -31,6 +32,8 @@ pub struct E2vpt {
     /// Where a token's segments lie: one after the other, as in the paper, or channel by channel in turn, as in the
     /// published code.
     pub layout: SegmentLayout,
+    /// Share of the tokens' values that is dropped while training; the published runs have 0.1.
+    pub dropout: f64,
     /// Whether the masks are learnt with the rest, as in the training that comes before pruning.
     pub masks: bool,
     /// Tokens that are pruned, by number.
@@ -72,6 +75,7 @@ impl Default for E2vpt {
             share_blocks: false,
             segments: 16,
             layout: SegmentLayout::Contiguous,
+            dropout: 0.0,
             masks: false,
             pruned_tokens: Vec::new(),
             pruned_segments: Vec::new(),
@@ -83,6 +87,12 @@ impl Default for E2vpt {
 
 /// More than any sequence that a ViT was trained on.
 const MOST: usize = 1000;
+
+/// Whether masks, and so pruning, act on the tokens of block `l`: on all of a ViT's, on the first of a Swin's, where the
+/// authors saw deeper ones lose accuracy.
+fn is_masked(site: &Site<'_>, l: usize) -> bool {
+    l == 0 || site.blocks[l].layout == Layout::Tokens
+}
 
 impl E2vpt {
     /// The segment of a channel.
@@ -117,10 +127,12 @@ impl E2vpt {
         if self.tokens == 0 && self.key_values == 0 {
             bail!("e2vpt: tokens and key_values are both 0: nothing to learn");
         }
+        check_dropout("e2vpt", self.dropout)?;
         if self.tokens > 0 {
             needs_tokens("e2vpt", site, " (with --tokens 0 keys and values alone are learnt)")?;
             let width = site.blocks[0].channels;
-            if self.segments == 0 || !width.is_multiple_of(self.segments) {
+            let parted = self.masks || !self.pruned_segments.is_empty();
+            if self.segments == 0 || parted && !width.is_multiple_of(self.segments) {
                 bail!("e2vpt: segments {} does not divide the tokens' width {width}", self.segments);
             }
         }
@@ -215,9 +227,9 @@ impl Method for E2vpt {
             site.blocks.iter().enumerate().take(if self.tokens > 0 { site.blocks.len() } else { 0 })
         {
             let width = block.channels;
-            let all = uniform(self.tokens * width, glorot(site, block), &mut seeded(seed, l as u64));
+            let all = uniform(self.tokens * width, glorot(site), &mut seeded(seed, l as u64));
             let name = format!("block.{l}.tokens");
-            if self.is_pruned() {
+            if self.is_pruned() && is_masked(site, l) {
                 // The values that remain are the ones that a training without pruning begins with.
                 let kept: Vec<f32> = self.kept(width).into_iter().map(|i| all[i]).collect();
                 params.push(name, &[kept.len()], Group::Prompt, kept, site.device);
@@ -249,13 +261,13 @@ impl Method for E2vpt {
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
         let tokens = |(l, block): (usize, &crate::backbone::Block)| {
             let name = format!("block.{l}.tokens");
-            if self.is_pruned() {
+            if self.is_pruned() && is_masked(site, l) {
                 return self.spread(params.get(&name), block.channels);
             }
             let tokens = params.get(&name);
-            if self.masks { self.masked(tokens, params) } else { tokens }
+            if self.masks && is_masked(site, l) { self.masked(tokens, params) } else { tokens }
         };
-        let mut prompts = Prompts::default();
+        let mut prompts = Prompts { token_dropout: self.dropout, ..Prompts::default() };
         if self.tokens > 0 {
             prompts.tokens = site.blocks.iter().enumerate().map(tokens).collect();
         }
@@ -348,16 +360,36 @@ mod tests {
         let refused = |m: E2vpt| m.init(&Site::of(&loaded), 0).unwrap_err().to_string();
         let plain = E2vpt::default;
         assert!(refused(E2vpt { tokens: 0, key_values: 0, ..plain() }).contains("nothing to learn"));
-        assert!(refused(E2vpt { segments: 5, ..plain() }).contains("segments 5"));
+        assert!(refused(E2vpt { segments: 5, masks: true, ..plain() }).contains("segments 5"));
+        assert!(refused(E2vpt { segments: 0, ..plain() }).contains("segments 0"));
         assert!(
             refused(E2vpt { tokens: 2, pruned_tokens: vec![2], ..plain() }).contains("pruned_tokens names 2")
         );
         assert!(refused(E2vpt { tokens: 2, pruned_tokens: vec![0, 1], ..plain() }).contains("everything"));
         assert!(refused(E2vpt { pruned_segments: vec![vec![1]], ..plain() }).contains("1 lists for 10"));
         assert!(refused(E2vpt { masks: true, pruned_tokens: vec![1], ..plain() }).contains("before"));
-        let swin = made_up(architecture("swin"), [48, 48]);
-        let refused = plain().init(&Site::of(&swin), 0).unwrap_err().to_string();
+        let coatnet = made_up(architecture("coatnet2"), [64, 96]);
+        let refused = plain().init(&Site::of(&coatnet), 0).unwrap_err().to_string();
         assert!(refused.contains("--tokens 0"), "{refused}");
-        assert!(E2vpt { tokens: 0, ..plain() }.init(&Site::of(&swin), 0).is_ok());
+        assert!(E2vpt { tokens: 0, ..plain() }.init(&Site::of(&coatnet), 0).is_ok());
+    }
+
+    /// On a Swin the masks, and what is pruned, are the first block's alone.
+    #[test]
+    fn deep_tokens_of_a_swin_are_not_masked() {
+        let loaded = made_up(architecture("swin"), [48, 48]);
+        let site = Site::of(&loaded);
+        let plain = E2vpt { tokens: 2, segments: 2, key_values: 0, ..E2vpt::default() };
+        let all = |m: &E2vpt| m.prompts(&site, &m.init(&site, 5).unwrap()).tokens;
+        let pruned = E2vpt { pruned_tokens: vec![0], ..plain.clone() };
+        for (l, (pruned, plain)) in all(&pruned).into_iter().zip(all(&plain)).enumerate() {
+            let width = site.blocks[l].channels;
+            let (pruned, plain) = (values(pruned), values(plain));
+            assert_eq!(pruned[width..], plain[width..]);
+            assert_eq!(pruned[..width].iter().all(|v| *v == 0.0), l == 0, "block {l}");
+        }
+        let widths: usize = site.blocks.iter().map(|b| b.channels).sum();
+        let params = pruned.init(&site, 5).unwrap();
+        assert_eq!(params.count(Group::Prompt), 2 * widths - site.blocks[0].channels);
     }
 }

@@ -2,12 +2,15 @@
 //! predictions.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::vpt::check_dropout;
 use super::{Method, Prompts, Site, seeded};
-use crate::backbone::{Architecture, ConvUpdate, Layer, LowRank};
+use crate::backbone::{Architecture, Backbone, Block, ConvUpdate, Layer, Loaded, LowRank};
+use crate::ops::Training;
 use crate::params::{Group, Params, uniform};
 use crate::safetensors::NamedTensor;
 use crate::{Result, bail};
@@ -27,6 +30,8 @@ pub struct Lora {
     pub targets: Option<Vec<String>>,
     /// How an addition to a convolution is made.
     pub conv_form: ConvForm,
+    /// Share of what the additions see that is dropped while training.
+    pub dropout: f64,
 }
 
 /// How an addition to a convolution of k × k pixels is made.
@@ -42,7 +47,7 @@ pub enum ConvForm {
 
 impl Default for Lora {
     fn default() -> Self {
-        Self { rank: 8, alpha: None, targets: None, conv_form: ConvForm::Peft }
+        Self { rank: 8, alpha: None, targets: None, conv_form: ConvForm::Peft, dropout: 0.0 }
     }
 }
 
@@ -198,8 +203,12 @@ impl Method for Lora {
             ends.join(", ")
         };
         if let Some(alpha) = self.alpha.filter(|a| !(*a > 0.0 && *a <= 1e6)) {
-            bail!("lora: alpha {alpha} is out of range; above 0, up to 1000000");
+            bail!(
+                "lora: alpha {alpha} is out of range; above 0, up to 1000000, as the rank, {}, which scales additions by 1",
+                self.rank
+            );
         }
+        check_dropout("lora", self.dropout)?;
         if interleaved(site) && self.targets.iter().flatten().any(|t| PARTS.contains(&t.as_str())) {
             bail!(
                 "lora: targets q, k and v: the queries of {} are not apart from its keys; take qkv",
@@ -212,7 +221,20 @@ impl Method for Lora {
                 .iter()
                 .any(|a| ends(&a.layer.name, target) || a.part.is_some_and(|p| PARTS[p] == target.as_str()))
         };
-        if let Some(unknown) = self.targets.iter().flatten().find(|t| !known(t)) {
+        let targets = || self.targets.iter().flatten();
+        let unknown = targets().find(|t| !known(t));
+        if let Some(part) = unknown.filter(|t| PARTS.contains(&t.as_str()))
+            && let Some(whole) = targets().find(|t| {
+                additions
+                    .iter()
+                    .any(|a| a.part.is_none() && ends(&a.layer.name, t) && ends(&a.layer.name, "qkv"))
+            })
+        {
+            bail!(
+                "lora: targets {part} and {whole}: {part} is a part of {whole}, which is added to as a whole; take one of the two"
+            );
+        }
+        if let Some(unknown) = unknown {
             bail!(
                 "lora: targets {unknown}: no such layer in {}, whose layers end in {}",
                 loaded.config.name,
@@ -248,8 +270,31 @@ impl Method for Lora {
         Prompts {
             updates: self.updates(site, params),
             conv_updates: self.conv_updates(site, params),
+            update_dropout: self.dropout,
             ..Prompts::default()
         }
+    }
+
+    /// Fused blocks of linear layers know no dropout inside: those that are added to take their portable form.
+    fn training_network(
+        &self,
+        loaded: &Loaded,
+        _leaves: &Params,
+        _training: &Training,
+    ) -> Result<Option<Arc<dyn Backbone>>> {
+        if self.dropout == 0.0 {
+            return Ok(None);
+        }
+        let additions = self.additions(&Site::of(loaded));
+        let linear: Vec<_> = additions.iter().filter(|a| !a.layer.convolution).collect();
+        let touched = |block: &&Block| {
+            let inside = |a: &&Addition<'_>| {
+                a.layer.name.strip_prefix(&block.name).is_some_and(|rest| rest.starts_with('.'))
+            };
+            linear.iter().any(inside)
+        };
+        let blocks: Vec<String> = loaded.blocks.iter().filter(touched).map(|b| b.name.clone()).collect();
+        if blocks.is_empty() { Ok(None) } else { loaded.unpacked(&blocks).map(Some) }
     }
 
     fn weights(&self, site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
@@ -313,6 +358,9 @@ mod tests {
         assert_eq!(count(&with(&["blocks.1.mlp.fc2"])).unwrap(), 8 * 5 * width);
         let refused = |lora: &Lora| count(lora).unwrap_err().to_string();
         assert!(refused(&with(&["query"])).contains("fc1, fc2, proj, qkv"));
+        let both = refused(&with(&["qkv", "q"]));
+        assert!(both.contains("q is a part of qkv") && both.contains("one of the two"), "{both}");
+        assert!(refused(&Lora { dropout: 1.0, ..Lora::default() }).contains("dropout 1"));
         assert!(refused(&Lora { rank: 33, ..Lora::default() }).contains("rank 33 is out of range; 1 to 32"));
         assert!(refused(&Lora { alpha: Some(-1.0), ..Lora::default() }).contains("alpha -1"));
         let resnet = made_up(architecture("resnet18"), [64, 96]);

@@ -13,11 +13,14 @@ mod linear_probe;
 mod lor_vp;
 mod lora;
 mod lotep;
+#[cfg(test)]
+mod promises;
 mod prompts;
 pub mod rank;
 #[cfg(test)]
 mod tests;
 mod vpt;
+mod vpt_conv;
 
 use std::sync::Arc;
 
@@ -39,6 +42,7 @@ pub use lora::{ConvForm, Lora};
 pub use lotep::{Form, Lotep, VitGeometry};
 pub use prompts::Prompts;
 pub use vpt::Vpt;
+pub use vpt_conv::{VptBelow, VptPad};
 
 use crate::backbone::{Backbone, Block, Layer, Loaded};
 use crate::head::Mapping;
@@ -158,13 +162,17 @@ pub enum MethodConfig {
     VptShallow(Vpt),
     /// Tokens among those of every block.
     VptDeep(Vpt),
+    /// A border around the image, which the network sees as a larger one.
+    VptPad(VptPad),
+    /// Channels beside the image's colours.
+    VptBelow(VptBelow),
     /// The same, and keys and values in every attention.
     E2vpt(E2vpt),
 }
 
 impl MethodConfig {
     /// The names of all methods.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 17] = [
         "linear-probe",
         "full",
         "lora",
@@ -179,6 +187,8 @@ impl MethodConfig {
         "deep-lor-vp",
         "vpt-shallow",
         "vpt-deep",
+        "vpt-pad",
+        "vpt-below",
         "e2vpt",
     ];
 
@@ -208,6 +218,8 @@ impl MethodConfig {
             Self::DeepLorVp(_) => "deep-lor-vp",
             Self::VptShallow(_) => "vpt-shallow",
             Self::VptDeep(_) => "vpt-deep",
+            Self::VptPad(_) => "vpt-pad",
+            Self::VptBelow(_) => "vpt-below",
             Self::E2vpt(_) => "e2vpt",
         }
     }
@@ -228,6 +240,8 @@ impl MethodConfig {
             | Self::AutoVp(_)
             | Self::VptShallow(_)
             | Self::VptDeep(_)
+            | Self::VptPad(_)
+            | Self::VptBelow(_)
             | Self::E2vpt(_) => return,
         };
         depth_ratio.get_or_insert(site.default_depth_ratio);
@@ -259,6 +273,8 @@ impl MethodConfig {
             Self::DeepLorVp(m) => act(&Grouped::from(m)),
             Self::VptShallow(m) => act(&VptMethod(m, Depth::Shallow)),
             Self::VptDeep(m) => act(&VptMethod(m, Depth::Deep)),
+            Self::VptPad(m) => act(m),
+            Self::VptBelow(m) => act(m),
             Self::E2vpt(m) => act(m),
         }
     }

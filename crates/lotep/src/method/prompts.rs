@@ -6,7 +6,7 @@ use burn::tensor::ops::PadMode;
 use burn::tensor::{Int, Tensor, activation::relu};
 
 use super::frame::around;
-use crate::backbone::{Activation, ConvUpdate, Hooks, LowRank};
+use crate::backbone::{Activation, Below, ConvUpdate, Dropout, Hooks, LowRank};
 
 /// Prompts, shared by all samples. They are f32 whatever the network computes in.
 #[derive(Clone, Debug, Default)]
@@ -15,19 +15,51 @@ pub struct Prompts {
     pub image: Option<Tensor<3>>,
     /// Added to the entrance of block `l`, `[C, H, W]`.
     pub blocks: Vec<Option<Tensor<3>>>,
-    /// Tokens `[n, C]` that stand between the class token and the patches in block `l`: those of the first block are
-    /// put in, those of later ones take the place of what became of the ones before.
+    /// Tokens `[n, C]` that stand between the class token and the patches in block `l`, or before the tokens of each of its
+    /// windows: those of the first block are put in, those of later ones take the place of what became of the ones before.
     pub tokens: Vec<Tensor<2>>,
+    /// Share of the tokens' values that is dropped while training.
+    pub token_dropout: f64,
     /// Added to the weights of layers, by the checkpoint's names.
     pub updates: BTreeMap<String, LowRank>,
     /// The same, of convolutions.
     pub conv_updates: BTreeMap<String, ConvUpdate>,
+    /// Share that is dropped, while training, of what these additions see.
+    pub update_dropout: f64,
+    /// Channels beside the image's.
+    pub below: Option<Below>,
     /// Keys and values `[m, C]` that stand before the tokens' own in block `l`.
     pub keys_values: Vec<Option<[Tensor<2>; 2]>>,
     /// Height and width of the network's input, in whose middle smaller images are put, zeros around them.
     pub canvas: Option<[usize; 2]>,
     /// Factor `[1]` by which images are scaled about their middle before, each keeping its size.
     pub scale: Option<Tensor<1>>,
+    /// While training: the step's seed, and the number in the step of the first of the samples to come.
+    pub training: Option<(u64, u64)>,
+}
+
+impl Prompts {
+    /// As they are while training: a step with a seed of its own drops what is to be dropped; `first` is the number in it of
+    /// the first of the samples to come.
+    #[must_use]
+    pub(crate) fn training(self, seed: u64, first: usize) -> Self {
+        Self { training: Some((seed, first as u64)), ..self }
+    }
+
+    fn dropping(&self, rate: f64) -> Option<Dropout> {
+        self.training.and_then(|(seed, first)| Dropout::new(rate, seed, first))
+    }
+
+    /// The tokens that are put into block `l`, for each of some samples.
+    fn fresh(&self, l: usize, samples: usize) -> Option<Tensor<3>> {
+        let tokens = self.tokens.get(l)?;
+        let [count, width] = tokens.dims();
+        let tokens = tokens.clone().unsqueeze::<3>().expand([samples, count, width]);
+        Some(match self.dropping(self.token_dropout) {
+            Some(dropout) => dropout.at(&format!("tokens of block {l}")).apply(tokens),
+            None => tokens,
+        })
+    }
 }
 
 impl Hooks for Prompts {
@@ -58,17 +90,29 @@ impl Hooks for Prompts {
         self.updates.get(name).cloned()
     }
 
+    fn dropout(&self) -> Option<Dropout> {
+        self.dropping(self.update_dropout)
+    }
+
+    fn below(&self) -> Option<Below> {
+        self.below.clone()
+    }
+
+    fn window_tokens(&self, block: usize, samples: usize) -> Option<Tensor<3>> {
+        self.fresh(block, samples).filter(|tokens| tokens.dims()[1] > 0)
+    }
+
     fn conv_update(&self, name: &str) -> Option<ConvUpdate> {
         self.conv_updates.get(name).cloned()
     }
 
     fn entrance(&self, block: usize, x: Activation) -> Activation {
-        let (Activation::Tokens(x), Some(tokens)) = (&x, self.tokens.get(block)) else { return x };
-        let ([samples, have, width], [count, _]) = (x.dims(), tokens.dims());
+        let Activation::Tokens(sequence) = &x else { return x };
+        let Some(tokens) = self.fresh(block, sequence.dims()[0]) else { return x };
+        let (x, [_, have, _], [_, count, _]) = (sequence, sequence.dims(), tokens.dims());
         let first = if block == 0 { 1 } else { 1 + count };
         let class_token = x.clone().narrow(1, 0, 1);
         let patches = x.clone().narrow(1, first, have - first);
-        let tokens = tokens.clone().unsqueeze::<3>().expand([samples, count, width]);
         Activation::Tokens(Tensor::cat(vec![class_token, tokens, patches], 1))
     }
 }

@@ -17,7 +17,7 @@ fn site<'a>(image: [usize; 2], blocks: &'a [Block], ratio: f64, device: &'a Devi
 const FRAMES: [&str; 3] = ["border", "ilm-vp", "auto-vp"];
 
 /// A method with settings that images of 32 pixels allow.
-fn small(name: &str) -> MethodConfig {
+pub(super) fn small(name: &str) -> MethodConfig {
     let mut method = MethodConfig::named(name).unwrap();
     match &mut method {
         MethodConfig::Lora(m) => m.rank = 3,
@@ -171,7 +171,7 @@ fn prompts_start_at_zero_and_seeds_differ() {
     for name in MethodConfig::NAMES {
         let method = small(name);
         assert_eq!(method.name(), name);
-        if ["full", "lora"].contains(&name) {
+        if ["full", "lora", "vpt-pad", "vpt-below"].contains(&name) {
             assert!(method.init(&site, 3).unwrap_err().to_string().contains("a network"));
             continue;
         }
@@ -207,14 +207,23 @@ fn gradients_agree_with_finite_differences() {
         for name in MethodConfig::NAMES.iter().filter(|n| **n != "linear-probe") {
             let mut method = small(name);
             if let MethodConfig::E2vpt(m) = &mut method {
-                (m.masks, m.tokens) = if network == "vit_b16" { (true, 3) } else { (false, 0) };
+                let tokens = ["vit_b16", "swin"].contains(&network);
+                (m.masks, m.tokens, m.segments) = (tokens, if tokens { 3 } else { 0 }, 2);
             }
             if let ("e2vpt", "convnext") = (*name, network) {
                 assert!(method.init(&site, 0).is_err(), "{name}");
                 continue;
             }
-            if name.starts_with("vpt") && network != "vit_b16" {
-                assert!(method.init(&site, 0).unwrap_err().to_string().contains("need a ViT"), "{network}");
+            let wanted = match *name {
+                "vpt-shallow" | "vpt-deep" if !["vit_b16", "swin"].contains(&network) => {
+                    "need a ViT or a Swin"
+                }
+                "vpt-pad" | "vpt-below" if network != "convnext" => "a ResNet or a ConvNeXt is needed",
+                _ => "",
+            };
+            if !wanted.is_empty() {
+                let refused = method.init(&site, 0).unwrap_err().to_string();
+                assert!(refused.contains(wanted), "{network}: {refused}");
                 continue;
             }
             let mut params = method.init(&site, 0).unwrap();
@@ -292,6 +301,10 @@ fn settings_out_of_range_are_named() {
     };
     assert!(given(r#"{"method":"vpt-deep","tokens":0}"#).contains("tokens 0"));
     assert!(given(r#"{"method":"vpt-deep","fourier":1.5}"#).contains("fourier 1.5"));
+    assert!(
+        given(r#"{"method":"vpt-deep","dropout":1}"#).contains("dropout 1 is out of range; 0 to below 1")
+    );
+    assert!(given(r#"{"method":"e2vpt","dropout":-0.1}"#).contains("dropout -0.1"));
     assert!(given(r#"{"method":"grouped","groups":0}"#).contains("groups 0"));
     assert!(given(r#"{"method":"deep-lor-vp","rank":0}"#).contains("rank 0"));
     assert!(given(r#"{"method":"border","border":112}"#).contains("border 112 is out of range; 1 to 111"));

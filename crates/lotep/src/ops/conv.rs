@@ -6,7 +6,7 @@ use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 
 use super::frozen_conv::frozen_conv;
 use super::training::BatchStatistics;
-use super::{ConvUpdate, Precision, Round};
+use super::{Below, ConvUpdate, Precision, Round};
 
 /// A batch norm as stored: scale, shift, running mean and variance, each `[channels]`.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl BatchNorm {
     }
 
     /// Normalise the channels of `[B, C, H, W]`.
-    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (x, [scale, shift]) = match &self.batch {
             Some(batch) => {
                 let x = batch.normalise(x, [&self.mean, &self.var], self.eps);
@@ -133,6 +133,21 @@ impl Conv2d {
     /// `[B, in, H, W]` to `[B, out, H', W']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         self.behind.forward(self.linear_part(x))
+    }
+
+    /// The same with a map `[1, out, H', W']` added, and with what further channels beside `x` add.
+    pub(super) fn beside(&self, x: Tensor<4>, map: Option<&Tensor<4>>, below: Option<&Below>) -> Tensor<4> {
+        let mut y = self.forward(x);
+        if let Some(map) = map {
+            y = y + map.clone();
+        }
+        let Some(Below { channels, kernel }) = below else { return y };
+        let slice = Self::new(kernel.clone(), None, self.stride, self.padding, self.precision);
+        let added = slice.linear_part(channels.clone().unsqueeze());
+        y + match &self.scale {
+            Some(scale) => added * per_channel(scale.clone()),
+            None => added,
+        }
     }
 
     /// The same with an update added to the checkpoint's kernel: in front of the norm, in the kernel or not.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use lotep_frozen::{Convolution, UpdateForm};
 
-use super::{Linear, LowRank, Precision, fast};
+use super::{Dropout, Linear, LowRank, Precision, fast};
 
 /// What is added to a frozen convolution.
 #[derive(Clone, Debug)]
@@ -56,13 +56,31 @@ impl ConvUpdate {
             None => layer.forward(x),
             Some(Self::Thin { down, up }) => {
                 let update = LowRank { down: down.clone().flatten(1, 3), up: up.clone() };
-                LowRank::add(Some(&update), layer, x, precision)
+                LowRank::add(Some(&update), layer, x, precision, None)
             }
             Some(Self::Kernel(kernel)) => {
                 let added = Linear::new(kernel.clone().flatten(1, 3), None, precision);
                 layer.forward(x.clone()) + added.forward(x)
             }
         }
+    }
+}
+
+/// `layer` with an update that sees its input with values dropped.
+///
+/// A convolution takes what it adds from the whole sum, so the update alone is the difference between two of those.
+pub(super) fn with_dropout<const D: usize>(
+    x: Tensor<D>,
+    update: Option<&ConvUpdate>,
+    dropout: Option<Dropout>,
+    layer: impl Fn(Tensor<D>, Option<&ConvUpdate>) -> Tensor<D>,
+) -> Tensor<D> {
+    match (update, dropout) {
+        (Some(update), Some(dropout)) => {
+            let seen = dropout.apply(x.clone());
+            layer(x, None) + (layer(seen.clone(), Some(update)) - layer(seen, None))
+        }
+        _ => layer(x, update),
     }
 }
 
@@ -142,6 +160,44 @@ mod tests {
                 f.assert_close(&factor.grad(&grads).unwrap(), &name, GRADIENT);
             }
         }
+    }
+
+    /// Dropout is of what the update sees alone: `conv(x) + update(dropped x)`, in either form of convolution.
+    #[test]
+    fn an_update_sees_its_input_with_values_dropped() {
+        let device = Device::flex();
+        let made = |shape: [usize; 4], seed: usize| {
+            let count = shape.iter().product::<usize>();
+            let values: Vec<f32> = (0..count).map(|i| ((i * 7 + seed * 13) as f32 * 0.37).sin()).collect();
+            Tensor::<4>::from_data(TensorData::new(values, shape), &device)
+        };
+        let (weight, x) = (made([6, 4, 3, 3], 1), made([3, 4, 7, 6], 2));
+        let (down, up) = (made([2, 4, 3, 3], 3), made([6, 2, 1, 1], 4).flatten::<2>(1, 3));
+        let update = ConvUpdate::Thin { down: down.clone(), up: up.clone() };
+        let conv = Conv2d::new(weight.clone(), None, STRIDE, PADDING, Precision::F32);
+        let thin = Conv2d::new(down.clone(), None, STRIDE, PADDING, Precision::F32);
+        let wide = Conv2d::new(up.clone().unsqueeze_dims(&[2, 3]), None, 1, 0, Precision::F32);
+        let added = |x| wide.forward(thin.forward(x));
+        let values = |x: Tensor<4>| x.into_data().iter::<f32>().collect::<Vec<_>>();
+        let dropout = Dropout::new(0.5, 3, 0);
+        let dropped = dropout.unwrap().apply(x.clone());
+        assert_ne!(values(dropped.clone()), values(x.clone()));
+        let expected = values(conv.forward(x.clone()) + added(dropped));
+        let found = with_dropout(x.clone(), Some(&update), dropout, |x, update| conv.updated(x, update));
+        assert_close(&values(found), &expected, FORWARD, "portable");
+        let none = with_dropout(x.clone(), None, dropout, |x, update| conv.updated(x, update));
+        assert_eq!(values(none), values(conv.forward(x.clone())));
+
+        // The same of a layer of single pixels, with channels last.
+        let layer =
+            Linear::new(weight.clone().narrow(2, 0, 1).narrow(3, 0, 1).flatten(1, 3), None, Precision::F32);
+        let thin = LowRank { down: down.narrow(2, 0, 1).narrow(3, 0, 1).flatten(1, 3), up };
+        let x = x.permute([0, 2, 3, 1]);
+        let seen = dropout.unwrap().apply(x.clone());
+        let through = |layer: &Tensor<2>, x| Linear::new(layer.clone(), None, Precision::F32).forward::<4>(x);
+        let expected = values(layer.forward(x.clone()) + through(&thin.up, through(&thin.down, seen)));
+        let found = LowRank::add(Some(&thin), &layer, x, Precision::F32, dropout);
+        assert_close(&values(found), &expected, FORWARD, "linear");
     }
 
     /// Both forms of convolution agree, whatever its geometry: channels that fill no vector, pixels at the far end that

@@ -8,7 +8,8 @@ use lotep_kernels::depthwise::{Depthwise, Shape};
 
 use super::conv::depthwise_conv;
 use super::{
-    Compute, Conv2d, Inside, LayerNorm, Linear, LowRank, Nonlinearity, Precision, dense, fast, host, kernel,
+    Compute, Conv2d, Dropout, Inside, LayerNorm, Linear, LowRank, Nonlinearity, Precision, dense, fast, host,
+    kernel,
 };
 
 /// The weights of a block: a depthwise kernel `[C, 1, side, side]` with its bias, a norm's scale and shift, two layers,
@@ -37,6 +38,8 @@ pub struct ConvNextUpdates {
     pub fc1: Option<LowRank>,
     /// Added to that of its second.
     pub fc2: Option<LowRank>,
+    /// Of what the additions see; as [`Inside::dropout`].
+    pub dropout: Option<Dropout>,
 }
 
 /// `x' = x + P`, `x' + gamma · fc2(GELU(fc1(LN(depthwise(x')))))`.
@@ -106,11 +109,11 @@ impl ConvNextBlock {
     /// updates added to the checkpoint's weights. The fast form gives a view of channels that come last in memory, and
     /// takes such a view as it is.
     pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: ConvNextUpdates) -> Tensor<4> {
-        let ConvNextUpdates { fc1, mut fc2 } = updates;
+        let ConvNextUpdates { fc1, mut fc2, dropout } = updates;
         if let (Some(update), Some(gamma)) = (&mut fc2, &self.gamma) {
             update.up = update.up.clone() * gamma.clone().unsqueeze_dim(1);
         }
-        let inside = Inside { fc1, fc2, ..Inside::default() };
+        let inside = Inside { fc1, fc2, dropout, ..Inside::default() };
         let block = match &self.form {
             Form::Fast(f) => return f.forward(x, prompt, &inside),
             Form::Portable(block) => block,
@@ -121,10 +124,11 @@ impl ConvNextBlock {
         };
         let y = depthwise_conv(x.clone(), block.kernel.clone(), Some(block.bias.clone()), 1);
         let y = block.norm.forward(y.permute([0, 2, 3, 1]));
-        let linear =
-            |layer, update: &Option<LowRank>, x| LowRank::add(update.as_ref(), layer, x, block.precision);
-        let y = Nonlinearity::Gelu.apply(linear(&block.fc1, &inside.fc1, y));
-        x + linear(&block.fc2, &inside.fc2, y).permute([0, 3, 1, 2])
+        let linear = |layer, update: &Option<LowRank>, leaf, x| {
+            LowRank::add(update.as_ref(), layer, x, block.precision, inside.dropout_at(leaf))
+        };
+        let y = Nonlinearity::Gelu.apply(linear(&block.fc1, &inside.fc1, "fc1", y));
+        x + linear(&block.fc2, &inside.fc2, "fc2", y).permute([0, 3, 1, 2])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Linear, Precision};
+use super::{Dropout, Linear, Precision};
 
 /// A low-rank addition to a frozen layer's weight: `y += (x downᵀ) upᵀ`, with `down` `[r, in]` and `up` `[out, r]`; the
 /// scale is in `up`.
@@ -28,19 +28,28 @@ pub struct Inside {
     pub fc1: Option<LowRank>,
     /// Added to that of its second.
     pub fc2: Option<LowRank>,
+    /// Of what the additions see, each at its own place. The fast forms don't know it: blocks that are to be trained with it
+    /// are loaded from weights inside autodiff.
+    pub dropout: Option<Dropout>,
 }
 
 impl LowRank {
-    /// `layer(x)` with this added to its weight, if there is anything; `x` is `[..., in]`.
+    /// `layer(x)` with this added to its weight, if there is anything, where it sees `x` with values dropped; `x` is
+    /// `[B, ..., in]`.
     pub(super) fn add<const D: usize>(
         update: Option<&Self>,
         layer: &Linear,
         x: Tensor<D>,
         precision: Precision,
+        dropout: Option<Dropout>,
     ) -> Tensor<D> {
         let Some(Self { down, up }) = update else { return layer.forward(x) };
         let [down, up] = [down, up].map(|w| Linear::new(w.clone(), None, precision));
-        layer.forward(x.clone()) + up.forward(down.forward(x))
+        let seen = match dropout {
+            Some(dropout) => dropout.apply(x.clone()),
+            None => x.clone(),
+        };
+        layer.forward(x) + up.forward(down.forward(seen))
     }
 }
 
@@ -48,6 +57,11 @@ impl Inside {
     /// Keys and values, if there are any.
     pub(super) fn before(&self) -> Option<&[Tensor<2>; 2]> {
         self.keys_values.as_ref().filter(|[keys, _]| keys.dims()[0] > 0)
+    }
+
+    /// What is dropped of what the addition to a layer sees.
+    pub(super) fn dropout_at(&self, layer: &str) -> Option<Dropout> {
+        self.dropout.map(|dropout| dropout.at(layer))
     }
 
     /// How much there is and all of it in a row, as `lotep_frozen` documents; nothing if there is nothing. `norms` are
@@ -67,6 +81,7 @@ impl Inside {
             [(&self.qkv, Some(first)), (&self.proj, None), (&self.fc1, Some(second)), (&self.fc2, None)];
         for (rank, (update, norm)) in inside.ranks.iter_mut().zip(updates) {
             let Some(LowRank { down, up }) = update else { continue };
+            assert!(self.dropout.is_none(), "blocks with dropout inside are loaded in the portable form");
             *rank = down.dims()[0];
             match norm {
                 Some([scale, shift]) => {

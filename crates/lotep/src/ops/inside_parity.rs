@@ -34,11 +34,16 @@ enum Kind {
     ClassToken,
     /// Swin's: windows that a map of 5 × 7 does not fill, shifted, with biases.
     Windows,
+    /// The same with two prompts in every window.
+    Prompted,
     /// CoAtNet's: a map of 4 × 6, halved.
     Shrink,
+    /// Norms that are scale and shift alone.
+    BatchNorms,
 }
 
-const KINDS: [Kind; 4] = [Kind::Plain, Kind::ClassToken, Kind::Windows, Kind::Shrink];
+const KINDS: [Kind; 6] =
+    [Kind::Plain, Kind::ClassToken, Kind::Windows, Kind::Prompted, Kind::Shrink, Kind::BatchNorms];
 const HEADS: usize = 2;
 const WIDTH: usize = 20;
 const SAMPLES: usize = 3;
@@ -49,8 +54,9 @@ const RANKS: [usize; 4] = [5, 3, 1, 9];
 impl Kind {
     fn tokens(self) -> usize {
         match self {
-            Self::Plain | Self::ClassToken => 11,
+            Self::Plain | Self::ClassToken | Self::BatchNorms => 11,
             Self::Windows => 35,
+            Self::Prompted => 37,
             Self::Shrink => 24,
         }
     }
@@ -76,8 +82,8 @@ impl Kind {
             |width, seed| [made([width], seed, 0.5, &device) + 1.0, made([width], seed + 1, 0.5, &device)];
         let bias = |n: usize| made([HEADS, n, n], 40, 1.0, &device);
         let scope = match self {
-            Self::Plain | Self::ClassToken => Scope::default(),
-            Self::Windows => {
+            Self::Plain | Self::ClassToken | Self::BatchNorms => Scope::default(),
+            Self::Windows | Self::Prompted => {
                 let windows = Arc::new(Windows::new([5, 7], [4, 3], [2, 1]));
                 Scope { bias: Some(bias(12)), windows: Some(windows) }
             }
@@ -95,10 +101,24 @@ impl Kind {
             norm2: norm(self.outputs(), 22),
             fc1: layer(fc1, 14),
             fc2: layer(fc2, 16),
-            shrink: (self == Self::Shrink)
-                .then(|| Shrink { size: [4, 6], expand: layer([WIDTH, self.outputs()], 18) }),
+            shrink: (self == Self::Shrink).then(|| Shrink {
+                maxima: false,
+                size: [4, 6],
+                expand: layer([WIDTH, self.outputs()], 18),
+            }),
             drop_path: None,
         };
+        if self == Self::BatchNorms {
+            let norm = |seed| BatchNorm {
+                weight: made([WIDTH], seed, 0.5, &device) + 1.0,
+                bias: made([WIDTH], seed + 1, 0.5, &device),
+                mean: made([WIDTH], seed + 2, 0.5, &device),
+                var: made([WIDTH], seed + 3, 0.5, &device) + 1.0,
+                eps: 1e-6,
+                batch: None,
+            };
+            return TransformerBlock::with_batch_norms(weights, [norm(60), norm(70)], compute);
+        }
         TransformerBlock::new(weights, compute)
     }
 }
@@ -161,6 +181,7 @@ impl Inputs {
             proj: update(2),
             fc1: update(3),
             fc2: update(4),
+            dropout: None,
         }
     }
 }
@@ -264,7 +285,7 @@ fn gradients_stand_alone() {
 /// bfloat16 rounds the operands of products only. One rounding is 2^-10.3 in the mean square, and those of a block's
 /// four layers, two attention products and eight thin ones add like independent ones, to `√28 · 2^-10.3`, 0.4 % of the
 /// output. A gradient passes twice as many products, and begins with a slope that moves by as much as outputs of
-/// several units do: up to 1.5 % were seen.
+/// several units do: up to 1.5 % were seen, and 3.5 % where nothing is normalised on the way.
 #[test]
 fn bf16_stays_near_f32() {
     let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
@@ -278,6 +299,7 @@ fn bf16_stays_near_f32() {
                 let error = norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied());
                 println!("{kind:?} {compute:?} {name}: {error:.2e}");
                 let bound = if name == "output" { 1e-2 } else { 2.5e-2 };
+                let bound = if kind == Kind::BatchNorms { 2.0 * bound } else { bound };
                 assert!(error > 1e-5 && error < bound, "{kind:?} {compute:?} {name}: {error}");
             }
         }

@@ -6,9 +6,11 @@ use burn::tensor::{Tensor, activation::sigmoid};
 use lotep_frozen::{Entrance, FrozenOp, Halving};
 use lotep_kernels::depthwise::{Depthwise, Shape};
 
-use super::conv::{BatchNorm, Behind, Conv2d, affine, depthwise_conv, folded};
-use super::conv_update::OpenConv;
-use super::{Compute, ConvNorm, ConvUpdate, Linear, Nonlinearity, Precision, dense, fast, host, kernel};
+use super::conv::{BatchNorm, Behind, Conv2d, affine, depthwise_conv, folded, max_pool_3x3_s2};
+use super::conv_update::{OpenConv, with_dropout};
+use super::{
+    Compute, ConvNorm, ConvUpdate, Dropout, Linear, Nonlinearity, Precision, dense, fast, host, kernel,
+};
 
 /// The weights of a block; its convolutions have biases where they are given.
 pub struct MbConvWeights {
@@ -18,6 +20,8 @@ pub struct MbConvWeights {
     pub entrance: Nonlinearity,
     /// Whether the map is halved; the shortcut takes means of 2 × 2 then.
     pub halved: Option<Halving>,
+    /// Or the greatest of 3 × 3, in steps of 2.
+    pub maxima: bool,
     /// To the wide channels, `[E, C, 1, 1]`, and the norm behind.
     pub expand: (Tensor<4>, BatchNorm),
     /// Depthwise, `[E, 1, side, side]`, and the norm behind.
@@ -52,6 +56,8 @@ enum Form {
 struct Fast {
     fused: Arc<dyn FrozenOp>,
     recompute: bool,
+    /// The shortcut halves by maxima, which the fused block does not know.
+    maxima: bool,
     /// The parts of the fused block, one by one.
     first: Arc<dyn FrozenOp>,
     expand: OpenConv,
@@ -70,9 +76,15 @@ pub struct MbConvUpdates {
     pub reduce: Option<ConvUpdate>,
     /// Added to the one on the shortcut, `[C', C, 1, 1]`.
     pub shortcut: Option<ConvUpdate>,
+    /// Of what the updates see.
+    pub dropout: Option<Dropout>,
 }
 
 impl MbConvUpdates {
+    fn dropout(&self, place: &str) -> Option<Dropout> {
+        self.dropout.map(|dropout| dropout.at(place))
+    }
+
     fn is_empty(&self) -> bool {
         self.expand.is_none() && self.reduce.is_none() && self.shortcut.is_none()
     }
@@ -83,6 +95,7 @@ struct Portable {
     pre_norm: BatchNorm,
     entrance: Nonlinearity,
     halved: Option<Halving>,
+    maxima: bool,
     expand: Conv2d,
     depthwise: (Tensor<4>, Behind),
     /// Behind an early gate.
@@ -112,6 +125,7 @@ impl MbConv {
             pre_norm: w.pre_norm,
             entrance: w.entrance,
             halved: w.halved,
+            maxima: w.maxima,
             expand: Conv2d::with_norm(w.expand.0, w.expand.1, 1, 0, compute.precision),
             depthwise,
             late_norm,
@@ -140,7 +154,8 @@ impl MbConv {
         if block.halved == Some(Halving::Means) {
             y = halves(y);
         }
-        let y = silu(block.expand.updated(y, updates.expand.as_ref()));
+        let (update, dropout) = (updates.expand.as_ref(), updates.dropout("expand"));
+        let y = silu(with_dropout(y, update, dropout, |x, update| block.expand.updated(x, update)));
         let (kernel, behind) = &block.depthwise;
         let stride = if block.halved == Some(Halving::Stride) { 2 } else { 1 };
         let y = behind.forward(depthwise_conv(y, kernel.clone(), None, stride));
@@ -149,13 +164,18 @@ impl MbConv {
             None => block.gated(silu(y)),
         };
         let last = |x: Tensor<4>| x.permute([0, 2, 3, 1]);
-        let linear = |layer, update: &Option<ConvUpdate>, x| {
-            ConvUpdate::add(update.as_ref(), layer, x, block.precision)
+        let linear = |layer: &Linear, update: &Option<ConvUpdate>, place, x| {
+            let add = |x, update: Option<&ConvUpdate>| ConvUpdate::add(update, layer, x, block.precision);
+            with_dropout(x, update.as_ref(), updates.dropout(place), add)
         };
-        let y = linear(&block.reduce, &updates.reduce, last(y));
-        let around = last(if block.halved.is_some() { halves(x) } else { x });
+        let y = linear(&block.reduce, &updates.reduce, "reduce", last(y));
+        let around = last(match block.halved {
+            Some(_) if block.maxima => max_pool_3x3_s2(x),
+            Some(_) => halves(x),
+            None => x,
+        });
         let around = match &block.shortcut {
-            Some(layer) => linear(layer, &updates.shortcut, around),
+            Some(layer) => linear(layer, &updates.shortcut, "shortcut", around),
             None => around,
         };
         (around + y).permute([0, 3, 1, 2])
@@ -165,10 +185,12 @@ impl MbConv {
 impl Fast {
     fn new(w: MbConvWeights, compute: Compute) -> Self {
         let scale = w.expand.1.folded_scale();
+        let maxima = w.maxima && w.halved.is_some();
         let packed = plain(w).pack(compute.precision);
         Self {
             fused: packed.block,
             recompute: compute.recompute,
+            maxima,
             first: packed.first,
             expand: OpenConv { op: packed.expand, scale },
             middle: packed.middle,
@@ -178,21 +200,25 @@ impl Fast {
         }
     }
 
-    /// With updates the parts run one by one, which keep what they need: nothing is computed again then.
+    /// With updates, or maxima, the parts run one by one, which keep what they need: nothing is computed again then.
     fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &MbConvUpdates) -> Tensor<4> {
-        if updates.is_empty() {
+        if updates.is_empty() && !self.maxima {
             return fast::apply_map(self.fused.clone(), self.recompute, x, prompt);
         }
         let part = |op: &Arc<dyn FrozenOp>, x| fast::apply(op.clone(), false, x, None::<Tensor<3>>);
         fast::apply_open(x, prompt, |x: Tensor<4>| {
-            let y = self.expand.forward(part(&self.first, x.clone()), updates.expand.as_ref());
-            let y = self.reduce.forward(part(&self.middle, y), updates.reduce.as_ref());
+            let conv = |conv: &OpenConv, update: &Option<ConvUpdate>, place, x| {
+                with_dropout(x, update.as_ref(), updates.dropout(place), |x, update| conv.forward(x, update))
+            };
+            let y = conv(&self.expand, &updates.expand, "expand", part(&self.first, x.clone()));
+            let y = conv(&self.reduce, &updates.reduce, "reduce", part(&self.middle, y));
             let around = match &self.means {
+                Some(_) if self.maxima => max_pool_3x3_s2(x.permute([0, 3, 1, 2])).permute([0, 2, 3, 1]),
                 Some(means) => part(means, x),
                 None => x,
             };
             let around = match &self.shortcut {
-                Some(conv) => conv.forward(around, updates.shortcut.as_ref()),
+                Some(shortcut) => conv(shortcut, &updates.shortcut, "shortcut", around),
                 None => around,
             };
             around + y

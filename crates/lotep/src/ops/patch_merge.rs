@@ -30,6 +30,17 @@ impl PatchMerge {
         Self(Form::Portable(LayerNorm::new(scale, shift, eps), Linear::new(weight, None, compute.precision)))
     }
 
+    /// Prompts `[B, n, C]` that go on beside a map, to `[B, n, C']`: each as four pixels that are all the same (VPT on
+    /// Swin).
+    pub fn prompts(&self, x: Tensor<3>) -> Tensor<3> {
+        let [b, n, c] = x.dims();
+        let four =
+            x.swap_dims(1, 2).reshape([b, c, 1, n, 1]).expand([b, c, 2, n, 2]).reshape([b, c, 2, 2 * n]);
+        let merged = self.forward(four);
+        let width = merged.dims()[1];
+        merged.reshape([b, width, n]).swap_dims(1, 2)
+    }
+
     /// `[B, C, H, W]` to `[B, C', ⌈H/2⌉, ⌈W/2⌉]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (norm, linear) = match &self.0 {

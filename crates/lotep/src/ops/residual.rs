@@ -6,8 +6,8 @@ use burn::tensor::{Tensor, activation::relu};
 use lotep_frozen::{FrozenOp, Kernel};
 
 use super::conv::{BatchNorm, Conv2d, folded};
-use super::conv_update::OpenConv;
-use super::{Compute, ConvUpdate, fast, kernel};
+use super::conv_update::{OpenConv, with_dropout};
+use super::{Compute, ConvUpdate, Dropout, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
 pub struct ConvNorm {
@@ -53,11 +53,17 @@ pub struct ResidualUpdates {
     pub convs: Vec<Option<ConvUpdate>>,
     /// Of the one on the shortcut.
     pub shortcut: Option<ConvUpdate>,
+    /// Of what the updates see.
+    pub dropout: Option<Dropout>,
 }
 
 impl ResidualUpdates {
     fn conv(&self, i: usize) -> Option<&ConvUpdate> {
         self.convs.get(i)?.as_ref()
+    }
+
+    fn dropout(&self, place: impl std::fmt::Display) -> Option<Dropout> {
+        self.dropout.map(|dropout| dropout.at(&place.to_string()))
     }
 
     fn is_empty(&self) -> bool {
@@ -94,13 +100,16 @@ impl ResidualBlock {
         };
         let mut y = x.clone();
         for (i, conv) in convs.iter().enumerate() {
-            y = conv.updated(y, updates.conv(i));
+            y = with_dropout(y, updates.conv(i), updates.dropout(i), |x, update| conv.updated(x, update));
             if i + 1 < convs.len() {
                 y = relu(y);
             }
         }
         let around = match shortcut {
-            Some(conv) => conv.updated(x, updates.shortcut.as_ref()),
+            Some(conv) => {
+                let (update, dropout) = (updates.shortcut.as_ref(), updates.dropout("shortcut"));
+                with_dropout(x, update, dropout, |x, update| conv.updated(x, update))
+            }
             None => x,
         };
         relu(y + around)
@@ -132,13 +141,17 @@ impl Fast {
         fast::apply_open(x, prompt, |x| {
             let mut y = x.clone();
             for (i, conv) in self.convs.iter().enumerate() {
-                y = conv.forward(y, updates.conv(i));
+                let dropout = updates.dropout(i);
+                y = with_dropout(y, updates.conv(i), dropout, |x, update| conv.forward(x, update));
                 if i + 1 < self.convs.len() {
                     y = relu(y);
                 }
             }
             let around = match &self.shortcut {
-                Some(conv) => conv.forward(x, updates.shortcut.as_ref()),
+                Some(conv) => {
+                    let (update, dropout) = (updates.shortcut.as_ref(), updates.dropout("shortcut"));
+                    with_dropout(x, update, dropout, |x, update| conv.forward(x, update))
+                }
                 None => x,
             };
             relu(y + around)

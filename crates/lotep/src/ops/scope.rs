@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use burn::tensor::ops::PadMode;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use lotep_frozen::Windows;
 
@@ -34,16 +35,29 @@ pub(super) fn gather(windows: &Windows, x: Tensor<3>) -> Tensor<3> {
     x.select(1, indices(&windows.places, &device)).reshape([b * windows.count(), windows.size, c])
 }
 
-/// The other way about, padding left out.
+/// The other way about, padding left out, what windows have of a prompt averaged.
 pub(super) fn scatter(windows: &Windows, x: Tensor<3>) -> Tensor<3> {
     let [rows, size, c] = x.dims();
     let count = windows.count();
-    let mut back = vec![0; windows.tokens];
-    for (i, place) in windows.places.iter().enumerate().filter(|(_, p)| (**p as usize) < windows.tokens) {
-        back[*place as usize] = i as u32;
+    let (samples, prompts) = (rows / count, windows.prompts);
+    let mut back = vec![0; windows.tokens - prompts];
+    for (i, place) in windows.places.iter().enumerate() {
+        if let Some(back) = (*place as usize).checked_sub(prompts).and_then(|token| back.get_mut(token)) {
+            *back = i as u32;
+        }
     }
     let device = x.device();
-    x.reshape([rows / count, count * size, c]).select(1, indices(&back, &device))
+    let map = x.clone().reshape([samples, count * size, c]).select(1, indices(&back, &device));
+    if prompts == 0 {
+        return map;
+    }
+    let own = x.reshape([samples, count, size, c]).narrow(2, 0, prompts).mean_dim(1);
+    Tensor::cat(vec![own.reshape([samples, prompts, c]), map], 1)
+}
+
+/// Biases `[heads, N, N]` with zeros for `prompts` tokens before the others, as queries and as keys.
+pub(super) fn beside(bias: Tensor<3>, prompts: usize) -> Tensor<3> {
+    bias.pad([(prompts, 0), (prompts, 0)], PadMode::Constant(0.0))
 }
 
 fn indices(values: &[u32], device: &Device) -> Tensor<1, Int> {

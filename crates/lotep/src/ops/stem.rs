@@ -8,58 +8,57 @@ use lotep_frozen::Entrance;
 use super::conv::{Conv2d, max_pool_3x3_s2};
 use super::{Compute, ConvNorm, fast, host};
 
+/// Channels of a method's own beside an image's colours, the same for every image, and the slice of the first convolution
+/// that sees them (VPT's "below").
+#[derive(Clone, Debug)]
+pub struct Below {
+    /// Normalised, `[n, H, W]`.
+    pub channels: Tensor<3>,
+    /// `[C, n, k, k]`, in front of a norm as the kernel of the colours.
+    pub kernel: Tensor<4>,
+}
+
 /// `max_pool(relu(conv(x)))`, the pooling 3 × 3 with stride 2 and padding 1.
 ///
 /// A folded image prompt becomes a map that is added behind the convolution, not a bias: zero padding makes it differ
 /// at the borders.
 #[derive(Clone)]
-pub struct ImageStem(Form);
-
-#[derive(Clone)]
-enum Form {
-    /// The convolution, and what a folded image adds, `[1, C, H, W]`.
-    Portable(Conv2d, Option<Tensor<4>>),
-    Fast(Arc<dyn Entrance>),
+pub struct ImageStem {
+    fast: Option<Arc<dyn Entrance>>,
+    /// Also beside the fast form, which knows nothing of further channels: it is small.
+    conv: Conv2d,
+    /// What a folded image adds, `[1, C, H, W]`.
+    offset: Option<Tensor<4>>,
 }
 
 impl ImageStem {
     /// Take the convolution.
     pub fn new(conv: ConvNorm, compute: Compute) -> Self {
-        let (padding, stride, precision) = (conv.kernel.dims()[2] / 2, conv.stride, compute.precision);
-        if !compute.is_fast(&conv.kernel) {
-            let conv = Conv2d::with_norm(conv.kernel, conv.norm, stride, padding, precision);
-            return Self(Form::Portable(conv, None));
-        }
-        Self(Form::Fast(lotep_frozen::Stem { conv: conv.plain() }.pack(precision)))
+        let (padding, precision) = (conv.kernel.dims()[2] / 2, compute.precision);
+        let (kernel, norm) = (conv.kernel.clone(), conv.norm.clone());
+        let portable = Conv2d::with_norm(kernel, norm, conv.stride, padding, precision);
+        let fast = compute.is_fast(&conv.kernel);
+        let fast = fast.then(|| lotep_frozen::Stem { conv: conv.plain() }.pack(precision));
+        Self { fast, conv: portable, offset: None }
     }
 
-    /// Images `[B, 3, H, W]` to maps `[B, C, H/4, W/4]`.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.0 {
-            Form::Fast(op) => {
-                let y: Tensor<4> = fast::apply(op.clone(), false, x, None::<Tensor<1>>);
-                y.permute([0, 3, 1, 2])
-            }
-            Form::Portable(conv, offset) => {
-                let y = conv.forward(x);
-                let y = match offset {
-                    Some(offset) => y + offset.clone(),
-                    None => y,
-                };
-                max_pool_3x3_s2(relu(y))
-            }
+    /// Images `[B, 3, H, W]`, with channels beside their colours or not, to maps `[B, C, H/4, W/4]`.
+    pub fn forward(&self, x: Tensor<4>, below: Option<&Below>) -> Tensor<4> {
+        if let (Some(op), None) = (&self.fast, below) {
+            let y: Tensor<4> = fast::apply(op.clone(), false, x, None::<Tensor<1>>);
+            return y.permute([0, 3, 1, 2]);
         }
+        max_pool_3x3_s2(relu(self.conv.beside(x, self.offset.as_ref(), below)))
     }
 
     /// The same with an image `[1, 3, H, W]` added to every input.
     #[must_use]
     pub fn with_added(&self, image: Tensor<4>) -> Self {
-        Self(match &self.0 {
-            Form::Portable(conv, _) => Form::Portable(conv.clone(), Some(conv.linear_part(image))),
-            Form::Fast(op) => {
-                let shape = image.dims();
-                Form::Fast(op.with_offset(op.linear_part(&host(image), &shape)))
-            }
-        })
+        let added = |op: &Arc<dyn Entrance>| {
+            let shape = image.dims();
+            op.with_offset(op.linear_part(&host(image.clone()), &shape))
+        };
+        let offset = Some(self.conv.linear_part(image.clone()));
+        Self { fast: self.fast.as_ref().map(added), conv: self.conv.clone(), offset }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use lotep_frozen::{PackedTransformer, Windowed};
 
+use super::conv::{BatchNorm, affine, max_pool_3x3_s2};
 use super::{
     Compute, DropPath, Inside, LayerNorm, Linear, LowRank, Nonlinearity, Precision, Scope, attention, dense,
     fast, host, scope,
@@ -41,6 +42,8 @@ pub struct TransformerWeights {
 /// How a block halves its map's sides (CoAtNet): attention and shortcut take the means of 2 × 2 tokens, the shortcut
 /// behind a layer that makes it as wide as the output.
 pub struct Shrink {
+    /// The greatest of 3 × 3 tokens, in steps of 2, instead of means. There is no fast form of it.
+    pub maxima: bool,
     /// Height and width of the map that enters, even numbers.
     pub size: [usize; 2],
     /// The shortcut's layer.
@@ -50,6 +53,9 @@ pub struct Shrink {
 /// `x' = x + P`, `y = x' + proj(attention(qkv(LN(x'))))`, `y + fc2(f(fc1(LN(y))))`.
 ///
 /// A block that halves its map has `y = expand(mean(x')) + proj(attention(qkv(mean(LN(x')))))`.
+///
+/// Tokens beyond those of the map of a block with windows are prompts. They stand before the map's, every window attends
+/// to them and they to every window's tokens, with neither bias nor mask; what the windows make of them is averaged.
 #[derive(Clone)]
 pub struct TransformerBlock(Form);
 
@@ -73,38 +79,78 @@ struct Portable {
     precision: Precision,
     nonlinearity: Nonlinearity,
     scope: Scope,
-    norm1: LayerNorm,
+    norm1: Norm,
     qkv: Linear,
     proj: Linear,
-    norm2: LayerNorm,
+    norm2: Norm,
     fc1: Linear,
     fc2: Linear,
-    shrink: Option<([usize; 2], Linear)>,
+    shrink: Option<(Pooling, Linear)>,
     drop_path: Option<DropPath>,
+}
+
+/// Over a token's channels, or over all tokens of a channel.
+#[derive(Clone)]
+enum Norm {
+    Layer(LayerNorm),
+    Batch(BatchNorm),
+}
+
+impl Norm {
+    /// `[B, N, C]` to the same shape.
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Batch(norm) => {
+                norm.forward(x.swap_dims(1, 2).unsqueeze_dim(3)).squeeze_dim(3).swap_dims(1, 2)
+            }
+        }
+    }
+}
+
+/// What halves a map of that height and width.
+#[derive(Clone, Copy)]
+enum Pooling {
+    Means([usize; 2]),
+    Maxima([usize; 2]),
 }
 
 impl TransformerBlock {
     /// Take the weights.
     pub fn new(w: TransformerWeights, compute: Compute) -> Self {
-        if compute.is_fast(&w.qkv.0) {
+        Self::with_norms(w, None, compute)
+    }
+
+    /// The same with batch norms in the places of the weights' own (CoAtNet's `bn`).
+    pub fn with_batch_norms(mut w: TransformerWeights, norms: [BatchNorm; 2], compute: Compute) -> Self {
+        [w.norm1, w.norm2] = norms.clone().map(affine);
+        Self::with_norms(w, Some(norms), compute)
+    }
+
+    fn with_norms(w: TransformerWeights, batch_norms: Option<[BatchNorm; 2]>, compute: Compute) -> Self {
+        if compute.is_fast(&w.qkv.0) && !w.shrink.as_ref().is_some_and(|s| s.maxima) {
             let norms = [w.norm1.clone(), w.norm2.clone()];
-            let packed = Arc::new(plain(w).pack(compute.precision));
+            let packed = Arc::new(plain(w, batch_norms.is_none()).pack(compute.precision));
             return Self(Form::Fast(Box::new(Fast { packed, recompute: compute.recompute, norms })));
         }
-        let norm = |[scale, shift]: [Tensor<1>; 2]| LayerNorm::new(scale, shift, w.eps);
+        let [norm1, norm2] = match batch_norms {
+            Some(norms) => norms.map(Norm::Batch),
+            None => [w.norm1, w.norm2].map(|[scale, shift]| Norm::Layer(LayerNorm::new(scale, shift, w.eps))),
+        };
+        let pooling = |s: &Shrink| if s.maxima { Pooling::Maxima(s.size) } else { Pooling::Means(s.size) };
         let linear = |weight, bias| Linear::new(weight, bias, compute.precision);
         Self(Form::Portable(Box::new(Portable {
             heads: w.heads,
             precision: compute.precision,
             nonlinearity: w.nonlinearity,
             scope: w.scope,
-            norm1: norm(w.norm1),
+            norm1,
             qkv: linear(w.qkv.0, w.qkv.1),
             proj: linear(w.proj.0, Some(w.proj.1)),
-            norm2: norm(w.norm2),
+            norm2,
             fc1: linear(w.fc1.0, Some(w.fc1.1)),
             fc2: linear(w.fc2.0, Some(w.fc2.1)),
-            shrink: w.shrink.map(|s| (s.size, linear(s.expand.0, Some(s.expand.1)))),
+            shrink: w.shrink.map(|s| (pooling(&s), linear(s.expand.0, Some(s.expand.1)))),
             drop_path: w.drop_path,
         })))
     }
@@ -152,41 +198,62 @@ impl Portable {
         };
         let normed = self.norm1.forward(x.clone());
         let (around, normed) = match &self.shrink {
-            Some((size, expand)) => (expand.forward(means(x, *size)), means(normed, *size)),
+            Some((pooling, expand)) => (expand.forward(pooling.apply(x)), pooling.apply(normed)),
             None => (x, normed),
         };
         let dropped = |branch: Tensor<3>| match &self.drop_path {
             Some(drop_path) => drop_path.apply(branch),
             None => branch,
         };
-        let linear = |layer: &Linear, update: &Option<LowRank>, x| {
-            LowRank::add(update.as_ref(), layer, x, self.precision)
+        let linear = |layer: &Linear, update: &Option<LowRank>, leaf, x| {
+            LowRank::add(update.as_ref(), layer, x, self.precision, inside.dropout_at(leaf))
         };
-        let y = around + dropped(linear(&self.proj, &inside.proj, self.attend(normed, inside)));
-        let hidden = linear(&self.fc1, &inside.fc1, self.norm2.forward(y.clone()));
-        y + dropped(linear(&self.fc2, &inside.fc2, self.nonlinearity.apply(hidden)))
+        let y = around + dropped(linear(&self.proj, &inside.proj, "proj", self.attend(normed, inside)));
+        let hidden = linear(&self.fc1, &inside.fc1, "fc1", self.norm2.forward(y.clone()));
+        y + dropped(linear(&self.fc2, &inside.fc2, "fc2", self.nonlinearity.apply(hidden)))
     }
 
     fn attend(&self, normed: Tensor<3>, inside: &Inside) -> Tensor<3> {
         let (bias, before) = (self.scope.bias.as_ref(), inside.before());
-        let project = |x| LowRank::add(inside.qkv.as_ref(), &self.qkv, x, self.precision);
+        let project = |x, parts| {
+            let dropout = inside.dropout_at("qkv").map(|dropout| dropout.in_parts(parts));
+            LowRank::add(inside.qkv.as_ref(), &self.qkv, x, self.precision, dropout)
+        };
         let Some(windows) = &self.scope.windows else {
-            return attention(project(normed), self.heads, bias, None, before, self.precision);
+            return attention(project(normed, 1), self.heads, bias, None, before, self.precision);
+        };
+        let prompts = normed.dims()[1] - windows.tokens;
+        let (windows, bias) = if prompts > 0 {
+            (&windows.with_prompts(prompts), bias.map(|bias| scope::beside(bias.clone(), prompts)))
+        } else {
+            (windows.as_ref(), bias.cloned())
         };
         // Padding is zero, so that an update adds nothing to it.
-        let qkv = project(scope::gather(windows, normed));
+        let qkv = project(scope::gather(windows, normed), windows.count());
         let mask = scope::mask(windows, &qkv.device());
-        scope::scatter(windows, attention(qkv, self.heads, bias, mask, before, self.precision))
+        let attended = attention(qkv, self.heads, bias.as_ref(), mask, before, self.precision);
+        scope::scatter(windows, attended)
     }
 }
 
-/// The mean of each 2 × 2 tokens of a map: `[B, H · W, C]` to `[B, H/2 · W/2, C]`.
-fn means(x: Tensor<3>, [h, w]: [usize; 2]) -> Tensor<3> {
-    let [b, _, c] = x.dims();
-    x.reshape([b, h / 2, 2, w / 2, 2, c]).mean_dims(&[2, 4]).reshape([b, h / 2 * (w / 2), c])
+impl Pooling {
+    /// Tokens of a map, `[B, H · W, C]` to `[B, H/2 · W/2, C]`.
+    fn apply(self, x: Tensor<3>) -> Tensor<3> {
+        let [b, _, c] = x.dims();
+        match self {
+            Self::Means([h, w]) => {
+                x.reshape([b, h / 2, 2, w / 2, 2, c]).mean_dims(&[2, 4]).reshape([b, h / 2 * (w / 2), c])
+            }
+            Self::Maxima([h, w]) => {
+                let map = x.reshape([b, h, w, c]).permute([0, 3, 1, 2]);
+                max_pool_3x3_s2(map).flatten::<3>(2, 3).swap_dims(1, 2)
+            }
+        }
+    }
 }
 
-fn plain(w: TransformerWeights) -> lotep_frozen::Transformer {
+/// The weights for the fast form; the norms normalise, or are all scale and shift.
+fn plain(w: TransformerWeights, normalises: bool) -> lotep_frozen::Transformer {
     let behind = |[scale, shift]: [Tensor<1>; 2], weight: Tensor<2>, bias: Option<Tensor<1>>| {
         dense(weight, bias).behind_norm(&host(scale), &host(shift))
     };
@@ -194,7 +261,7 @@ fn plain(w: TransformerWeights) -> lotep_frozen::Transformer {
     let padding = w.qkv.1.clone().map_or_else(|| vec![0.0; w.qkv.0.dims()[0]], host);
     lotep_frozen::Transformer {
         heads: w.heads,
-        eps: w.eps as f32,
+        eps: normalises.then_some(w.eps as f32),
         activation: w.nonlinearity.fast(),
         bias: w.scope.bias.map(host).unwrap_or_default(),
         windows: w.scope.windows.map(|windows| Windowed { windows, padding }),

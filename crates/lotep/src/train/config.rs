@@ -153,7 +153,11 @@ impl TrainConfig {
             weight_decay: 1e-4,
             // At the border's rate decay would be most of what it learns; the frames' papers have none either.
             prompt_weight_decay: match method {
-                MethodConfig::Border(_) | MethodConfig::IlmVp(_) | MethodConfig::AutoVp(_) => 0.0,
+                MethodConfig::Border(_)
+                | MethodConfig::IlmVp(_)
+                | MethodConfig::AutoVp(_)
+                | MethodConfig::VptPad(_)
+                | MethodConfig::VptBelow(_) => 0.0,
                 _ => 1e-4,
             },
             schedule: Schedule::Cosine,
@@ -207,6 +211,7 @@ impl TrainConfig {
         positive("sources-per-class", self.sources_per_class)?;
         positive("mapping-every", self.mapping_every)?;
         positive("subset", self.subset.unwrap_or(1))?;
+        self.check_mapping()?;
         if !self.batch_size.is_multiple_of(self.accumulate) {
             bail!("accumulate {} does not divide batch-size {}", self.accumulate, self.batch_size);
         }
@@ -236,13 +241,43 @@ impl TrainConfig {
     }
 }
 
+impl TrainConfig {
+    /// Settings that no mapping but some would read are refused, not passed over.
+    fn check_mapping(&self) -> Result<()> {
+        let mapping = self.head().mapping;
+        let name = serde_json::to_value(mapping).unwrap_or_default();
+        let name = name.as_str().unwrap_or_default();
+        if self.sources_per_class != 1 && matches!(mapping, Mapping::Linear | Mapping::Full) {
+            bail!(
+                "sources-per-class {} means nothing with mapping {name}: only first, random, frequency and iterative \
+                 match own classes with yours",
+                self.sources_per_class
+            );
+        }
+        if self.mapping_every != 1 && mapping != Mapping::Iterative {
+            bail!(
+                "mapping-every {} means nothing with mapping {name}: only iterative is found again",
+                self.mapping_every
+            );
+        }
+        Ok(())
+    }
+}
+
 /// The update rule that suits a method on a family, where none is asked for: on ResNets, prompts learn little by SGD
 /// (`records/defaults` has the search on held-out images).
 fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> OptimizerKind {
     match (method, architecture) {
         (MethodConfig::LinearProbe(_) | MethodConfig::Border(_), _) => OptimizerKind::Sgd,
         // Adam in the papers of the image's frames.
-        (MethodConfig::Full(_) | MethodConfig::IlmVp(_) | MethodConfig::AutoVp(_), _)
+        (
+            MethodConfig::Full(_)
+            | MethodConfig::IlmVp(_)
+            | MethodConfig::AutoVp(_)
+            | MethodConfig::VptPad(_)
+            | MethodConfig::VptBelow(_),
+            _,
+        )
         | (_, Architecture::ResNet(_)) => OptimizerKind::AdamW,
         // Searched on a ViT; the other families are unsearched and take what is less likely to hurt.
         (_, _) => OptimizerKind::Sgd,

@@ -142,7 +142,9 @@ impl Images {
             count(&splits.test)
         ));
         let transform = Preprocess::adaptation(config.method.input(loaded.config.preprocess.image));
+        // A run beside others has its share of them.
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cores = cores.min(rayon::current_num_threads());
         let loader = |data: Dataset, batch_size: usize, cache_bytes: u64| {
             let loader_config = LoaderConfig {
                 batch_size,

@@ -56,16 +56,19 @@ pub(crate) struct Stepper<'a> {
     site: Site<'a>,
     /// What batch norms see and paths are dropped by, where the network's own weights are learnt.
     training: Training,
+    /// The step's seed for what is dropped; nothing is without.
+    dropping: Option<u64>,
     grads: Option<Vec<Tensor<1>>>,
     pub(crate) sums: StepSums,
 }
 
 impl<'a> Stepper<'a> {
+    /// For gradients of the model as it is used: nothing of the prompts is dropped.
     pub(crate) fn new(frozen: &'a Frozen, method: &'a MethodConfig, head: Head, site: Site<'a>) -> Self {
-        Self::seeded(frozen, method, head, site, 0)
+        Self { dropping: None, ..Self::seeded(frozen, method, head, site, 0) }
     }
 
-    /// The same with a seed for what is left to chance in a step.
+    /// For a training step, with a seed for what is left to chance in it.
     pub(crate) fn seeded(
         frozen: &'a Frozen,
         method: &'a MethodConfig,
@@ -74,7 +77,8 @@ impl<'a> Stepper<'a> {
         seed: u64,
     ) -> Self {
         let training = Training::new(seed);
-        Self { frozen, method, head, site, training, grads: None, sums: StepSums::default() }
+        let dropping = Some(seed);
+        Self { frozen, method, head, site, training, dropping, grads: None, sums: StepSums::default() }
     }
 
     /// Add the gradient of the summed loss of some images.
@@ -108,7 +112,10 @@ impl<'a> Stepper<'a> {
         let features = match input {
             Input::Pixels(pixels) => {
                 // Prompts are part of the graph, so they are built anew from the leaves at every step.
-                let prompts = self.method.prompts(&self.site, &leaves);
+                let mut prompts = self.method.prompts(&self.site, &leaves);
+                if let Some(seed) = self.dropping {
+                    prompts = prompts.training(seed, self.sums.images);
+                }
                 frozen.features(pixels, &prompts)
             }
             Input::Features(features) => features,
