@@ -30,6 +30,7 @@ pub mod prune;
 pub mod safetensors;
 pub mod sweep;
 pub mod system;
+pub mod text;
 pub mod torch;
 pub mod train;
 

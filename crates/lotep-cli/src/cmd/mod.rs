@@ -9,6 +9,7 @@ pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod methods;
 mod model;
+mod names;
 pub(crate) mod predict;
 pub(crate) mod prune;
 pub(crate) mod sweep;

@@ -18,6 +18,8 @@ pub struct Prompts {
     /// Tokens `[n, C]` that stand between the class token and the patches in block `l`: those of the first block are
     /// put in, those of later ones take the place of what became of the ones before.
     pub tokens: Vec<Tensor<2>>,
+    /// Words `[n, C]` in the place of those behind the start of CLIP's texts, in block `l` of the text tower.
+    pub words: Vec<Tensor<2>>,
     /// Added to the weights of layers, by the checkpoint's names.
     pub updates: BTreeMap<String, LowRank>,
     /// The same, of convolutions.
@@ -52,6 +54,10 @@ impl Hooks for Prompts {
 
     fn keys_values(&self, block: usize) -> Option<[Tensor<2>; 2]> {
         self.keys_values.get(block).cloned().flatten()
+    }
+
+    fn words(&self, block: usize) -> Option<Tensor<3>> {
+        self.words.get(block).map(|words| words.clone().unsqueeze())
     }
 
     fn low_rank(&self, name: &str) -> Option<LowRank> {
