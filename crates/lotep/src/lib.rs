@@ -26,6 +26,8 @@ pub mod ops;
 pub mod params;
 pub mod peft;
 pub mod pretrain;
+pub mod pretrain_clip;
+pub mod protocol;
 pub mod prune;
 pub mod safetensors;
 pub mod sweep;

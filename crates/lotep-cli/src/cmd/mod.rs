@@ -11,6 +11,7 @@ pub(crate) mod methods;
 mod model;
 mod names;
 pub(crate) mod predict;
+pub(crate) mod protocol;
 pub(crate) mod prune;
 pub(crate) mod sweep;
 pub(crate) mod train;

@@ -1,5 +1,6 @@
 //! Texts for CLIP: byte-pair tokens, and the templates that class names are put into.
 
+pub(crate) mod learn;
 mod pieces;
 pub mod templates;
 mod vocabulary;
