@@ -234,7 +234,6 @@ fn classes_by_name_without_training() {
         (vec!["--classes", "heart"], vec!["1 class", "two names"]),
         (vec!["--classes", "heart,,spiral"], vec!["class 2 has an empty name"]),
         (vec!["--classes", "heart,Heart"], vec!["`Heart` comes twice"]),
-        (vec!["--classes", &long, "heart"], vec!["two names"]),
         (vec!["--classes", "@nowhere.txt"], vec!["nowhere.txt"]),
         (vec!["--classes", "herz, größe"], vec!["größe", "is no token of", "vocab.json"]),
         (vec!["--classes", "a,b", "--template", "a photo"], vec!["a photo", "has no {}"]),
