@@ -260,3 +260,43 @@ fn write(params: &Params, towers: &Towers, output: &Path) -> Result<()> {
     write_atomic(&output.join("model.safetensors"), &serialize(&tensors, Some(("format", "pt".into())))?)?;
     write_atomic(&output.join("config.json"), &json)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::{LoadOptions, load};
+    use crate::train::Silent;
+
+    /// What is written loads as any CLIP, and reads every word of its sentences as one token.
+    #[test]
+    fn what_is_written_is_a_clip() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ClipOptions { steps: 2, batch_size: 4, lr: 0.001, seed: 0 };
+        let accuracy = pretrain_clip(&options, dir.path(), &mut Silent).unwrap();
+        assert_eq!(accuracy.images, 8 * 64);
+        let loaded = load(
+            &LoadOptions {
+                backbone: dir.path().to_string_lossy().into_owned(),
+                arch: None,
+                random_weights: false,
+                image: None,
+                device: Device::flex(),
+                precision: Some(Precision::F32),
+                recompute: false,
+            },
+            &mut (),
+        )
+        .unwrap();
+        let words = loaded.words().unwrap();
+        assert!((f64::from(words.scale) - SCALE[0]).abs() < 0.2, "{}", words.scale);
+        let texts: Vec<String> =
+            templates::sixty().iter().map(|t| templates::fill(t, "pink checkerboard")).collect();
+        for (text, tokens) in texts.iter().zip(words.encode(&texts).unwrap()) {
+            let words = text.replace('-', " - ").replace('.', " . ").split_whitespace().count();
+            assert_eq!(tokens.len(), words + 2, "{text}");
+        }
+        let refused = ClipOptions { batch_size: 65, ..options };
+        let error = pretrain_clip(&refused, dir.path(), &mut Silent).unwrap_err().to_string();
+        assert!(error.contains("2 to 64"), "{error}");
+    }
+}

@@ -327,3 +327,75 @@ fn split_files_shots_and_halves() {
     lotep!("eval", "--backbone", backbone, "--data", split)
         .refused(&["train/heart/9999.png", "which is not in"]);
 }
+
+/// Base to novel classes, few shots, other data: tables from runs that can be gone on with.
+#[test]
+fn protocols_make_tables() {
+    let case = Case::new();
+    let (backbone, images) = (clip(&case), case.images());
+    let follow = |which: &str, name: &str, more: &[&str]| {
+        let mut command = command(["protocol", which, "--format", "json", "--seeds", "1,2"]);
+        let settings = [
+            format!("backbone={}", backbone.display()),
+            format!("data={}", images.display()),
+            "epochs=1".to_owned(),
+            "batch_size=8".to_owned(),
+            "method.tokens=4".to_owned(),
+        ];
+        for setting in &settings {
+            command.args(["--set", setting]);
+        }
+        command.arg("--output").arg(case.path(name)).args(more);
+        run(command)
+    };
+    let number = |v: &Value| v.as_f64().unwrap();
+    let novel = ["--set", "method=coop,cocoop", "--shots", "2"];
+    let rows = follow("base-to-novel", "novel", &novel).done().json_lines();
+    assert_eq!(rows.len(), 2);
+    for row in &rows {
+        let columns = row["columns"].as_array().unwrap();
+        let names: Vec<&str> = columns.iter().map(|c| c["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["base", "novel"]);
+        let [base, other] = [0, 1].map(|i| number(&columns[i]["mean"]));
+        let both: Vec<f64> = columns[0]["top1"].as_array().unwrap().iter().map(number).collect();
+        assert!(both.len() == 2 && (both[0] + both[1] - 2.0 * base).abs() < 1e-9);
+        let expected = if base + other > 0.0 { 2.0 * base * other / (base + other) } else { 0.0 };
+        assert!((number(&row["harmonic"]) - expected).abs() < 1e-9, "{row}");
+    }
+    // Nothing is done again, and nothing else comes out.
+    let metrics = case.path("novel/001/shots-2-seed-1/metrics.jsonl");
+    let before = fs::metadata(&metrics).unwrap().modified().unwrap();
+    assert_eq!(follow("base-to-novel", "novel", &novel).done().json_lines(), rows);
+    assert_eq!(fs::read_to_string(&metrics).unwrap().lines().count(), 1);
+    assert!(fs::metadata(&metrics).unwrap().modified().unwrap() >= before);
+    assert_eq!(read_json(&case.path("novel/result.json"))["rows"], Value::Array(rows));
+
+    let few = follow("few-shot", "few", &["--set", "method=coop", "--shots", "1,2"]).done().json();
+    assert_eq!(few["columns"][1]["name"], "2 shots");
+    let to = images.display().to_string();
+    let cross =
+        follow("cross-data", "cross", &["--set", "method=coop", "--shots", "1", "--to", &to]).done().json();
+    assert_eq!(cross["columns"][0]["top1"], cross["columns"][1]["top1"]);
+    let mut command = command(["protocol", "base-to-novel", "--set", "method=linear-probe", "--output"]);
+    command.arg(case.path("none"));
+    for setting in [format!("backbone={}", backbone.display()), format!("data={to}")] {
+        command.args(["--set", &setting]);
+    }
+    run(command).refused(&["linear-probe", "knows no others"]);
+}
+
+/// A small CLIP of one's own: it is there, and reads.
+#[test]
+fn a_small_clip_is_trained() {
+    let case = Case::new();
+    let output = case.path("small");
+    let ran = lotep!("demo", "pretrain-clip", "--steps", "1", "--output", output).done();
+    assert!(ran.stdout.contains("zero-shot top1") && ran.stdout.contains("512 pictures"), "{ran}");
+    let images = case.path("words");
+    lotep!("demo", "draw", "--task", "words", "--images", "1", "--size", "32", "--output", images).done();
+    let eval =
+        lotep!("eval", "--backbone", output, "--data", images, "--class-split", "novel", "--format", "json");
+    assert_eq!(eval.done().json()["images"], 32);
+    let inspected = lotep!("inspect", "--backbone", output, "--format", "json").done().json();
+    assert_eq!(inspected["text"]["blocks"], 3);
+}

@@ -1,8 +1,7 @@
 //! Pictures that a sentence describes: a colour and a thing.
 
 use super::Drawn;
-use super::canvas::Pose;
-use super::canvas::{Canvas, Colour, Paint};
+use super::canvas::{Canvas, Colour, Paint, Pose};
 use super::dice::Dice;
 use super::scenes::{film, pose, slope};
 use super::shapes::Shape;
@@ -74,10 +73,34 @@ pub(super) fn picture(dice: &mut Dice, label: usize, size: usize, filmed: bool) 
     if filmed {
         canvas.each(|p, pixel| {
             for (value, added) in pixel.iter_mut().zip(film(p)) {
-                *value = (value.clamp(0.0, 1.0) - 0.5) * 0.6 + 0.5 + 1.2 * added;
+                *value = (value.clamp(0.0, 1.0) - 0.5) * 0.8 + 0.5 + 0.6 * added;
             }
         });
     }
     let grain = dice.between(0.0, 0.04);
     canvas.finish(dice, grain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_sorted_and_their_colours_can_be_seen() {
+        assert!(WORDS.is_sorted() && WORDS[0] == "black arrow" && WORDS[63] == "yellow triangle");
+        // The middle of a square has its colour, give or take the film.
+        for filmed in [false, true] {
+            for (label, name) in WORDS.iter().enumerate().filter(|(_, name)| name.ends_with("square")) {
+                let mut sum = [0.0; 3];
+                for index in 0..40 {
+                    let drawn = picture(&mut Dice::new(1, 9, index), label, 32, filmed);
+                    (0..3).for_each(|c| {
+                        sum[c] += f32::from(drawn.rgb[(16 * 32 + 16) * 3 + c]) / (40.0 * 255.0);
+                    });
+                }
+                let far = (0..3).map(|c| (sum[c] - COLOURS[label / 8][c]).abs()).fold(0.0, f32::max);
+                assert!(far < if filmed { 0.25 } else { 0.12 }, "{name}: {sum:?}");
+            }
+        }
+    }
 }
