@@ -242,6 +242,9 @@ pub(crate) struct Args {
     /// Epochs, or part of one, over which learning rates rise from zero first [default: 0]
     #[arg(long, help_heading = "Training")]
     warmup_epochs: Option<f64>,
+    /// What both rates are meanwhile, if they are not to rise [default: none; 0.00001 for CLIP's prompts]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    warmup_lr: Option<f64>,
     /// Which epoch is kept; the test split is never used to choose [default: last]
     #[arg(long, value_parser = ["last", "best-val"], help_heading = "Training")]
     select: Option<String>,
@@ -378,6 +381,7 @@ impl Args {
         put(table, "prompt_weight_decay", self.prompt_weight_decay);
         put(table, "schedule", self.schedule.clone());
         put(table, "warmup_epochs", self.warmup_epochs);
+        put(table, "warmup_lr", self.warmup_lr);
         put(table, "select", self.select.clone());
         put(table, "test_every_epoch", self.test_every_epoch.then_some(true));
         put(table, "seed", self.seed.map(|v| v as i64));

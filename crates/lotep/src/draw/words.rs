@@ -99,7 +99,7 @@ mod tests {
                     });
                 }
                 let far = (0..3).map(|c| (sum[c] - COLOURS[label / 8][c]).abs()).fold(0.0, f32::max);
-                assert!(far < if filmed { 0.25 } else { 0.12 }, "{name}: {sum:?}");
+                assert!(far < if filmed { 0.35 } else { 0.12 }, "{name}: {sum:?}");
             }
         }
     }

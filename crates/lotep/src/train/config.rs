@@ -92,6 +92,9 @@ pub struct TrainConfig {
     pub schedule: Schedule,
     /// Epochs (or parts) over which they rise from zero first.
     pub warmup_epochs: f64,
+    /// What both learning rates are instead while they would rise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_lr: Option<f64>,
     /// Seed of everything random: initial values, split, order.
     pub seed: u64,
     /// What matrix products round to; where it is not given (or `auto`), what is faster on the device.
@@ -168,6 +171,8 @@ impl TrainConfig {
             prompt_weight_decay: usual.prompt_weight_decay,
             schedule: Schedule::Cosine,
             warmup_epochs: usual.warmup_epochs,
+            // What CLIP's methods warm up at.
+            warmup_lr: (usual.warmup_epochs > 0.0).then_some(1e-5),
             seed: 0,
             precision: None,
             recompute: false,
@@ -226,6 +231,7 @@ impl TrainConfig {
         for (name, value, limit) in [
             ("lr", self.lr.unwrap_or(0.0), 1e6),
             ("prompt-lr", self.prompt_lr.unwrap_or(0.0), 1e6),
+            ("warmup-lr", self.warmup_lr.unwrap_or(0.0), 1e6),
             ("weight-decay", self.weight_decay, 1e3),
             ("prompt-weight-decay", self.prompt_weight_decay, 1e3),
             ("warmup-epochs", self.warmup_epochs, self.epochs as f64),

@@ -186,6 +186,9 @@ impl Run {
     fn rates(&self, step: usize, steps_per_epoch: usize) -> Rates {
         let c = self.config();
         let warmup = (c.warmup_epochs * steps_per_epoch as f64).round() as usize;
+        if let Some(rate) = c.warmup_lr.filter(|_| step < warmup) {
+            return Rates { prompt: rate, head: rate };
+        }
         let factor = c.schedule.factor(step, c.epochs * steps_per_epoch, warmup);
         let full = self.full_rates();
         Rates { prompt: full.prompt * factor, head: full.head * factor }
