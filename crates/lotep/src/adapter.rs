@@ -10,13 +10,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::backbone::{Loaded, Preprocess};
+use crate::backbone::Loaded;
 use crate::data::Transform;
 use crate::head::Head;
 use crate::method::{Method, MethodConfig, Site, full};
 use crate::params::Params;
 use crate::safetensors::{NamedTensor, TensorFile, serialize};
-use crate::train::setup::init_params;
+use crate::train::setup::{init_params, transform};
 use crate::{Error, Result, bail, hash, input_error, write_atomic};
 
 /// Version of the format; a reader refuses a newer one.
@@ -110,7 +110,7 @@ impl Adapter {
         let p = &loaded.config.preprocess;
         let input = method.input(p.image);
         let input = InputSpec {
-            transform: Preprocess::adaptation(input),
+            transform: transform(p, &method, head),
             canvas: (input != p.image).then_some(p.image),
             mean: p.mean,
             std: p.std,

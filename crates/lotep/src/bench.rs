@@ -8,13 +8,15 @@ use burn::tensor::{Distribution, Tensor};
 use serde::Serialize;
 
 use crate::backbone::Loaded;
-use crate::data::{Dataset, Loader, LoaderConfig, OnCorrupt, Sample, Source, Transform, list_images};
-use crate::head::Head;
+use crate::data::{
+    Augment, Dataset, Loader, LoaderConfig, OnCorrupt, Sample, Source, Transform, list_images,
+};
+use crate::head::{Head, SharedTexts};
 use crate::method::{LinearProbe, Method, MethodConfig, Site};
 use crate::model::{Frozen, Predictor};
 use crate::system;
 use crate::train::optim::{Optim, OptimizerKind, Rates};
-use crate::train::setup::init_params;
+use crate::train::setup::{class_texts, init_params};
 use crate::train::step::{Input, Stepper, pixel_gradient};
 use crate::{Error, Result};
 
@@ -97,10 +99,12 @@ pub fn train(
                 Ok(())
             }));
         };
+        let texts = texts(loaded, method, options)?;
         let zero = Rates { prompt: 0.0, head: 0.0 };
         let mut optim = Optim::new(OptimizerKind::Sgd, 0.9, zero, params.learnt().count());
         Ok(Box::new(move || {
-            let mut stepper = Stepper::seeded(frozen, method, head(method), Site::of(loaded), 0);
+            let stepper = Stepper::seeded(frozen, method, head(method), Site::of(loaded), 0);
+            let mut stepper = stepper.with_texts(texts.as_deref());
             stepper.accumulate(&params, Input::Pixels(pixels.clone()), labels)?;
             stepper.finish(&mut optim, rates, &mut params);
             // Reading one value back waits for the device.
@@ -125,7 +129,8 @@ pub fn infer(
         let params = adapted_params(loaded, method.as_ref(), options)?;
         let pixels = made_up(loaded, method.as_ref(), options.batch_size);
         let method = method.as_ref().unwrap_or(&PLAIN);
-        let predictor = Predictor::adapted(loaded, method, head(method), &params)?;
+        let texts = texts(loaded, method, options)?;
+        let predictor = Predictor::adapted(loaded, method, head(method), &params, texts.as_ref())?;
         Ok(Box::new(move || {
             drop(predictor.logits(pixels.clone()).into_data());
             Ok(())
@@ -144,6 +149,12 @@ fn adapted_params(
 ) -> Result<crate::params::Params> {
     let method = method.unwrap_or(&PLAIN);
     init_params(loaded, method, head(method), options.classes, 0)
+}
+
+/// Texts about made-up classes, where their names score them.
+fn texts(loaded: &Loaded, method: &MethodConfig, options: &BenchOptions) -> Result<Option<SharedTexts>> {
+    let names: Vec<String> = (0..options.classes).map(|i| format!("thing number {i}")).collect();
+    class_texts(loaded, method, head(method), &names)
 }
 
 fn head(method: &MethodConfig) -> Head {
@@ -262,6 +273,7 @@ pub fn decode(
             let config = LoaderConfig {
                 batch_size: BATCH,
                 transform: transform.clone(),
+                augment: Augment::None,
                 workers,
                 prefetch: 2,
                 on_corrupt: OnCorrupt::Fail,

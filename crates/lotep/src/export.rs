@@ -34,7 +34,9 @@ pub fn merge(loaded: &Loaded, adapter: &Adapter, output: &Path) -> Result<()> {
     let mut tensors = Vec::new();
     for (name, shape) in source.shapes() {
         // timm counts these afresh when they are absent, and they must not be stored as floats.
-        if name.ends_with("num_batches_tracked") || changed.contains_key(&name) {
+        // It has no text towers.
+        let text = name.starts_with("text.") || name == "logit_scale";
+        if text || name.ends_with("num_batches_tracked") || changed.contains_key(&name) {
             continue;
         }
         let values = source.read(&name)?;

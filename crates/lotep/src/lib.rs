@@ -27,10 +27,13 @@ pub mod ops;
 pub mod params;
 pub mod peft;
 pub mod pretrain;
+pub mod pretrain_clip;
+pub mod protocol;
 pub mod prune;
 pub mod safetensors;
 pub mod sweep;
 pub mod system;
+pub mod text;
 pub mod torch;
 pub mod train;
 

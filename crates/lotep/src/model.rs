@@ -6,12 +6,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::backbone::{Backbone, Hooks, Loaded};
 use crate::data::{Batch, Transform};
-use crate::head::Head;
+use crate::head::{Head, SharedTexts, unit};
 use crate::method::{Method, MethodConfig, Prompts, Site};
 use crate::ops::{Linear, Precision};
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
-use crate::{Result, input_error};
+use crate::{Result, bail, input_error};
 
 /// Pixels of a batch as a tensor `[B, 3, H, W]` in [0, 1].
 pub fn pixels(batch: Batch, transform: &Transform, device: &Device) -> Tensor<4> {
@@ -50,6 +50,15 @@ impl Frozen {
         let x = hooks.pixels(pixels);
         self.network.features((x - self.mean.clone()) / self.std.clone(), hooks)
     }
+
+    /// The same behind the network's own classifier; CLIP's is the projection to where texts are.
+    pub(crate) fn projected(&self, pixels: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
+        let features = self.features(pixels, hooks);
+        match self.network.head() {
+            Some(projection) => projection.forward(features),
+            None => features,
+        }
+    }
 }
 
 /// The network that `method` works with.
@@ -66,8 +75,18 @@ fn network(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Result<Ar
 pub struct Predictor {
     frozen: Frozen,
     prompts: Prompts,
-    classifier: Linear,
+    scores: Scores,
     device: Device,
+}
+
+/// How features become scores.
+#[derive(Clone)]
+enum Scores {
+    Linear(Linear),
+    /// Cosines with each class's vector `[classes, F]`.
+    Names(SharedTexts, Tensor<2>),
+    /// The same where each image has vectors of its own.
+    OwnNames(SharedTexts, MethodConfig, Params),
 }
 
 /// Prompts that cannot become weights of a checkpoint, by their names, and the weights that can.
@@ -90,21 +109,46 @@ impl Predictor {
         Ok(Self {
             frozen: Frozen::new(loaded),
             prompts: Prompts::default(),
-            classifier: head.clone(),
+            scores: Scores::Linear(head.clone()),
             device: loaded.device.clone(),
         })
     }
 
-    /// A network adapted by `method` and `head` with learnt `params`.
+    /// A network adapted by `method` and `head` with learnt `params`; `texts` are about the classes, where their names
+    /// score them.
     ///
     /// # Errors
     /// The parameters are not this network's.
-    pub fn adapted(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Result<Self> {
+    pub fn adapted(
+        loaded: &Loaded,
+        method: &MethodConfig,
+        head: Head,
+        params: &Params,
+        texts: Option<&SharedTexts>,
+    ) -> Result<Self> {
         let network = network(loaded, method, params)?;
         let prompts = method.prompts(&Site::of(loaded), params);
-        let (weight, bias) = head.classifier(network.as_ref(), params);
-        let classifier = Linear::new(weight, Some(bias), Precision::F32);
-        Ok(Self::with_prompts(loaded, network.as_ref(), prompts, classifier).0)
+        let scores = if let Some(texts) = texts {
+            Self::names(loaded, method, params, &prompts, texts)
+        } else {
+            let (weight, bias) = head.classifier(network.as_ref(), params);
+            Scores::Linear(Linear::new(weight, Some(bias), Precision::F32))
+        };
+        Ok(Self::with_prompts(loaded, network.as_ref(), prompts, scores).0)
+    }
+
+    fn names(
+        loaded: &Loaded,
+        method: &MethodConfig,
+        params: &Params,
+        prompts: &Prompts,
+        texts: &SharedTexts,
+    ) -> Scores {
+        let features = loaded.network.head().map_or(0, |head| head.dims()[1]);
+        if method.conditioned(params, Tensor::zeros([1, features], &loaded.device)).is_some() {
+            return Scores::OwnNames(texts.clone(), method.clone(), params.clone());
+        }
+        Scores::Names(texts.clone(), texts.vectors(texts.all_raw(prompts)))
     }
 
     /// The same with the classifier that the network was trained with.
@@ -112,7 +156,7 @@ impl Predictor {
     /// # Errors
     /// It has none.
     pub(crate) fn with_own_classifier(self, loaded: &Loaded) -> Result<Self> {
-        Ok(Self { classifier: Self::own(loaded)?.classifier, ..self })
+        Ok(Self { scores: Self::own(loaded)?.scores, ..self })
     }
 
     /// What of an adaptation can be written into the network's own weights.
@@ -120,6 +164,13 @@ impl Predictor {
     /// # Errors
     /// The parameters are not this network's.
     pub fn merge(loaded: &Loaded, method: &MethodConfig, head: Head, params: &Params) -> Result<Merge> {
+        if method.text_plan(head)?.is_some() {
+            bail!(
+                "{} scores classes by their names, which no classifier of timm's layout does: keep the adapter beside \
+                 the backbone instead",
+                method.name()
+            );
+        }
         let network = network(loaded, method, params)?;
         let prompts = method.prompts(&Site::of(loaded), params);
         let (weight, bias) = head.classifier(network.as_ref(), params);
@@ -133,7 +184,7 @@ impl Predictor {
             tensor("weight", &weight.dims(), weight.to_data()),
             tensor("bias", &bias.dims(), bias.to_data()),
         ];
-        let learnt = Linear::new(weight, Some(bias), Precision::F32);
+        let learnt = Scores::Linear(Linear::new(weight, Some(bias), Precision::F32));
         let mut merge = Self::with_prompts(loaded, network.as_ref(), prompts, learnt).1;
         let own = method.weights(&Site::of(loaded), params)?;
         // What was folded changed last, and the classifier is a new one.
@@ -145,7 +196,7 @@ impl Predictor {
         loaded: &Loaded,
         network: &dyn Backbone,
         mut prompts: Prompts,
-        classifier: Linear,
+        scores: Scores,
     ) -> (Self, Merge) {
         let mut frozen = Frozen::new(loaded);
         // They are in the network's weights.
@@ -173,13 +224,28 @@ impl Predictor {
         left.extend(blocks.map(|(_, b)| format!("tokens of {}", b.name)));
         let blocks = prompts.keys_values.iter().zip(&loaded.blocks).filter(|(own, _)| own.is_some());
         left.extend(blocks.map(|(_, b)| format!("keys and values of {}", b.name)));
-        let predictor = Self { frozen, prompts, classifier, device: loaded.device.clone() };
+        let predictor = Self { frozen, prompts, scores, device: loaded.device.clone() };
         (predictor, Merge { changed: folded.changed.unwrap_or_default(), left })
     }
 
     /// Scores `[B, classes]` of pixels `[B, 3, H, W]` in [0, 1].
     pub fn logits(&self, pixels: Tensor<4>) -> Tensor<2> {
-        self.classifier.forward(self.frozen.features(pixels, &self.prompts))
+        match &self.scores {
+            Scores::Linear(classifier) => classifier.forward(self.frozen.features(pixels, &self.prompts)),
+            Scores::Names(texts, vectors) => texts.logits(self.images(pixels), vectors.clone()),
+            Scores::OwnNames(texts, method, params) => {
+                let images = self.images(pixels);
+                match method.conditioned(params, images.clone()) {
+                    Some(words) => texts.own_logits(images, texts.conditioned(words)),
+                    None => unreachable!("asked when this was made"),
+                }
+            }
+        }
+    }
+
+    /// Images' features, of length one, where texts have theirs.
+    fn images(&self, pixels: Tensor<4>) -> Tensor<2> {
+        unit(self.frozen.projected(pixels, &self.prompts))
     }
 
     /// Where it computes.
@@ -283,7 +349,7 @@ mod tests {
             let prompts = method.prompts(&Site::of(loaded), &params);
             let features = Frozen::new(loaded).features(pixels.clone(), &prompts);
             let added = head.logits(loaded.network.as_ref(), &params, features);
-            let folded = Predictor::adapted(loaded, &method, head, &params).unwrap().logits(pixels);
+            let folded = Predictor::adapted(loaded, &method, head, &params, None).unwrap().logits(pixels);
             let values = |t: Tensor<2>| t.into_data().iter::<f32>().collect::<Vec<_>>();
             assert_close(&values(folded), &values(added), 2e-5, method.name());
             assert_eq!(

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use lotep::draw::{Task, write_dataset};
 use lotep::method::MethodConfig;
 use lotep::pretrain::{PretrainOptions, demo_network, pretrain};
+use lotep::pretrain_clip::{ClipOptions, pretrain_clip};
 use lotep::train::optim::OptimizerKind;
 use lotep::train::{Outcome, RunDir, Select, TrainConfig, train};
 use lotep::{Error, Result, bail, write_atomic};
@@ -55,13 +56,28 @@ enum Step {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Train a small CLIP on pictures that it draws and sentences about them: a colour and a thing.
+    PretrainClip {
+        /// Directory to write.
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// Steps of 64 pictures.
+        #[arg(long, default_value_t = 1500)]
+        steps: usize,
+        /// Peak learning rate of AdamW.
+        #[arg(long, default_value_t = 0.002)]
+        lr: f64,
+        /// Seed of weights, pictures and sentences.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Write drawn images as class folders.
     Draw {
         /// Directory to write: train/CLASS/*, test/CLASS/*.
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
         /// Which task.
-        #[arg(long, default_value = "adapt", value_parser = ["pretrain", "adapt"])]
+        #[arg(long, default_value = "adapt", value_parser = ["pretrain", "adapt", "words"])]
         task: String,
         /// Training images a class; a fifth as many again for testing.
         #[arg(long, default_value_t = 100)]
@@ -86,6 +102,18 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             let a = accuracy?;
             ui.out(&format!(
                 "top1 {:.2}% on {} images not trained on; written to {}",
+                a.top1,
+                a.images,
+                output.display()
+            ))
+        }
+        Some(Step::PretrainClip { output, steps, lr, seed }) => {
+            let options = ClipOptions { steps: *steps, batch_size: 64, lr: *lr, seed: *seed };
+            let accuracy = pretrain_clip(&options, output, &mut Watcher(ui));
+            ui.clear();
+            let a = accuracy?;
+            ui.out(&format!(
+                "zero-shot top1 {:.2}% on {} pictures of 64 classes not trained on; written to {}",
                 a.top1,
                 a.images,
                 output.display()

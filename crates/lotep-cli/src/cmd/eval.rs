@@ -3,29 +3,40 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lotep::data::{Dataset, Known, Loader, Split, open};
+use lotep::data::{ClassSplit, Dataset, Known, Loader, Split, open};
 use lotep::eval::{Accuracy, evaluate};
 use lotep::{Result, bail};
 use serde_json::json;
 
 use super::model::{Model, ModelArgs, ReadArgs};
+use super::names::NamesArgs;
 use crate::ui::Ui;
 
-/// Measure accuracy: of an adapter, or of a network with its own classifier.
+/// Measure accuracy: of an adapter, of a network with its own classifier, or of CLIP with the classes' names.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   lotep eval --adapter RUN/adapter --data photos
-  lotep eval --backbone models/resnet18 --data imagenet --split val")]
+  lotep eval --backbone models/resnet18 --data imagenet --split val
+  lotep eval --backbone hf-hub:openai/clip-vit-base-patch16 --data photos
+  lotep eval --adapter RUN/adapter --data photos --class-split novel --data-classes")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    names: NamesArgs,
+    /// CLIP: score by the names of the data's classes, also where the adapter was trained for others.
+    #[arg(long, conflicts_with = "classes")]
+    data_classes: bool,
     /// Directory of images: train/CLASS/*, test/CLASS/*, or CLASS/*.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Read the original download of a known data set.
     #[arg(long, value_parser = ["cifar10", "cifar100"])]
     dataset: Option<String>,
+    /// Which of the classes: all, the first half, or the rest.
+    #[arg(long, default_value = "all", value_parser = ["all", "base", "novel"])]
+    class_split: String,
     /// Which part of the data.
     #[arg(long, default_value = "test", value_parser = ["train", "val", "test", "all"])]
     split: String,
@@ -46,8 +57,13 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     if split != Split::All {
         splits.hold_out_test(args.test_fraction);
     }
-    let data = splits.get(split)?;
-    let model = args.model.load(ui)?;
+    let data = splits.with_classes(args.class_split.parse::<ClassSplit>()?)?.get(split)?;
+    let names = args.names.names()?;
+    let mut model = args.model.load(ui)?;
+    let reads = model.loaded.words.is_some() && model.adapter.is_none();
+    if let Some(names) = names.or_else(|| (args.data_classes || reads).then(|| data.classes.clone())) {
+        model.score_by(names, &args.names.template)?;
+    }
     ui.note(&format!("backbone  {}", model.loaded.describe()));
     let (accuracy, skipped) = accuracy(&model, data, &args.read, ui)?;
     if ui.json() {
@@ -101,7 +117,7 @@ fn align(mut data: Dataset, classes: Option<&[String]>, own: usize) -> Result<Da
         match &places[sample.label] {
             (_, Some(place)) => sample.label = *place,
             (name, None) => bail!(
-                "{}: class `{name}` is not one of the adapter's {} classes ({}, …)",
+                "{}: class `{name}` is not one of the {} that are told apart ({}, …)",
                 data.name,
                 classes.len(),
                 classes.iter().take(4).cloned().collect::<Vec<_>>().join(", ")

@@ -89,7 +89,7 @@ fn remove_pruned(args: &Args, model: &Model, data: &Path, ui: &Ui) -> Result<()>
     let mut splits = open(data, None)?;
     splits.hold_out_test(args.test_fraction);
     let data = splits.get(Split::Test)?;
-    let smaller = Model { loaded: model.loaded.clone(), adapter: Some(smaller) };
+    let smaller = Model { loaded: model.loaded.clone(), adapter: Some(smaller), named: None };
     let (with, _) = accuracy(model, data.clone(), &args.read, ui)?;
     let (without, _) = accuracy(&smaller, data, &args.read, ui)?;
     if let Some(mut adapter) = smaller.adapter {

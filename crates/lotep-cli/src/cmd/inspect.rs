@@ -76,6 +76,10 @@ fn backbone(path: &str, args: &Args, ui: &Ui) -> Result<()> {
             "parameters": loaded.body_parameters + loaded.head_parameters,
             "parameters_without_head": loaded.body_parameters,
             "depth_ratio": config.architecture.default_depth_ratio(),
+            "text": loaded.words.as_ref().map(|words| json!({
+                "parameters": words.config.parameters(), "blocks": words.config.depth, "width": words.config.width,
+                "context": words.config.context, "vocabulary": words.config.vocabulary,
+            })),
         }));
     }
     let p = &config.preprocess;
@@ -87,6 +91,17 @@ fn backbone(path: &str, args: &Args, ui: &Ui) -> Result<()> {
     ))?;
     ui.out(&format!("input       {}x{}, mean {:?}, std {:?}", p.image[0], p.image[1], p.mean, p.std))?;
     ui.out(&format!("own classifier's preprocessing  {}", transform(&p.evaluation())?))?;
+    if let Some(words) = &loaded.words {
+        let c = &words.config;
+        ui.out(&format!(
+            "text tower  {:.2}M parameters, {} blocks of width {}, up to {} of {} tokens",
+            c.parameters() as f64 / 1e6,
+            c.depth,
+            c.width,
+            c.context,
+            c.vocabulary
+        ))?;
+    }
     ui.out(&format!("sha256      {}", loaded.sha256.as_deref().unwrap_or("none")))?;
     ui.out(&format!("LoTeP's default depth ratio  {}", config.architecture.default_depth_ratio()))?;
     for (l, b) in loaded.blocks.iter().enumerate() {

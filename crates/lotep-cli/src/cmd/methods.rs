@@ -29,6 +29,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         }
         ui.out(&format!("{}\n  acts        {}\n  parameters  {}", m.name, m.acts, m.parameters))?;
         ui.out(&format!("  prediction  {}", m.cost))?;
+        if m.clip {
+            ui.out("  needs       CLIP, both towers")?;
+        }
         if !m.source.is_empty() {
             ui.out(&format!("  source      {}", m.source))?;
         }

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use lotep::adapter::Adapter;
 use lotep::backbone::{LoadOptions, Loaded, load};
 use lotep::data::Transform;
+use lotep::head::Mapping;
 use lotep::model::Predictor;
 use lotep::ops::Precision;
+use lotep::params::Params;
 use lotep::{Result, bail, device};
 
+use super::names::{HEAD, Named};
 use crate::ui::{Ui, Watcher};
 
 /// Which model, and where it computes.
@@ -37,6 +40,8 @@ pub(crate) struct ModelArgs {
 pub(crate) struct Model {
     pub(crate) loaded: Loaded,
     pub(crate) adapter: Option<Adapter>,
+    /// Its classes by their names, where those score.
+    pub(crate) named: Option<Named>,
 }
 
 impl ModelArgs {
@@ -64,7 +69,11 @@ impl ModelArgs {
         };
         let loaded = load(&options, &mut Watcher(ui))?;
         let adapter = self.adapter.as_deref().map(|dir| Adapter::load(dir, &loaded)).transpose()?;
-        Ok(Model { loaded, adapter })
+        let mut model = Model { loaded, adapter, named: None };
+        if let Some(adapter) = model.adapter.as_ref().filter(|a| a.config.head.mapping == Mapping::Text) {
+            model.score_by(adapter.config.classes.clone(), &[])?;
+        }
+        Ok(model)
     }
 }
 
@@ -80,23 +89,31 @@ pub(crate) fn precision(name: &str) -> Option<Precision> {
 impl Model {
     /// Ready to score images: with the adapter, or with the network's own classifier.
     pub(crate) fn predictor(&self) -> Result<Predictor> {
-        match &self.adapter {
-            Some(a) => Predictor::adapted(&self.loaded, &a.config.method, a.config.head, &a.params),
-            None => Predictor::own(&self.loaded),
+        match (&self.adapter, &self.named) {
+            (Some(a), named) => {
+                let texts = named.as_ref().map(|named| &named.texts);
+                Predictor::adapted(&self.loaded, &a.config.method, a.config.head, &a.params, texts)
+            }
+            (None, Some(n)) => {
+                Predictor::adapted(&self.loaded, &n.method, HEAD, &Params::default(), Some(&n.texts))
+            }
+            (None, None) => Predictor::own(&self.loaded),
         }
     }
 
     /// How images are prepared for it.
     pub(crate) fn transform(&self) -> Transform {
-        match &self.adapter {
-            Some(a) => a.config.input.transform.clone(),
-            None => self.loaded.config.preprocess.evaluation(),
+        match (&self.adapter, &self.named) {
+            (Some(a), _) => a.config.input.transform.clone(),
+            (None, Some(_)) => self.loaded.config.preprocess.clip(),
+            (None, None) => self.loaded.config.preprocess.evaluation(),
         }
     }
 
     /// Names of its classes, if it knows them.
     pub(crate) fn classes(&self) -> Option<&[String]> {
-        self.adapter.as_ref().map(|a| a.config.classes.as_slice())
+        let named = self.named.as_ref().map(|named| named.names.as_slice());
+        named.or(self.adapter.as_ref().map(|a| a.config.classes.as_slice()))
     }
 }
 
@@ -120,6 +137,7 @@ impl ReadArgs {
         Ok(lotep::data::LoaderConfig {
             batch_size: self.batch_size as usize,
             transform,
+            augment: lotep::data::Augment::None,
             workers: workers(self.workers),
             prefetch: 2,
             on_corrupt: self.on_corrupt.parse()?,

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use lotep::data::{Dataset, Loader, Sample, Source, list_images};
 use lotep::model::pixels;
 use lotep::safetensors::{NamedTensor, serialize};
-use lotep::{Error, Result, input_error, write_atomic};
+use lotep::{Error, Result, bail, input_error, write_atomic};
 use serde_json::json;
 
 use super::model::{ModelArgs, ReadArgs};
+use super::names::NamesArgs;
 use crate::ui::Ui;
 
 /// Name what is in images, with an adapter or with a network's own classifier.
@@ -20,10 +21,13 @@ use crate::ui::Ui;
 Examples:
   lotep predict --adapter RUN/adapter PHOTO.jpg
   lotep predict --backbone models/vit_tiny --top-k 1 --format json FOLDER | jq .path
+  lotep predict --backbone hf-hub:openai/clip-vit-base-patch16 --classes 'a cat, a dog' PHOTO.jpg
   lotep predict --adapter RUN/adapter --logits scores.safetensors FOLDER")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    names: NamesArgs,
     /// How many classes to name for an image.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     top_k: u64,
@@ -39,7 +43,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let files = list_images(&args.paths)?;
-    let model = args.model.load(ui)?;
+    let names = args.names.names()?;
+    let mut model = args.model.load(ui)?;
+    match names {
+        Some(names) => model.score_by(names, &args.names.template)?,
+        None if !args.names.template.is_empty() => {
+            bail!("--template says something of --classes, which are missing")
+        }
+        None => {}
+    }
     let predictor = model.predictor()?;
     let transform = model.transform();
     // A data set of one nameless class: the loader decodes ahead on several threads.

@@ -68,8 +68,18 @@ pub(crate) struct Settings {
 }
 
 /// Settings that decide which images are held out.
-const FIXED: [&str; 8] =
-    ["data", "dataset", "subset", "seed", "val_fraction", "test_fraction", "select", "test_every_epoch"];
+const FIXED: [&str; 10] = [
+    "data",
+    "dataset",
+    "subset",
+    "shots",
+    "class_split",
+    "seed",
+    "val_fraction",
+    "test_fraction",
+    "select",
+    "test_every_epoch",
+];
 /// Settings that are lists of words or numbers, whose items may have a plus between.
 const LISTS: [&str; 2] = ["method.targets", "method.pruned_tokens"];
 

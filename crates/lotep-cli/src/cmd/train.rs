@@ -63,9 +63,39 @@ pub(crate) struct Args {
     #[arg(long, value_parser = MethodConfig::NAMES, help_heading = "Method")]
     method: Option<String>,
     /// Rank of the prompts: of LoR-VP's and deep LoR-VP's (4), of LoTeP's first blocks (6), of grouped ones (full maps); of
-    /// LoRA's additions (8).
+    /// LoRA's additions (8), CLIP-LoRA's (2); of MMLoP's prompts (1; 0 learns them whole).
     #[arg(long, help_heading = "Method")]
     rank: Option<usize>,
+    /// CLIP's methods: prompted blocks of both towers [default: 9]
+    #[arg(long, value_name = "BLOCKS", help_heading = "Method")]
+    depth: Option<usize>,
+    /// CLIP's methods: the words that learnt ones start as; "" draws them [default: a photo of a; CoOp draws]
+    #[arg(long, value_name = "TEXT", help_heading = "Method")]
+    context: Option<String>,
+    /// Zero-shot: what is said of a class, {} being its name; several are averaged [default: a photo of a {}.]
+    #[arg(long, value_name = "TEXT", help_heading = "Method")]
+    template: Vec<String>,
+    /// MMLoP: where both towers share the factor over positions [default: layer]
+    #[arg(long, value_parser = ["none", "layer", "global"], help_heading = "Method")]
+    shared_up: Option<String>,
+    /// MMLoP, PromptSRC: weight of the distance of text features from the frozen tower's [default: 25]
+    #[arg(long, value_name = "WEIGHT", help_heading = "Method")]
+    text_consistency: Option<f64>,
+    /// MMLoP, PromptSRC: the same of image features [default: 10]
+    #[arg(long, value_name = "WEIGHT", help_heading = "Method")]
+    image_consistency: Option<f64>,
+    /// MMLoP, PromptSRC: weight of the divergence from the frozen towers' class probabilities [default: 1]
+    #[arg(long, value_name = "WEIGHT", help_heading = "Method")]
+    logit_consistency: Option<f64>,
+    /// MMLoP: whether what all classes' text features moved by together is taken back [default: on]
+    #[arg(long, value_parser = ["on", "off"], help_heading = "Method")]
+    drift_correction: Option<String>,
+    /// PromptSRC: the epoch that counts most in the average over epochs [default: 15]
+    #[arg(long, value_name = "EPOCH", help_heading = "Method")]
+    aggregate_mean: Option<f64>,
+    /// PromptSRC: how many epochs beside it count; 0 keeps the last epoch [default: 1]
+    #[arg(long, value_name = "EPOCHS", help_heading = "Method")]
+    aggregate_std: Option<f64>,
     /// LoTeP and its deep baselines: share of the blocks that are prompted, from the first [default: 0.8 for ResNets, 0.4
     /// for ViTs, 0.2 for others]
     #[arg(long, help_heading = "Method")]
@@ -94,7 +124,7 @@ pub(crate) struct Args {
     /// Grouped prompts: how many groups of channels share a map [default: 8]
     #[arg(long, help_heading = "Method")]
     groups: Option<usize>,
-    /// VPT, E2VPT: prompt tokens of a block [default: 10]
+    /// VPT, E2VPT: prompt tokens of a block (10); CLIP's methods: learnt words, and tokens beside them (4; CoOp 16, MaPLe 2).
     #[arg(long, help_heading = "Method")]
     tokens: Option<usize>,
     /// VPT: share of the tokens that enter through a Fourier transform, as VFPT's do [default: 0]
@@ -140,9 +170,9 @@ pub(crate) struct Args {
     train_scale: Option<String>,
     /// How class scores come about: a new classifier of the features (linear) or of the scores of the network's own
     /// classes (full), or own classes that speak for yours: the first, random ones, or those that your images are taken
-    /// for, found once (frequency) or again and again (iterative) [default: linear; first for border, iterative for
-    /// ilm-vp, full for auto-vp]
-    #[arg(long, value_parser = ["linear", "full", "first", "random", "frequency", "iterative"], help_heading = "Method")]
+    /// for, found once (frequency) or again and again (iterative); or CLIP's reading of your classes' names (text)
+    /// [default: linear; first for border, iterative for ilm-vp, full for auto-vp, text for CLIP's methods]
+    #[arg(long, value_parser = ["linear", "full", "first", "random", "frequency", "iterative", "text"], help_heading = "Method")]
     mapping: Option<String>,
     /// Own classes of the network that speak for one of yours [default: 1]
     #[arg(long, value_name = "N", help_heading = "Method")]
@@ -151,7 +181,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "EPOCHS", help_heading = "Method")]
     mapping_every: Option<usize>,
 
-    /// Directory of images: train/CLASS/* with test/CLASS/*, or CLASS/*.
+    /// Directory of images: train/CLASS/* with test/CLASS/*, or CLASS/*; or one of CoOp's split files (.json).
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     data: Option<PathBuf>,
     /// Read the original download of a known data set.
@@ -160,6 +190,15 @@ pub(crate) struct Args {
     /// Train on a stratified sample of about N images.
     #[arg(long, value_name = "N", help_heading = "Data")]
     subset: Option<usize>,
+    /// Train on N images of each class.
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    shots: Option<usize>,
+    /// Learn and test only the first half of the classes, or the rest [default: all]
+    #[arg(long, value_parser = ["all", "base", "novel"], help_heading = "Data")]
+    class_split: Option<String>,
+    /// Random changes of training images: crops and mirroring [default: none; crop-flip for CLIP's methods]
+    #[arg(long, value_parser = ["none", "crop-flip"], help_heading = "Data")]
+    augment: Option<String>,
     /// Share of the images to test on when there is no test/ [default: 0.2]
     #[arg(long, value_name = "SHARE", help_heading = "Data")]
     test_fraction: Option<f64>,
@@ -176,10 +215,10 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Data")]
     cache_mb: Option<u64>,
 
-    /// Passes over the training images [default: 20]
+    /// Passes over the training images [default: 20; CLIP's methods as their papers]
     #[arg(long, help_heading = "Training")]
     epochs: Option<usize>,
-    /// Images a step [default: 64]
+    /// Images a step [default: 64; CLIP's methods as their papers]
     #[arg(long, help_heading = "Training")]
     batch_size: Option<usize>,
     /// Compute a batch in this many parts, to save memory [default: 1]
@@ -209,6 +248,9 @@ pub(crate) struct Args {
     /// Epochs, or part of one, over which learning rates rise from zero first [default: 0]
     #[arg(long, help_heading = "Training")]
     warmup_epochs: Option<f64>,
+    /// What both rates are meanwhile, if they are not to rise [default: none; 0.00001 for CLIP's prompts]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    warmup_lr: Option<f64>,
     /// Which epoch is kept; the test split is never used to choose [default: last]
     #[arg(long, value_parser = ["last", "best-val"], help_heading = "Training")]
     select: Option<String>,
@@ -302,6 +344,16 @@ impl Args {
         put(table, "size", self.size.map(whole));
         put(table, "scale", self.scale);
         put(table, "train_scale", self.train_scale.as_ref().map(|v| v == "on"));
+        put(table, "depth", self.depth.map(whole));
+        put(table, "context", self.context.clone());
+        put(table, "templates", (!self.template.is_empty()).then(|| self.template.clone()));
+        put(table, "shared_up", self.shared_up.clone());
+        put(table, "text_consistency", self.text_consistency);
+        put(table, "image_consistency", self.image_consistency);
+        put(table, "logit_consistency", self.logit_consistency);
+        put(table, "drift_correction", self.drift_correction.as_ref().map(|v| v == "on"));
+        put(table, "aggregate_mean", self.aggregate_mean);
+        put(table, "aggregate_std", self.aggregate_std);
     }
 
     fn overlay(&self, table: &mut Table) {
@@ -318,6 +370,9 @@ impl Args {
         put(table, "data", self.data.as_ref().map(|p| p.to_string_lossy().into_owned()));
         put(table, "dataset", self.dataset.clone());
         put(table, "subset", self.subset.map(whole));
+        put(table, "shots", self.shots.map(whole));
+        put(table, "class_split", self.class_split.clone());
+        put(table, "augment", self.augment.clone());
         put(table, "test_fraction", self.test_fraction);
         put(table, "val_fraction", self.val_fraction);
         put(table, "on_corrupt", self.on_corrupt.clone());
@@ -334,6 +389,7 @@ impl Args {
         put(table, "prompt_weight_decay", self.prompt_weight_decay);
         put(table, "schedule", self.schedule.clone());
         put(table, "warmup_epochs", self.warmup_epochs);
+        put(table, "warmup_lr", self.warmup_lr);
         put(table, "select", self.select.clone());
         put(table, "test_every_epoch", self.test_every_epoch.then_some(true));
         put(table, "seed", self.seed.map(|v| v as i64));
@@ -346,7 +402,7 @@ impl Args {
 pub(crate) fn take_method(name: &str, file: &mut Table, method: &mut Table) {
     if method.get("method").and_then(Value::as_str) != Some(name) {
         *method = Table::from_iter([("method".to_owned(), name.into())]);
-        for key in ["optimizer", "lr", "prompt_lr", "mapping"] {
+        for key in ["optimizer", "lr", "prompt_lr", "mapping", "augment"] {
             file.remove(key);
         }
     }

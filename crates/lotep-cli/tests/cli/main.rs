@@ -15,6 +15,7 @@ mod bad_data;
 mod bad_settings;
 mod bench;
 mod cifar;
+mod clip;
 mod config_file;
 mod demo;
 mod divergence;

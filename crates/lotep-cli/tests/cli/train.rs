@@ -12,9 +12,10 @@ use crate::common::{
 /// A training with every method on `net`, its files, and the same accuracy from the saved adapter.
 fn every_method(net: Net) {
     let case = Case::new();
-    let known = lotep!("methods", "--format", "json").done().stdout;
-    let name = |line: &str| serde_json::from_str::<Value>(line).unwrap()["name"].as_str().unwrap().to_owned();
-    let methods: Vec<String> = known.lines().map(name).collect();
+    // Those that need CLIP's text tower have a test of their own.
+    let known = lotep!("methods", "--format", "json").done().json_lines();
+    let methods: Vec<String> =
+        known.iter().filter(|m| m["clip"] == false).map(|m| m["name"].as_str().unwrap().to_owned()).collect();
     assert!(methods.len() > 8, "{methods:?}");
     for method in methods.iter().map(String::as_str) {
         let refused: &[&str] = match (net, method) {

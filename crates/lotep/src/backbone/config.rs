@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::family::set;
 use super::preprocess::MAX_SIDE;
-use super::{Architecture, Preprocess};
+use super::text::TextHints;
+use super::{Architecture, Preprocess, clip_config};
 use crate::{Error, Result, input_error};
 
 /// A resolved model: its architecture, class count and preprocessing.
@@ -21,6 +22,9 @@ pub struct ModelConfig {
     pub classes: usize,
     /// Preprocessing for its own classifier.
     pub preprocess: Preprocess,
+    /// What is known of a text tower beside its weights.
+    #[serde(default)]
+    pub text: TextHints,
 }
 
 /// The parts of timm's `config.json` that matter here.
@@ -32,6 +36,9 @@ struct HubConfig {
     model_args: Map<String, Value>,
     #[serde(default)]
     pretrained_cfg: Map<String, Value>,
+    /// Ours: `num_heads` and `act_layer` of a CLIP's text tower.
+    #[serde(default)]
+    text_args: Option<Value>,
 }
 
 impl ModelConfig {
@@ -43,19 +50,26 @@ impl ModelConfig {
         let bare = name.split('.').next().unwrap_or(name);
         let architecture = Architecture::named(bare)?;
         let preprocess = architecture.preprocess(classes);
-        Ok(Self { name: bare.into(), architecture, classes, preprocess })
+        Ok(Self { name: bare.into(), architecture, classes, preprocess, text: TextHints::default() })
     }
 
-    /// Read timm's hub `config.json`; `None` if it is another library's and names no `architecture`.
+    /// Read timm's hub `config.json`, or what transformers or open_clip write of a CLIP; `None` if it is of another
+    /// model.
     ///
     /// # Errors
     /// The file can't be read, is not JSON, or holds a value that makes no sense.
     pub fn from_hub(path: &Path) -> Result<Option<Self>> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let hub: HubConfig = serde_json::from_str(&text)
-            .map_err(|e| input_error!("{} is not a timm config.json: {e}", path.display()))?;
-        let Some(name) = hub.architecture else { return Ok(None) };
+        let not_one = |e| input_error!("{} is not a timm config.json: {e}", path.display());
+        let json: Value = serde_json::from_str(&text).map_err(not_one)?;
         let in_file = |e: Error| input_error!("{}: {e}", path.display());
+        let hub: HubConfig = serde_json::from_value(json.clone()).map_err(not_one)?;
+        let Some(name) = hub.architecture else { return clip_config::read(&json).map_err(in_file) };
+        let text = match &hub.text_args {
+            Some(args) => clip_config::hints(args)
+                .ok_or_else(|| input_error!("{}: `text_args` = {args} makes no sense", path.display()))?,
+            None => TextHints::default(),
+        };
         let architecture =
             Architecture::named(&name).and_then(|a| a.with_args(&hub.model_args)).map_err(in_file)?;
         let classes = hub
@@ -99,13 +113,13 @@ impl ModelConfig {
         if let Some(image) = architecture.image() {
             preprocess.image = image;
         }
-        Ok(Some(Self { name, architecture, classes, preprocess }))
+        Ok(Some(Self { name, architecture, classes, preprocess, text }))
     }
 
     /// The `config.json` that timm's hub layout wants for this model.
     pub fn to_hub(&self) -> Value {
         let p = &self.preprocess;
-        serde_json::json!({
+        let mut json = serde_json::json!({
             "architecture": self.name,
             "num_classes": self.classes,
             "num_features": self.architecture.feature_width(),
@@ -121,7 +135,11 @@ impl ModelConfig {
                 "first_conv": self.architecture.first_conv(),
                 "classifier": self.architecture.classifier(),
             },
-        })
+        });
+        if self.text != TextHints::default() {
+            json["text_args"] = clip_config::to_args(self.text);
+        }
+        json
     }
 }
 

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Result, bail};
+use super::clip_layout::{hugging_face_clip, openai_clip};
+use crate::Result;
 
 /// How one of timm's weights comes out of stored ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub(crate) fn recipes(stored: &Shapes) -> Result<BTreeMap<String, Recipe>> {
     Ok(stored.iter().map(|(name, shape)| (rename(name), plain(name, shape))).collect())
 }
 
-fn plain(name: &str, shape: &[usize]) -> Recipe {
+pub(super) fn plain(name: &str, shape: &[usize]) -> Recipe {
     Recipe { parts: vec![name.to_owned()], turn: Turn::None, shape: shape.to_vec() }
 }
 
@@ -96,124 +97,6 @@ fn facebook_convnext(name: &str) -> String {
         (_, Some(leaf)) => format!("head.fc.{leaf}"),
         _ => name.to_owned(),
     }
-}
-
-/// Puts CLIP's image tower together under timm's names.
-struct Clip<'a> {
-    stored: &'a Shapes,
-    found: BTreeMap<String, Recipe>,
-}
-
-impl Clip<'_> {
-    fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        match self.stored.get(name) {
-            Some(shape) => Ok(shape.clone()),
-            None => bail!("a CLIP checkpoint without `{name}`"),
-        }
-    }
-
-    fn add(&mut self, timm: impl Into<String>, name: &str) -> Result<()> {
-        let shape = self.shape(name)?;
-        self.found.insert(timm.into(), plain(name, &shape));
-        Ok(())
-    }
-
-    /// The same with axes of length one in front.
-    fn add_deep(&mut self, timm: &str, name: &str, axes: usize) -> Result<()> {
-        let shape = [vec![1; axes], self.shape(name)?].concat();
-        self.found.insert(timm.to_owned(), Recipe { shape, ..plain(name, &[]) });
-        Ok(())
-    }
-
-    /// The projection is timm's classifier, without a bias.
-    fn head(&mut self, name: &str, transposed: bool) -> Result<()> {
-        let shape = self.shape(name)?;
-        let [rows, columns] = shape[..] else {
-            bail!("CLIP's `{name}` has shape {shape:?}, a matrix is expected")
-        };
-        let (shape, turn) =
-            if transposed { ([columns, rows], Turn::Transpose) } else { ([rows, columns], Turn::None) };
-        let weight = Recipe { parts: vec![name.to_owned()], turn, shape: shape.to_vec() };
-        self.found.insert("head.weight".into(), weight);
-        let bias = Recipe { parts: Vec::new(), turn: Turn::Zeros, shape: vec![shape[0]] };
-        self.found.insert("head.bias".into(), bias);
-        Ok(())
-    }
-
-    /// Number of blocks whose first norm is there.
-    fn blocks(&self, norm: impl Fn(usize) -> String) -> usize {
-        (0..self.stored.len()).take_while(|i| self.stored.contains_key(&norm(*i))).count()
-    }
-}
-
-/// OpenAI's and open_clip's names.
-fn openai_clip(stored: &Shapes) -> Result<BTreeMap<String, Recipe>> {
-    let mut clip = Clip { stored, found: BTreeMap::new() };
-    clip.add("patch_embed.proj.weight", "visual.conv1.weight")?;
-    clip.add_deep("cls_token", "visual.class_embedding", 2)?;
-    clip.add_deep("pos_embed", "visual.positional_embedding", 1)?;
-    for leaf in ["weight", "bias"] {
-        clip.add(format!("norm_pre.{leaf}"), &format!("visual.ln_pre.{leaf}"))?;
-        clip.add(format!("norm.{leaf}"), &format!("visual.ln_post.{leaf}"))?;
-    }
-    for i in 0..clip.blocks(|i| format!("visual.transformer.resblocks.{i}.ln_1.weight")) {
-        let (timm, theirs) = (format!("blocks.{i}"), format!("visual.transformer.resblocks.{i}"));
-        for leaf in ["weight", "bias"] {
-            clip.add(format!("{timm}.attn.qkv.{leaf}"), &format!("{theirs}.attn.in_proj_{leaf}"))?;
-            for (ours, theirs_leaf) in [
-                ("norm1", "ln_1"),
-                ("attn.proj", "attn.out_proj"),
-                ("norm2", "ln_2"),
-                ("mlp.fc1", "mlp.c_fc"),
-                ("mlp.fc2", "mlp.c_proj"),
-            ] {
-                clip.add(format!("{timm}.{ours}.{leaf}"), &format!("{theirs}.{theirs_leaf}.{leaf}"))?;
-            }
-        }
-    }
-    clip.head("visual.proj", true)?;
-    Ok(clip.found)
-}
-
-/// Transformers' names.
-fn hugging_face_clip(stored: &Shapes) -> Result<BTreeMap<String, Recipe>> {
-    let mut clip = Clip { stored, found: BTreeMap::new() };
-    clip.add("patch_embed.proj.weight", "vision_model.embeddings.patch_embedding.weight")?;
-    clip.add_deep("cls_token", "vision_model.embeddings.class_embedding", 2)?;
-    clip.add_deep("pos_embed", "vision_model.embeddings.position_embedding.weight", 1)?;
-    for leaf in ["weight", "bias"] {
-        // Their spelling.
-        clip.add(format!("norm_pre.{leaf}"), &format!("vision_model.pre_layrnorm.{leaf}"))?;
-        clip.add(format!("norm.{leaf}"), &format!("vision_model.post_layernorm.{leaf}"))?;
-    }
-    for i in 0..clip.blocks(|i| format!("vision_model.encoder.layers.{i}.layer_norm1.weight")) {
-        let (timm, theirs) = (format!("blocks.{i}"), format!("vision_model.encoder.layers.{i}"));
-        for leaf in ["weight", "bias"] {
-            let parts = ["q", "k", "v"].map(|p| format!("{theirs}.self_attn.{p}_proj.{leaf}"));
-            let mut shape = clip.shape(&parts[0])?;
-            for part in &parts[1..] {
-                if clip.shape(part)? != shape {
-                    bail!("CLIP's `{part}` and `{}` have different shapes", parts[0]);
-                }
-            }
-            if let Some(rows) = shape.first_mut() {
-                *rows *= 3;
-            }
-            let recipe = Recipe { parts: parts.into(), turn: Turn::None, shape };
-            clip.found.insert(format!("{timm}.attn.qkv.{leaf}"), recipe);
-            for (ours, theirs_leaf) in [
-                ("norm1", "layer_norm1"),
-                ("attn.proj", "self_attn.out_proj"),
-                ("norm2", "layer_norm2"),
-                ("mlp.fc1", "mlp.fc1"),
-                ("mlp.fc2", "mlp.fc2"),
-            ] {
-                clip.add(format!("{timm}.{ours}.{leaf}"), &format!("{theirs}.{theirs_leaf}.{leaf}"))?;
-            }
-        }
-    }
-    clip.head("visual_projection.weight", false)?;
-    Ok(clip.found)
 }
 
 #[cfg(test)]

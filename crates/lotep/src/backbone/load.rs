@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Checkpoint;
 use super::source::{self, Place};
-use super::{Backbone, Block, Layer, ModelConfig, Weights, survey};
+#[cfg(test)]
+use super::text::TextHints;
+use super::words::Words;
+use super::{Architecture, Backbone, Block, Layer, ModelConfig, PUBLISHED, TextTower, Weights, survey};
 use crate::hub::Watch;
 use crate::ops::{Compute, Precision, auto_precision};
 use crate::safetensors::NamedTensor;
@@ -50,6 +53,8 @@ pub struct Loaded {
     pub body_parameters: usize,
     /// Parameters of its classifier.
     pub head_parameters: usize,
+    /// CLIP's text side, where it is there.
+    pub words: Option<Words>,
     /// Weights that were resampled to an image size they were not learnt for, under timm's names.
     pub resampled: Vec<NamedTensor>,
     /// SHA-256 of the weight file; `None` for random weights.
@@ -73,8 +78,9 @@ pub struct Loaded {
 /// Which blocks, and the network.
 type Unpacked = (Vec<String>, Arc<dyn Backbone>);
 
-/// The seed of made-up weights.
+/// The seeds of made-up weights: the network's, and those of a text tower beside it.
 const MADE_UP: u64 = 0;
+const MADE_UP_TEXT: u64 = 1;
 
 /// Load a backbone; `watch` sees what has to be downloaded.
 ///
@@ -82,16 +88,18 @@ const MADE_UP: u64 = 0;
 /// Nothing is found under that name, or what is found is damaged or does not fit its architecture.
 pub fn load(options: &LoadOptions, watch: &mut dyn Watch) -> Result<Loaded> {
     if options.random_weights {
-        let config = ModelConfig::named(options.arch.as_deref().unwrap_or(&options.backbone), 1000)?;
-        return build(config, Weights::random(MADE_UP, &options.device), None, options);
+        let config = made_up_config(options.arch.as_deref().unwrap_or(&options.backbone))?;
+        let words = Words::made_up(&config);
+        return build(config, Weights::random(MADE_UP, &options.device), words, None, options);
     }
     let place = source::find(&options.backbone, watch)?;
     let file = &place.weights;
+    let arch = options.arch.as_ref().or(place.arch.as_ref());
     // Without a `config.json` the user's word is enough.
-    let config = place.config.as_deref().filter(|path| options.arch.is_none() || path.is_file());
+    let config = place.config.as_deref().filter(|path| arch.is_none() || path.is_file());
     let config = config.map(ModelConfig::from_hub).transpose()?;
     let tensors = Checkpoint::open(file)?;
-    let config = match (&options.arch, config.flatten()) {
+    let config = match (arch, config.flatten()) {
         (None, Some(config)) => config,
         (Some(arch), config) => {
             let named = ModelConfig::named(arch, 1000)?;
@@ -111,7 +119,7 @@ pub fn load(options: &LoadOptions, watch: &mut dyn Watch) -> Result<Loaded> {
     let head = format!("{}.weight", config.architecture.classifier());
     let config = match tensors.shape(&head) {
         None => ModelConfig { classes: 0, ..config },
-        Some([classes, _]) if options.arch.is_some() && *classes != config.classes => {
+        Some([classes, _]) if arch.is_some() && *classes != config.classes => {
             // A bare file says by its classifier what it was trained on, and so what pixels it wants.
             ModelConfig::named(&config.name, *classes)?
         }
@@ -119,12 +127,24 @@ pub fn load(options: &LoadOptions, watch: &mut dyn Watch) -> Result<Loaded> {
         Some(shape) => bail!("{}: `{head}` has shape {shape:?}, a matrix is expected", file.display()),
     };
     let paths = tensors.paths().to_vec();
-    build(config, Weights::from_file(tensors, &options.device), Some((&place, &paths)), options)
+    let words = Words::find(&tensors, &config)?;
+    build(config, Weights::from_file(tensors, &options.device), words, Some((&place, &paths)), options)
+}
+
+/// What made-up weights are for: a CLIP's projection is as wide as the published one's.
+fn made_up_config(name: &str) -> Result<ModelConfig> {
+    let config = ModelConfig::named(name, 1000)?;
+    let clip = matches!(&config.architecture, Architecture::Vit(vit) if vit.clip);
+    match PUBLISHED.iter().find(|p| clip && p.name == config.name) {
+        Some(published) => ModelConfig::named(name, published.classes),
+        None => Ok(config),
+    }
 }
 
 fn build(
     mut config: ModelConfig,
     weights: Weights,
+    words: Option<Words>,
     file: Option<(&Place, &[PathBuf])>,
     options: &LoadOptions,
 ) -> Result<Loaded> {
@@ -146,13 +166,14 @@ fn build(
     Ok(Loaded {
         blocks,
         layers: asked.into_iter().filter_map(layer).collect(),
+        words,
         body_parameters: weights.parameters() - head_parameters,
         head_parameters,
         resampled: weights.resampled(),
         sha256: file.map(|(_, paths)| hash::files(Sha256::new(), paths)).transpose()?,
         source: file.map_or(&options.backbone, |(place, _)| &place.source).clone(),
         file: file.map(|(place, _)| place.weights.clone()),
-        arch: options.arch.clone(),
+        arch: options.arch.clone().or_else(|| file.and_then(|(place, _)| place.arch.clone())),
         device: options.device.clone().without_autodiff(),
         precision,
         recompute: options.recompute,
@@ -167,7 +188,34 @@ fn build(
 pub(crate) fn made_up(architecture: super::Architecture, image: [usize; 2]) -> Loaded {
     let mut preprocess = architecture.preprocess(5);
     preprocess.image = image;
-    let config = ModelConfig { name: "made up".into(), architecture, classes: 5, preprocess };
+    let config = ModelConfig {
+        name: "made up".into(),
+        architecture,
+        classes: 5,
+        preprocess,
+        text: TextHints::default(),
+    };
+    made_up_model(config, None)
+}
+
+/// A CLIP of made-up weights, with texts of made-up tokens.
+#[cfg(test)]
+pub(crate) fn made_up_clip(image: super::VitConfig, text: super::TextConfig) -> Loaded {
+    let image = super::VitConfig { clip: true, nonlinearity: text.nonlinearity, ..image };
+    let architecture = Architecture::Vit(image);
+    let preprocess = architecture.preprocess(text.features);
+    let config = ModelConfig {
+        name: "made up".into(),
+        architecture,
+        classes: text.features,
+        preprocess,
+        text: TextHints::default(),
+    };
+    made_up_model(config, Some(Words::new(text, 10.0, None)))
+}
+
+#[cfg(test)]
+fn made_up_model(config: ModelConfig, words: Option<Words>) -> Loaded {
     let options = LoadOptions {
         backbone: "made up".into(),
         arch: None,
@@ -177,7 +225,7 @@ pub(crate) fn made_up(architecture: super::Architecture, image: [usize; 2]) -> L
         precision: Some(Precision::F32),
         recompute: false,
     };
-    build(config, Weights::random(MADE_UP, &options.device), None, &options).unwrap()
+    build(config, Weights::random(MADE_UP, &options.device), words, None, &options).unwrap()
 }
 
 impl Loaded {
@@ -201,6 +249,50 @@ impl Loaded {
             Some(file) => Weights::from_file(Checkpoint::open(file)?, &self.device),
             None => Weights::random(MADE_UP, &self.device),
         })
+    }
+
+    /// CLIP's text side.
+    ///
+    /// # Errors
+    /// The network has none.
+    pub fn words(&self) -> Result<&Words> {
+        self.words.as_ref().ok_or_else(|| {
+            input_error!(
+                "{} has no text tower, which class names need: CLIP with both towers is expected as --backbone",
+                self.config.name
+            )
+        })
+    }
+
+    /// The embeddings of tokens, one after the other.
+    ///
+    /// # Errors
+    /// There is no text tower, or its weights can no longer be read.
+    pub fn word_embeddings(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let config = &self.words()?.config;
+        let (vocabulary, width) = (config.vocabulary, config.width);
+        let table: Tensor<2> =
+            self.text_weights()?.take("text.token_embedding.weight", [vocabulary, width])?;
+        let rows = tokens.iter().map(|t| table.clone().narrow(0, *t as usize, 1));
+        Ok(rows.flat_map(|row| row.into_data().iter::<f32>().collect::<Vec<_>>()).collect())
+    }
+
+    fn text_weights(&self) -> Result<Weights> {
+        match &self.file {
+            Some(_) => self.weights(),
+            None => Ok(Weights::random(MADE_UP_TEXT, &self.device)),
+        }
+    }
+
+    /// The text tower for texts of up to `length` tokens.
+    ///
+    /// # Errors
+    /// There is none, or its weights can no longer be read.
+    pub fn text_tower(&self, length: usize) -> Result<TextTower> {
+        let config = &self.words()?.config;
+        let weights = self.text_weights()?;
+        let compute = Compute { precision: self.precision, portable: false, recompute: self.recompute };
+        TextTower::load(config, length, &weights, compute)
     }
 
     /// Weights by name, in the order of `names`.

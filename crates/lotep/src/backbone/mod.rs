@@ -3,6 +3,8 @@
 //! The backbone does not know which method is in it: it calls [`Hooks`] at fixed places and goes on.
 
 mod checkpoint;
+mod clip_config;
+mod clip_layout;
 mod coatnet;
 mod config;
 #[cfg(test)]
@@ -20,8 +22,10 @@ mod preprocess;
 mod resnet;
 mod source;
 mod swin;
+mod text;
 mod vit;
 mod weights;
+mod words;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,14 +37,16 @@ pub use coatnet::{CoAtNet, CoAtNetConfig, Variant as CoAtNetVariant};
 pub use config::ModelConfig;
 pub use convnext::{ConvNext, ConvNextConfig};
 pub use family::{Architecture, PUBLISHED, Published, architectures};
-#[cfg(test)]
-pub(crate) use load::made_up;
 pub use load::{LoadOptions, Loaded, load};
+#[cfg(test)]
+pub(crate) use load::{made_up, made_up_clip};
 pub use preprocess::{CropMode, Preprocess};
 pub use resnet::{ResNet, ResNetConfig};
 pub use swin::{Swin, SwinConfig};
+pub use text::{TextConfig, TextHints, TextTower};
 pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
+pub use words::Words;
 
 pub use crate::ops::{Below, ConvUpdate, Dropout, LowRank};
 use crate::ops::{Inside, Linear};
@@ -157,6 +163,12 @@ pub trait Hooks {
         None
     }
 
+    /// What stands in the place of the words behind the start of CLIP's texts where they enter block `block` of the text
+    /// tower, `[1, n, C]`, or `[K, n, C]` of each text's own; in the first block before positions are added.
+    fn words(&self, _block: usize) -> Option<Tensor<3>> {
+        None
+    }
+
     /// Whether [`exit`](Self::exit) looks: else a network may skip what nothing else reads.
     fn watches(&self) -> bool {
         false
@@ -246,6 +258,11 @@ pub trait Backbone: Send + Sync {
     /// the first block's prompt `[C, H, W]`, into constants. Everything before the first nonlinearity is linear,
     /// so this is exact up to rounding.
     fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded;
+
+    /// What the network does to tokens `[n, C]` between their positions and its first block: CLIP's first norm.
+    fn before_blocks(&self, tokens: Tensor<2>) -> Tensor<2> {
+        tokens
+    }
 
     /// Heads of the attention in block `block`; `None` where it has none.
     fn heads(&self, _block: usize) -> Option<usize> {

@@ -63,6 +63,12 @@ impl Preprocess {
         }
     }
 
+    /// CLIP's own evaluation transform: the short side resized, bicubic, and the middle kept whole.
+    pub fn clip(&self) -> Transform {
+        let [height, width] = self.image;
+        Transform::ResizeCrop { height, width, crop_pct: 1.0, interpolation: Interpolation::Bicubic }
+    }
+
     /// The papers' transform for adaptation: both sides resized, bilinear, nothing cropped.
     pub fn adaptation([height, width]: [usize; 2]) -> Transform {
         Transform::Squash { height, width, interpolation: Interpolation::Bilinear }

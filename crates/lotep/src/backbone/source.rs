@@ -7,6 +7,9 @@ use super::{Architecture, PUBLISHED};
 use crate::hub::{Hub, Lookup, Repo, Watch};
 use crate::{Result, bail};
 
+/// What a directory's configuration is called.
+const CONFIGS: [&str; 2] = ["config.json", "open_clip_config.json"];
+
 /// How a repository of any owner is written, as timm does.
 const HUB: &str = "hf-hub:";
 
@@ -17,6 +20,8 @@ pub(super) struct Place {
     pub(super) config: Option<PathBuf>,
     /// The weights, or their index.
     pub(super) weights: PathBuf,
+    /// The architecture where the name says it better than the repository's configuration.
+    pub(super) arch: Option<String>,
     /// The name by which they can be found again: of a repository, with its commit.
     pub(super) source: String,
 }
@@ -29,12 +34,23 @@ pub(super) fn find(name: &str, watch: &mut dyn Watch) -> Result<Place> {
     let path = Path::new(name);
     if path.is_dir() {
         let weights = in_directory(path).unwrap_or_else(|| path.join(USUAL_NAMES[0]));
-        return Ok(Place { config: Some(path.join("config.json")), weights, source: name.into() });
+        let config = CONFIGS.map(|name| path.join(name));
+        let config = config.iter().find(|path| path.is_file()).unwrap_or(&config[0]).clone();
+        return Ok(Place { config: Some(config), weights, arch: None, source: name.into() });
     }
     if path.is_file() {
-        return Ok(Place { config: None, weights: path.into(), source: name.into() });
+        return Ok(Place { config: None, weights: path.into(), arch: None, source: name.into() });
     }
-    download(&repository(name)?, watch)
+    Ok(Place { arch: quick(name), ..download(&repository(name)?, watch)? })
+}
+
+/// What says in timm's names which nonlinearity a CLIP has. The two share a repository, which names the other one.
+const QUICK: &str = "_clip_quickgelu_";
+
+/// The architecture of such a name.
+fn quick(name: &str) -> Option<String> {
+    let bare = name.split(['.', '@']).next().unwrap_or(name);
+    bare.contains(QUICK).then(|| bare.to_owned())
 }
 
 /// The repository that `name` means.
@@ -52,11 +68,12 @@ fn repository(name: &str) -> Result<Repo> {
              (`lotep backbones` lists them; a repository of the hub is written {HUB}owner/name)"
         );
     }
+    let shared = |model: &str| model.replace(QUICK, "_clip_");
     if bare != model {
-        return Repo::parse(&format!("timm/{model}{revision}"));
+        return Repo::parse(&format!("timm/{}{revision}", shared(model)));
     }
     match PUBLISHED.iter().find(|p| p.name == bare) {
-        Some(p) => Repo::parse(&format!("timm/{bare}.{}{revision}", p.tag)),
+        Some(p) => Repo::parse(&format!("timm/{}.{}{revision}", shared(bare), p.tag)),
         None => bail!(
             "`{name}` is an architecture lotep knows, but not one weights: give a tag, as in {bare}.TAG, or a \
              directory or weight file"
@@ -97,7 +114,25 @@ fn download(repo: &Repo, watch: &mut dyn Watch) -> Result<Place> {
             Lookup::Unknown(why) => bail!("{why}"),
         }
     }
-    Ok(Place { config: Some(config.path), weights, source: format!("{HUB}{pinned}") })
+    vocabulary(&hub, &pinned, &config.path, watch)?;
+    Ok(Place { config: Some(config.path), weights, arch: None, source: format!("{HUB}{pinned}") })
+}
+
+/// Get a CLIP's words too, where they are there: without them it still sees.
+fn vocabulary(hub: &Hub, repo: &Repo, config: &Path, watch: &mut dyn Watch) -> Result<()> {
+    if !std::fs::read_to_string(config).unwrap_or_default().contains("clip") {
+        return Ok(());
+    }
+    for names in [["vocab.json", "merges.txt"].as_slice(), &["tokenizer.json"]] {
+        let mut found = true;
+        for name in names {
+            found &= matches!(hub.get(repo, name, watch)?, Lookup::Found(_));
+        }
+        if found {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -111,6 +146,8 @@ mod tests {
             ("resnet18.a1_in1k", "timm/resnet18.a1_in1k@main"),
             ("resnet18", "timm/resnet18.tv_in1k@main"),
             ("swin_tiny_patch4_window7_224@v1", "timm/swin_tiny_patch4_window7_224.ms_in22k@v1"),
+            ("vit_base_patch16_clip_quickgelu_224", "timm/vit_base_patch16_clip_224.openai@main"),
+            ("vit_base_patch32_clip_quickgelu_224.openai", "timm/vit_base_patch32_clip_224.openai@main"),
             ("hf-hub:openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16@main"),
             (&format!("hf-hub:a/b@{commit}"), &format!("a/b@{commit}")),
         ] {

@@ -309,6 +309,13 @@ impl Backbone for Vit {
         self.config.width
     }
 
+    fn before_blocks(&self, tokens: Tensor<2>) -> Tensor<2> {
+        match &self.before {
+            Some(norm) => norm.forward(tokens),
+            None => tokens,
+        }
+    }
+
     fn heads(&self, _block: usize) -> Option<usize> {
         Some(self.config.heads)
     }

@@ -36,10 +36,11 @@ pub struct Weights {
     resampled: Mutex<Vec<NamedTensor>>,
 }
 
-/// Buffers that checkpoints carry and evaluation does not use.
+/// Buffers that checkpoints carry and evaluation does not use, and CLIP's text tower, which is taken and checked elsewhere.
 fn is_known_extra(name: &str) -> bool {
-    let ends = ["num_batches_tracked", "relative_position_index", "attn_mask", "position_ids"];
-    ends.iter().any(|end| name.ends_with(end)) || name.starts_with("pre_logits.") || name.starts_with("_fx.")
+    let ends = ["num_batches_tracked", "relative_position_index", "attn_mask", "position_ids", "logit_scale"];
+    let starts = ["pre_logits.", "_fx.", super::text::PREFIX];
+    ends.iter().any(|end| name.ends_with(end)) || starts.iter().any(|start| name.starts_with(start))
 }
 
 impl Weights {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::decode::{Rgb8, decode_file};
-use super::{cifar, folder};
+use super::{cifar, coop, folder};
 use crate::{Error, Result, bail, input_error};
 
 /// Where an image's pixels come from.
@@ -209,6 +209,8 @@ impl fmt::Display for Known {
 ///    beside these are not looked at.
 /// 3. `CLASS/*`: all of it is [`Splits::train`], for the caller to split.
 ///
+/// A `.json` file is one of CoOp's split files, with its images beside it.
+///
 /// Classes are sorted by name, images by class and then by path. Hidden files are ignored, and so are, with a count
 /// in [`Splits::layout`], files that do not end in jpg, jpeg, png, webp or bmp.
 ///
@@ -218,6 +220,9 @@ impl fmt::Display for Known {
 pub fn open(path: &Path, known: Option<Known>) -> Result<Splits> {
     let kind = std::fs::metadata(path).map_err(Error::io("read", path))?;
     if !kind.is_dir() {
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+            return coop::read(path);
+        }
         bail!("{} is a file: --data takes a directory that holds class folders", path.display());
     }
     match cifar::find(path, known)? {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::augment::{Augment, Draw};
 use super::dataset::Dataset;
 use super::decode::Rgb8;
 use super::pipeline::Epoch;
@@ -54,13 +55,16 @@ pub struct LoaderConfig {
     pub batch_size: usize,
     /// From the decoded image to the network's input size.
     pub transform: Transform,
+    /// What is changed at random on the way.
+    pub augment: Augment,
     /// Threads that decode. 0 is taken as 1.
     pub workers: usize,
     /// Batches that are made ahead of the consumer. 0 is taken as 1.
     pub prefetch: usize,
     /// What to do with an image that cannot be decoded.
     pub on_corrupt: OnCorrupt,
-    /// Bytes of resized pixels that are kept for later epochs. 0 keeps none.
+    /// Bytes of resized pixels that are kept for later epochs, or of those of the files where they are changed at random.
+    /// 0 keeps none.
     pub cache_bytes: u64,
     /// Leave out a last batch that is not full. (A batch that corrupt images made smaller stays.)
     pub drop_last: bool,
@@ -96,7 +100,12 @@ impl Loader {
     ///
     /// An index that the data set does not have is the epoch's first and only result, an error.
     pub fn epoch(&self, order: Vec<usize>) -> Epoch {
-        Epoch::start(Arc::clone(&self.store), order)
+        self.drawn_epoch(order, 0, 0)
+    }
+
+    /// The same, random changes being those of an epoch of a seed.
+    pub fn drawn_epoch(&self, order: Vec<usize>, seed: u64, epoch: u64) -> Epoch {
+        Epoch::start(Arc::clone(&self.store), order, Draw { seed, epoch })
     }
 
     /// Load the whole data set in its own order.
@@ -148,11 +157,23 @@ struct Cache {
 
 impl Store {
     /// Get one transformed image, from the cache or its file.
-    pub(super) fn image(&self, index: usize) -> Result<Arc<Rgb8>> {
+    pub(super) fn image(&self, index: usize, draw: Draw) -> Result<Arc<Rgb8>> {
+        let (kept, LoaderConfig { augment, transform, .. }) = (self.kept(index)?, &self.config);
+        Ok(match augment {
+            Augment::None => kept,
+            Augment::CropFlip => Arc::new(augment.apply(&kept, transform, draw, index)),
+        })
+    }
+
+    /// What is the same in every epoch: the transformed image, or where that changes, the file's.
+    fn kept(&self, index: usize) -> Result<Arc<Rgb8>> {
         if let Some(image) = lock(&self.cache).images.get(&index) {
             return Ok(Arc::clone(image));
         }
-        let mut image = self.config.transform.apply(&self.dataset.samples[index].load()?);
+        let mut image = self.dataset.samples[index].load()?;
+        if self.config.augment == Augment::None {
+            image = self.config.transform.apply(&image);
+        }
         image.data.shrink_to_fit();
         let (size, image) = (image.data.len() as u64, Arc::new(image));
         let mut cache = lock(&self.cache);
@@ -211,6 +232,7 @@ mod tests {
         LoaderConfig {
             batch_size: 4,
             transform: Transform::Squash { height: 2, width: 2, interpolation: Interpolation::Bilinear },
+            augment: Augment::None,
             workers: 3,
             prefetch: 2,
             on_corrupt: OnCorrupt::Fail,

@@ -7,8 +7,10 @@
 //! Every step is a function of its arguments alone: the order of the samples, the split, each epoch's shuffle and
 //! which images form a batch do not depend on the machine, the number of workers or their timing.
 
+mod augment;
 mod check;
 mod cifar;
+mod coop;
 mod dataset;
 mod decode;
 mod files;
@@ -17,11 +19,13 @@ mod jpeg;
 mod loader;
 mod pipeline;
 mod resize;
+mod shots;
 mod split;
 #[cfg(test)]
 mod test_files;
 mod transform;
 
+pub use augment::Augment;
 pub use check::{DataReport, SplitReport, Spread, check};
 pub use dataset::{Dataset, Known, Sample, Source, Split, Splits, open};
 pub use decode::{Rgb8, decode_bytes, decode_file};
@@ -29,5 +33,6 @@ pub use files::list_images;
 pub use loader::{Batch, Loader, LoaderConfig, OnCorrupt};
 pub use pipeline::Epoch;
 pub use resize::{Interpolation, resize};
+pub use shots::{ClassSplit, few_shot};
 pub use split::{stratified_split, subset};
 pub use transform::Transform;

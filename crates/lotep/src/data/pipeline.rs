@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use super::augment::Draw;
 use super::decode::Rgb8;
 use super::loader::{Batch, Store, lock};
 use crate::{Error, Result, input_error};
@@ -25,6 +26,7 @@ pub struct Epoch {
 struct Shared {
     store: Arc<Store>,
     order: Vec<usize>,
+    draw: Draw,
     state: Mutex<State>,
     /// A batch was taken, or the epoch stopped: workers may go on.
     room: Condvar,
@@ -52,7 +54,7 @@ struct Slot {
 }
 
 impl Epoch {
-    pub(super) fn start(store: Arc<Store>, mut order: Vec<usize>) -> Self {
+    pub(super) fn start(store: Arc<Store>, mut order: Vec<usize>, draw: Draw) -> Self {
         let images = store.dataset.samples.len();
         let unknown = order.iter().find(|&&index| index >= images);
         let failed = unknown.map(|i| input_error!("image {i} was asked for, but the data set has {images}"));
@@ -62,7 +64,7 @@ impl Epoch {
         let count = if failed.is_some() { 0 } else { store.config.workers.max(1).min(order.len()) };
         let state = State { claimed: 0, taken: 0, window: VecDeque::new(), stopped: false, failed };
         let (room, ready) = (Condvar::new(), Condvar::new());
-        let shared = Arc::new(Shared { store, order, state: Mutex::new(state), room, ready });
+        let shared = Arc::new(Shared { store, order, draw, state: Mutex::new(state), room, ready });
         let mut workers = Vec::with_capacity(count);
         for _ in 0..count {
             let worker = Arc::clone(&shared);
@@ -112,7 +114,7 @@ impl Shared {
     fn work(&self) {
         let _alarm = Alarm(self);
         while let Some(position) = self.claim() {
-            let image = self.store.image(self.order[position]);
+            let image = self.store.image(self.order[position], self.draw);
             let number = position / self.batch_size();
             if let Some(images) = self.deliver(position, image) {
                 let joined = self.store.batch(self.indices(number), images);
@@ -214,6 +216,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::data::augment::Augment;
     use crate::data::dataset::{Dataset, Sample, Source};
     use crate::data::loader::{Loader, LoaderConfig, OnCorrupt};
     use crate::data::resize::Interpolation;
@@ -233,6 +236,7 @@ mod tests {
         let mut config = LoaderConfig {
             batch_size: 7,
             transform: Transform::Squash { height: 1, width: 1, interpolation: Interpolation::Bilinear },
+            augment: Augment::None,
             workers: 4,
             prefetch: 3,
             on_corrupt: OnCorrupt::Fail,
@@ -353,6 +357,7 @@ mod tests {
                     crop_pct: 0.875,
                     interpolation: Interpolation::Bicubic,
                 },
+                augment: Augment::None,
                 workers,
                 prefetch: 2,
                 on_corrupt: OnCorrupt::Fail,

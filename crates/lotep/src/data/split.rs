@@ -55,7 +55,7 @@ pub fn subset(data: &Dataset, total: usize, seed: u64) -> Dataset {
 
 /// The indices of each class's images, shuffled. One shuffle of all of them serves every class, so that a class's
 /// choice needs no generator of its own.
-fn shuffled_classes(data: &Dataset, seed: u64, stream: u64) -> Vec<Vec<usize>> {
+pub(super) fn shuffled_classes(data: &Dataset, seed: u64, stream: u64) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..data.samples.len()).collect();
     shuffle(&mut order, seed, stream);
     let mut members = vec![Vec::new(); data.classes.len()];

@@ -74,6 +74,13 @@ impl Transform {
         }
     }
 
+    /// The filter of the resize.
+    pub(super) fn interpolation(&self) -> Interpolation {
+        match *self {
+            Self::Squash { interpolation, .. } | Self::ResizeCrop { interpolation, .. } => interpolation,
+        }
+    }
+
     /// Rows and columns of the result.
     pub fn size(&self) -> (usize, usize) {
         match *self {

@@ -8,6 +8,7 @@ mod canvas;
 mod dice;
 mod scenes;
 mod shapes;
+mod words;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub enum Task {
     Pretrain,
     /// The target task, to adapt the model to: 8 other figures, with a domain shift.
     Adapt,
+    /// For a CLIP: 64 classes that are a colour and a thing, with the same domain shift; [`picture`] draws them without.
+    Words,
 }
 
 impl Task {
@@ -46,6 +49,7 @@ impl Task {
         match self {
             Self::Pretrain => &scenes::PRETRAIN,
             Self::Adapt => &scenes::ADAPT,
+            Self::Words => &words::WORDS,
         }
     }
 
@@ -58,6 +62,7 @@ impl Task {
         let drawn = match self {
             Self::Pretrain => scenes::pretrain(&mut dice::Dice::new(seed, 0, index), label, size),
             Self::Adapt => scenes::adapt(&mut dice::Dice::new(seed, 1, index), label, size),
+            Self::Words => words::picture(&mut dice::Dice::new(seed, 2, index), label, size, true),
         };
         (drawn, label)
     }
@@ -68,6 +73,7 @@ impl fmt::Display for Task {
         f.pad(match self {
             Self::Pretrain => "pretrain",
             Self::Adapt => "adapt",
+            Self::Words => "words",
         })
     }
 }
@@ -79,9 +85,15 @@ impl FromStr for Task {
         match name {
             "pretrain" => Ok(Self::Pretrain),
             "adapt" => Ok(Self::Adapt),
-            _ => crate::bail!("there is no drawn task `{name}`: it is `pretrain` or `adapt`"),
+            "words" => Ok(Self::Words),
+            _ => crate::bail!("there is no drawn task `{name}`: it is `pretrain`, `adapt` or `words`"),
         }
     }
+}
+
+/// Draw picture number `index` of class `label` of [`Task::Words`], without its domain shift: what a CLIP is trained on.
+pub fn picture(seed: u64, index: u64, label: usize, size: usize) -> Drawn {
+    words::picture(&mut dice::Dice::new(seed, 3, index), label, size, false)
 }
 
 /// Draw a data set of `size` × `size` PNG images under `dir`: `train/CLASS/0000.png`, `test/CLASS/0000.png`, …
@@ -113,7 +125,7 @@ pub fn write_dataset(
             })?;
         }
         (0..per_class * classes.len()).into_par_iter().try_for_each(|number| {
-            // `first` is a multiple of both tasks' number of classes, so the label follows from `number`.
+            // `first` is a multiple of every task's number of classes, so the label follows from `number`.
             let (drawn, label) = task.image(seed, first + number as u64, size);
             let path = folders[label].join(format!("{:04}.png", number / classes.len()));
             drawn.save(&path)

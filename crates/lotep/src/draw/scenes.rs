@@ -136,7 +136,7 @@ pub(super) fn adapt(dice: &mut Dice, label: usize, size: usize) -> Drawn {
 ///
 /// It is the task's domain shift. The bands look like one of the source task's own classes, so frozen
 /// features are misled by them; and being constant, they can be cancelled by a learnt prompt.
-fn film((x, y): (f32, f32)) -> Colour {
+pub(super) fn film((x, y): (f32, f32)) -> Colour {
     let (dx, dy) = (x - 0.5, y - 0.5);
     let shadow = 0.07 - 0.3 * (dx * dx + dy * dy);
     let (band, _) = turn((x + 0.6 * y) * 5.0);
@@ -161,12 +161,12 @@ fn lightness([red, green, blue]: Colour) -> f32 {
     0.3 * red + 0.6 * green + 0.1 * blue
 }
 
-fn slope(dice: &mut Dice, most: f32) -> (f32, f32) {
+pub(super) fn slope(dice: &mut Dice, most: f32) -> (f32, f32) {
     (dice.between(-most, most), dice.between(-most, most))
 }
 
 /// A place where a shape of `smallest` to `largest` radius stays within the image, nearly.
-fn pose(dice: &mut Dice, smallest: f32, largest: f32) -> Pose {
+pub(super) fn pose(dice: &mut Dice, smallest: f32, largest: f32) -> Pose {
     let radius = dice.between(smallest, largest);
     let room = (0.52 - radius).max(0.04);
     let centre = (0.5 + dice.between(-room, room), 0.5 + dice.between(-room, room));

@@ -3,12 +3,15 @@
 
 pub mod linear;
 mod sources;
+mod text;
 
 use burn::tensor::Tensor;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use sources::Counts;
+pub(crate) use text::unit;
+pub use text::{ClassTexts, SharedTexts};
 
 use crate::backbone::{Backbone, Loaded};
 use crate::ops::Linear;
@@ -33,6 +36,8 @@ pub enum Mapping {
     Frequency,
     /// The same, found again as the prompt changes (ILM-VP's ILM).
     Iterative,
+    /// CLIP's: cosines with what its text tower makes of the classes' names ([`ClassTexts`]). Nothing is learnt here.
+    Text,
 }
 
 /// A mapping and its quota.
@@ -67,6 +72,10 @@ impl Head {
         if self.mapping == Mapping::Linear {
             return Ok(linear::init(loaded.network.feature_width(), classes, rng, device));
         }
+        if self.mapping == Mapping::Text {
+            loaded.words()?;
+            return Ok(Params::default());
+        }
         let own = own(loaded)?.dims()[1];
         if self.mapping == Mapping::Full {
             return Ok(linear::init(own, classes, rng, device));
@@ -93,7 +102,7 @@ impl Head {
     /// A source class is none of the network's, or serves twice.
     pub fn check(self, loaded: &Loaded, params: &Params) -> Result<()> {
         match self.mapping {
-            Mapping::Linear | Mapping::Full => Ok(()),
+            Mapping::Linear | Mapping::Full | Mapping::Text => Ok(()),
             _ => sources::check(params, own(loaded)?.dims()[1]),
         }
     }
@@ -102,6 +111,7 @@ impl Head {
     pub fn logits(self, network: &dyn Backbone, params: &Params, features: Tensor<2>) -> Tensor<2> {
         match self.mapping {
             Mapping::Linear => linear::logits(params, features),
+            Mapping::Text => unreachable!("names score through `ClassTexts`"),
             // A classifier of the features again, but a gradient had to go through its product with the network's.
             Mapping::Full => linear::logits(params, source(network).forward(features)),
             _ => {
@@ -122,6 +132,7 @@ impl Head {
                 let behind = weight.clone().matmul(own_bias.unsqueeze_dim(1)).squeeze_dim(1);
                 (weight.matmul(own), behind + bias)
             }
+            Mapping::Text => unreachable!("names score through `ClassTexts`"),
             _ => sources::select(params, source(network)),
         }
     }

@@ -15,10 +15,14 @@ pub struct About {
     pub cost: &'static str,
     /// Where it was published.
     pub source: &'static str,
+    /// Whether it needs CLIP with both towers.
+    pub clip: bool,
 }
 
 const FOLDED: &str = "nothing: folded into the first layer";
 const ADDED: &str = "an addition a prompted block, the image's and a ViT's first folded";
+
+const TOKENS: &str = "n more tokens; the texts are encoded once";
 
 /// Every method, in the order of [`MethodConfig::NAMES`](super::MethodConfig::NAMES).
 pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
@@ -28,6 +32,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "0",
         cost: "nothing",
         source: "",
+        clip: false,
     },
     About {
         name: "full",
@@ -35,6 +40,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "all of the network's",
         cost: "nothing",
         source: "",
+        clip: false,
     },
     About {
         name: "lora",
@@ -42,6 +48,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ r (in + out), r = 8",
         cost: "nothing: merged into the weights",
         source: "LoRA (Hu et al., ICLR 2022)",
+        clip: false,
     },
     About {
         name: "lor-vp",
@@ -49,6 +56,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "3 r (H + W), r = 4",
         cost: FOLDED,
         source: "LoR-VP (Jin et al., ICLR 2025)",
+        clip: false,
     },
     About {
         name: "border",
@@ -56,6 +64,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "6 p (H + W − 2 p), p = 30",
         cost: FOLDED,
         source: "Bahng et al., 2022",
+        clip: false,
     },
     About {
         name: "ilm-vp",
@@ -63,6 +72,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "3 (H W − s²), s = 128; no classifier",
         cost: FOLDED,
         source: "ILM-VP (Chen et al., CVPR 2023)",
+        clip: false,
     },
     About {
         name: "auto-vp",
@@ -70,6 +80,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "3 (H W − s²) + 1, s = 128",
         cost: "scaling the image; the frame is folded into the first layer",
         source: "AutoVP (Tsao et al., ICLR 2024)",
+        clip: false,
     },
     About {
         name: "lotep-cp",
@@ -77,6 +88,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ rₗ (C + Hₗ + Wₗ), r = 6 falling to 1",
         cost: ADDED,
         source: "LoTeP, eq. 7 and 8",
+        clip: false,
     },
     About {
         name: "lotep-tk",
@@ -84,6 +96,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ rₗ (C + Hₗ + Wₗ) + rₗ³, r = 6 falling to 1",
         cost: ADDED,
         source: "LoTeP, eq. 5 and 8",
+        clip: false,
     },
     About {
         name: "naive-deep",
@@ -91,6 +104,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ C Hₗ Wₗ",
         cost: ADDED,
         source: "LoTeP, reference baseline",
+        clip: false,
     },
     About {
         name: "grouped",
@@ -98,6 +112,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ g Hₗ Wₗ, or Σ g r (Hₗ + Wₗ); g = 8",
         cost: ADDED,
         source: "LoTeP, reference baseline",
+        clip: false,
     },
     About {
         name: "deep-lor-vp",
@@ -105,6 +120,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ C r (Hₗ + Wₗ), r = 4",
         cost: ADDED,
         source: "LoTeP, reference baseline",
+        clip: false,
     },
     About {
         name: "vpt-shallow",
@@ -112,6 +128,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "n C, n = 10",
         cost: "n more tokens",
         source: "VPT (Jia et al., ECCV 2022)",
+        clip: false,
     },
     About {
         name: "vpt-deep",
@@ -119,6 +136,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ n Cₗ, n = 10",
         cost: "n more tokens",
         source: "VPT (Jia et al., ECCV 2022), VFPT",
+        clip: false,
     },
     About {
         name: "vpt-pad",
@@ -126,6 +144,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "6 p (H + W + 2 p), p = 16",
         cost: "a larger image",
         source: "VPT (Jia et al., ECCV 2022), on convolutional networks",
+        clip: false,
     },
     About {
         name: "vpt-below",
@@ -133,6 +152,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "n H W, n = 1",
         cost: "the first convolution, in its plain form",
         source: "VPT (Jia et al., ECCV 2022), on convolutional networks",
+        clip: false,
     },
     About {
         name: "e2vpt",
@@ -140,6 +160,71 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         parameters: "Σ Cₗ (P + m), P = 10, m = 5, less what is pruned",
         cost: "P more tokens, P + m more keys",
         source: "E²VPT (Han et al., ICCV 2023)",
+        clip: false,
+    },
+    About {
+        name: "zero-shot",
+        acts: "nowhere: a sentence about each class is compared with the image",
+        parameters: "0",
+        cost: "nothing: the sentences are encoded once",
+        source: "CLIP (Radford et al., ICML 2021)",
+        clip: true,
+    },
+    About {
+        name: "coop",
+        acts: "n words in front of each class's name",
+        parameters: "n C, n = 16, C the text tower's width",
+        cost: "nothing",
+        source: "CoOp (Zhou et al., IJCV 2022)",
+        clip: true,
+    },
+    About {
+        name: "cocoop",
+        acts: "the same, moved for each image by a small network that sees its features",
+        parameters: "n C + F F/16 + F/16 + F/16 C + C, n = 4, F features",
+        cost: "the text tower, for every image and class",
+        source: "CoCoOp (Zhou et al., CVPR 2022)",
+        clip: true,
+    },
+    About {
+        name: "ivlp",
+        acts: "n words and n tokens in each of the first d blocks of both towers",
+        parameters: "d n (C + C'), d = 9, n = 4, C and C' the towers' widths",
+        cost: TOKENS,
+        source: "PromptSRC's baseline (Khattak et al., ICCV 2023)",
+        clip: true,
+    },
+    About {
+        name: "maple",
+        acts: "the same, the image tower's tokens made of the words by a layer each",
+        parameters: "d n C + d (C C' + C'), d = 9, n = 2",
+        cost: TOKENS,
+        source: "MaPLe (Khattak et al., CVPR 2023)",
+        clip: true,
+    },
+    About {
+        name: "promptsrc",
+        acts: "as ivlp, held to what the frozen towers say, averaged over epochs",
+        parameters: "d n (C + C'), d = 9, n = 4",
+        cost: TOKENS,
+        source: "PromptSRC (Khattak et al., ICCV 2023)",
+        clip: true,
+    },
+    About {
+        name: "mmlop",
+        acts: "the same places, a product of rank r each that both towers share a factor of, with drift correction",
+        parameters: "d r (n + C + C'), d = 9, n = 4, r = 1",
+        cost: TOKENS,
+        source: "MMLoP (2026)",
+        clip: true,
+    },
+    About {
+        name: "clip-lora",
+        acts: "added to the queries, keys and values of all blocks of both towers, a product of thin matrices each",
+        parameters: "Σ 6 r C over the blocks, r = 2",
+        cost: "nothing: merged into the weights",
+        source: "CLIP-LoRA (Zanella and Ben Ayed, CVPR workshops 2024)",
+        clip: true,
     },
 ];
 

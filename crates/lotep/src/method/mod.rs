@@ -3,6 +3,9 @@
 mod about;
 mod auto_vp;
 mod border;
+mod clip_lora;
+mod cocoop;
+mod coop;
 pub(crate) mod e2vpt;
 pub mod factor;
 mod frame;
@@ -13,18 +16,22 @@ mod linear_probe;
 mod lor_vp;
 mod lora;
 mod lotep;
+mod maple;
+mod mmlop;
 #[cfg(test)]
 mod promises;
 mod prompts;
 pub mod rank;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod vpt;
 mod vpt_conv;
+mod zero_shot;
 
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -32,6 +39,9 @@ use serde::{Deserialize, Serialize};
 pub use about::{About, METHODS};
 pub use auto_vp::AutoVp;
 pub use border::Border;
+pub use clip_lora::ClipLora;
+pub use cocoop::CoCoOp;
+pub use coop::CoOp;
 pub use e2vpt::{E2vpt, SegmentLayout};
 pub use full::Full;
 pub use grouped::{DeepLorVp, Grouped, NaiveDeep};
@@ -40,17 +50,22 @@ pub use linear_probe::LinearProbe;
 pub use lor_vp::LorVp;
 pub use lora::{ConvForm, Lora};
 pub use lotep::{Form, Lotep, VitGeometry};
+pub use maple::MaPLe;
+pub use mmlop::{Ivlp, Mmlop, PromptSrc, SharedUp};
 pub use prompts::Prompts;
+pub use texts::{Consistency, TextPlan};
 pub use vpt::Vpt;
 pub use vpt_conv::{VptBelow, VptPad};
+pub use zero_shot::ZeroShot;
 
 use crate::backbone::{Backbone, Block, Layer, Loaded};
-use crate::head::Mapping;
+use crate::head::{Head, Mapping};
 use crate::ops::Training;
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
 use crate::{Result, bail, input_error};
 use lotep::LotepMethod;
+use mmlop::Named;
 use vpt::{Depth, VptMethod};
 
 /// Where a method is put: a backbone's geometry.
@@ -127,6 +142,17 @@ pub trait Method {
     fn input(&self, image: [usize; 2]) -> [usize; 2] {
         image
     }
+
+    /// What it says of each class, where it scores classes by their names.
+    fn texts(&self) -> Option<TextPlan> {
+        None
+    }
+
+    /// The words `[B, n, C]` of each image's own in front of class names, where they depend on its features `[B, F]`, of
+    /// length one.
+    fn conditioned(&self, _params: &Params, _images: Tensor<2>) -> Option<Tensor<3>> {
+        None
+    }
 }
 
 /// A method and its settings, tagged by name: the one spelling that configuration files, adapters and the
@@ -168,11 +194,31 @@ pub enum MethodConfig {
     VptBelow(VptBelow),
     /// The same, and keys and values in every attention.
     E2vpt(E2vpt),
+    /// CLIP as it is.
+    ZeroShot(ZeroShot),
+    /// Words in front of class names.
+    #[serde(rename = "coop")]
+    CoOp(CoOp),
+    /// The same, moved for each image.
+    #[serde(rename = "cocoop")]
+    CoCoOp(CoCoOp),
+    /// Prompts in both of CLIP's towers.
+    Ivlp(Ivlp),
+    /// The same, the image tower's made of the text tower's.
+    #[serde(rename = "maple")]
+    MaPLe(MaPLe),
+    /// Prompts in both towers, held to the frozen ones.
+    #[serde(rename = "promptsrc")]
+    PromptSrc(PromptSrc),
+    /// Low-rank prompts in both towers, held to the frozen ones.
+    Mmlop(Mmlop),
+    /// Low-rank additions to both towers' attention.
+    ClipLora(ClipLora),
 }
 
 impl MethodConfig {
     /// The names of all methods.
-    pub const NAMES: [&'static str; 17] = [
+    pub const NAMES: [&'static str; 25] = [
         "linear-probe",
         "full",
         "lora",
@@ -190,6 +236,14 @@ impl MethodConfig {
         "vpt-pad",
         "vpt-below",
         "e2vpt",
+        "zero-shot",
+        "coop",
+        "cocoop",
+        "ivlp",
+        "maple",
+        "promptsrc",
+        "mmlop",
+        "clip-lora",
     ];
 
     /// A method by its name, with default settings.
@@ -221,6 +275,14 @@ impl MethodConfig {
             Self::VptPad(_) => "vpt-pad",
             Self::VptBelow(_) => "vpt-below",
             Self::E2vpt(_) => "e2vpt",
+            Self::ZeroShot(_) => "zero-shot",
+            Self::CoOp(_) => "coop",
+            Self::CoCoOp(_) => "cocoop",
+            Self::Ivlp(_) => "ivlp",
+            Self::MaPLe(_) => "maple",
+            Self::PromptSrc(_) => "promptsrc",
+            Self::Mmlop(_) => "mmlop",
+            Self::ClipLora(_) => "clip-lora",
         }
     }
 
@@ -242,7 +304,15 @@ impl MethodConfig {
             | Self::VptDeep(_)
             | Self::VptPad(_)
             | Self::VptBelow(_)
-            | Self::E2vpt(_) => return,
+            | Self::E2vpt(_)
+            | Self::ZeroShot(_)
+            | Self::CoOp(_)
+            | Self::CoCoOp(_)
+            | Self::Ivlp(_)
+            | Self::MaPLe(_)
+            | Self::PromptSrc(_)
+            | Self::Mmlop(_)
+            | Self::ClipLora(_) => return,
         };
         depth_ratio.get_or_insert(site.default_depth_ratio);
     }
@@ -253,7 +323,22 @@ impl MethodConfig {
             Self::Border(_) => Mapping::First,
             Self::IlmVp(_) => Mapping::Iterative,
             Self::AutoVp(_) => Mapping::Full,
+            _ if self.texts().is_some() => Mapping::Text,
             _ => Mapping::Linear,
+        }
+    }
+
+    /// What is said of each class where `head` scores classes by their names.
+    ///
+    /// # Errors
+    /// The method learns what is said, and the head does not listen.
+    pub fn text_plan(&self, head: Head) -> Result<Option<TextPlan>> {
+        match (head.mapping, self.texts()) {
+            (Mapping::Text, plan) => Ok(Some(plan.unwrap_or_default())),
+            (_, None) => Ok(None),
+            (_, Some(_)) => {
+                bail!("{} scores classes by their names: --mapping text is expected", self.name())
+            }
         }
     }
 
@@ -276,12 +361,23 @@ impl MethodConfig {
             Self::VptPad(m) => act(m),
             Self::VptBelow(m) => act(m),
             Self::E2vpt(m) => act(m),
+            Self::ZeroShot(m) => act(m),
+            Self::CoOp(m) => act(m),
+            Self::CoCoOp(m) => act(m),
+            Self::Ivlp(m) => act(&Named("ivlp", m.into())),
+            Self::MaPLe(m) => act(m),
+            Self::PromptSrc(m) => act(&Named("promptsrc", m.into())),
+            Self::Mmlop(m) => act(m),
+            Self::ClipLora(m) => act(m),
         }
     }
 }
 
 impl Method for MethodConfig {
     fn init(&self, site: &Site<'_>, seed: u64) -> Result<Params> {
+        if let Self::PromptSrc(m) = self {
+            m.check()?;
+        }
         self.with(|m| m.init(site, seed))
     }
 
@@ -304,6 +400,14 @@ impl Method for MethodConfig {
 
     fn input(&self, image: [usize; 2]) -> [usize; 2] {
         self.with(|m| m.input(image))
+    }
+
+    fn texts(&self) -> Option<TextPlan> {
+        self.with(|m| m.texts())
+    }
+
+    fn conditioned(&self, params: &Params, images: Tensor<2>) -> Option<Tensor<3>> {
+        self.with(|m| m.conditioned(params, images))
     }
 }
 

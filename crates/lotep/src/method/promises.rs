@@ -3,7 +3,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::tests::small;
+use super::tests::{needs_clip, small};
 use super::*;
 use crate::adapter::Adapter;
 use crate::backbone::parity::architecture;
@@ -117,11 +117,16 @@ fn pixels(method: &MethodConfig, loaded: &Loaded) -> Tensor<4> {
     Tensor::from_data(TensorData::new(all, [3, 3, h, w]), &loaded.device)
 }
 
+/// The methods that need no text tower.
+fn plain() -> impl Iterator<Item = &'static str> {
+    MethodConfig::NAMES.into_iter().filter(|name| !needs_clip(name))
+}
+
 /// Every method that is for a network, with what it learns as it begins.
 fn each(run: impl Fn(&str, &str, &Loaded, &MethodConfig, Head, Params)) {
     for (network, image) in NETWORKS {
         let loaded = made_up(architecture(network), image);
-        for name in MethodConfig::NAMES {
+        for name in plain() {
             let mut method = settings(name, network);
             method.resolve(&Site::of(&loaded));
             let mapping = method.default_mapping();
@@ -176,7 +181,7 @@ fn adapters_are_kept_and_merged() {
     each(|what, _, loaded, method, head, params| {
         let params = moved(&params, loaded);
         let scores = |params: &Params| {
-            let predictor = Predictor::adapted(loaded, method, head, params).unwrap();
+            let predictor = Predictor::adapted(loaded, method, head, params, None).unwrap();
             values(predictor.logits(pixels(method, loaded)))
         };
         let merged = scores(&params);
@@ -210,7 +215,7 @@ fn bf16_is_near_f32() {
         let rough = Compute { precision: Precision::Bf16, ..Compute::default() };
         let weights = loaded.weights().unwrap();
         let rough = loaded.config.architecture.load(CLASSES, &weights, rough).unwrap();
-        for name in MethodConfig::NAMES.into_iter().filter(|name| runs_on(name, network) && *name != "full") {
+        for name in plain().filter(|name| runs_on(name, network) && *name != "full") {
             let mut method = settings(name, network);
             let site = Site::of(&loaded);
             method.resolve(&site);

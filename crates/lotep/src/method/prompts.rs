@@ -20,6 +20,8 @@ pub struct Prompts {
     pub tokens: Vec<Tensor<2>>,
     /// Share of the tokens' values that is dropped while training.
     pub token_dropout: f64,
+    /// Words `[n, C]` in the place of those behind the start of CLIP's texts, in block `l` of the text tower.
+    pub words: Vec<Tensor<2>>,
     /// Added to the weights of layers, by the checkpoint's names.
     pub updates: BTreeMap<String, LowRank>,
     /// The same, of convolutions.
@@ -84,6 +86,10 @@ impl Hooks for Prompts {
 
     fn keys_values(&self, block: usize) -> Option<[Tensor<2>; 2]> {
         self.keys_values.get(block).cloned().flatten()
+    }
+
+    fn words(&self, block: usize) -> Option<Tensor<3>> {
+        self.words.get(block).map(|words| words.clone().unsqueeze())
     }
 
     fn low_rank(&self, name: &str) -> Option<LowRank> {

@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::config::TrainConfig;
 use super::optim::Optim;
 use crate::eval::Accuracy;
-use crate::params::Params;
+use crate::params::{Group, Params};
 use crate::safetensors::{NamedTensor, TensorFile, serialize};
 use crate::{Error, Result, bail, input_error, write_atomic};
 
 const BEST: &str = "best.";
+const MEAN: &str = "mean.";
 /// The metadata entry with everything that is not a tensor.
 const FACTS: &str = "lotep";
 
@@ -58,9 +59,28 @@ pub(super) struct State {
     pub(super) optim: Optim,
     /// The best epoch's parameters, when they are chosen by validation.
     pub(super) best: Option<Params>,
+    /// The weighted sum of the parameters over the epochs so far, where their average is kept.
+    pub(super) mean: Option<Params>,
 }
 
 impl State {
+    /// Add the parameters as they are, with a weight, to their average over epochs.
+    pub(super) fn add_to_mean(&mut self, share: f64) {
+        let mut mean = self.mean.take().unwrap_or_else(|| {
+            let mut zeros = self.params.clone();
+            zeros.iter_mut().for_each(|p| p.value = p.value.zeros_like());
+            zeros
+        });
+        for (sum, now) in mean.iter_mut().zip(self.params.iter()) {
+            // What is not learnt is no average.
+            sum.value = match now.group {
+                Group::Fixed => now.value.clone(),
+                _ => sum.value.clone() + now.value.clone() * share,
+            };
+        }
+        self.mean = Some(mean);
+    }
+
     /// Write to `path`.
     pub(super) fn save(&self, path: &Path, config: &TrainConfig) -> Result<()> {
         let mut tensors = self.params.to_named();
@@ -82,6 +102,8 @@ impl State {
         }
         let best = self.best.iter().flat_map(Params::to_named);
         tensors.extend(best.map(|t| NamedTensor { name: format!("{BEST}{}", t.name), ..t }));
+        let mean = self.mean.iter().flat_map(Params::to_named);
+        tensors.extend(mean.map(|t| NamedTensor { name: format!("{MEAN}{}", t.name), ..t }));
         let facts = Facts { progress: &self.progress, config };
         let facts =
             serde_json::to_string(&facts).map_err(|e| input_error!("cannot describe the checkpoint: {e}"))?;
@@ -105,11 +127,15 @@ impl State {
         let names: Vec<String> = file.shapes().into_keys().collect();
         let optim = names.iter().filter(|n| n.contains(".optim.")).map(read).collect::<Result<_>>()?;
         self.optim.load(&self.params, optim)?;
-        if names.iter().any(|n| n.starts_with(BEST)) {
-            let mut best = self.params.clone();
-            best.load(&what, |name| file.read(&format!("{BEST}{name}")))?;
-            self.best = Some(best);
-        }
+        let kept = |prefix: &str| -> Result<Option<Params>> {
+            if !names.iter().any(|n| n.starts_with(prefix)) {
+                return Ok(None);
+            }
+            let mut params = self.params.clone();
+            params.load(&what, |name| file.read(&format!("{prefix}{name}")))?;
+            Ok(Some(params))
+        };
+        (self.best, self.mean) = (kept(BEST)?, kept(MEAN)?);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::optim::OptimizerKind;
 use super::schedule::Schedule;
 use crate::backbone::{Architecture, Loaded};
-use crate::data::{Known, OnCorrupt};
+use crate::data::{Augment, ClassSplit, Known, OnCorrupt};
 use crate::head::{Head, Mapping};
 use crate::method::{MethodConfig, Site};
 use crate::ops::Precision;
@@ -48,6 +48,16 @@ pub struct TrainConfig {
     /// Train on a stratified sample of about this many images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<usize>,
+    /// Train on so many images of each class, drawn by the seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
+    /// Which of the classes are learnt and tested.
+    #[serde(default)]
+    pub class_split: ClassSplit,
+    /// Random changes of training images; where it is not given, none, and for methods that score classes by their names
+    /// those of their papers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augment: Option<Augment>,
     /// Share of the images held out for testing where the data has no test split of its own.
     pub test_fraction: f64,
     /// Share of the training images held out for validation where the data has no validation split of its own.
@@ -82,6 +92,9 @@ pub struct TrainConfig {
     pub schedule: Schedule,
     /// Epochs (or parts) over which they rise from zero first.
     pub warmup_epochs: f64,
+    /// What both learning rates are instead while they would rise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup_lr: Option<f64>,
     /// Seed of everything random: initial values, split, order.
     pub seed: u64,
     /// What matrix products round to; where it is not given (or `auto`), what is faster on the device.
@@ -131,6 +144,7 @@ fn given_precision<'de, D: serde::Deserializer<'de>>(
 impl TrainConfig {
     /// The recommended settings for `method` on `backbone` and `data`.
     pub fn new(backbone: impl Into<String>, data: impl Into<PathBuf>, method: MethodConfig) -> Self {
+        let usual = usual(&method);
         Self {
             backbone: backbone.into(),
             arch: None,
@@ -139,29 +153,26 @@ impl TrainConfig {
             data: data.into(),
             dataset: None,
             subset: None,
+            shots: None,
+            class_split: ClassSplit::All,
+            augment: None,
             test_fraction: 0.2,
             val_fraction: 0.1,
             select: Select::Last,
             test_every_epoch: false,
-            epochs: 20,
-            batch_size: 64,
+            epochs: usual.epochs,
+            batch_size: usual.batch_size,
             accumulate: 1,
             optimizer: None,
             lr: None,
             prompt_lr: None,
             momentum: 0.9,
             weight_decay: 1e-4,
-            // At the border's rate decay would be most of what it learns; the frames' papers have none either.
-            prompt_weight_decay: match method {
-                MethodConfig::Border(_)
-                | MethodConfig::IlmVp(_)
-                | MethodConfig::AutoVp(_)
-                | MethodConfig::VptPad(_)
-                | MethodConfig::VptBelow(_) => 0.0,
-                _ => 1e-4,
-            },
+            prompt_weight_decay: usual.prompt_weight_decay,
             schedule: Schedule::Cosine,
-            warmup_epochs: 0.0,
+            warmup_epochs: usual.warmup_epochs,
+            // What CLIP's methods warm up at.
+            warmup_lr: (usual.warmup_epochs > 0.0).then_some(1e-5),
             seed: 0,
             precision: None,
             recompute: false,
@@ -192,6 +203,8 @@ impl TrainConfig {
         let optimizer = *self.optimizer.get_or_insert(default_optimizer(&self.method, architecture));
         let [lr, prompt_lr] = default_rates(&self.method, architecture, optimizer);
         self.lr.get_or_insert(lr);
+        let named = self.head().mapping == Mapping::Text;
+        self.augment.get_or_insert(if named { Augment::CropFlip } else { Augment::None });
         self.prompt_lr.get_or_insert(prompt_lr);
     }
 
@@ -212,12 +225,14 @@ impl TrainConfig {
         positive("mapping-every", self.mapping_every)?;
         positive("subset", self.subset.unwrap_or(1))?;
         self.check_mapping()?;
+        positive("shots", self.shots.unwrap_or(1))?;
         if !self.batch_size.is_multiple_of(self.accumulate) {
             bail!("accumulate {} does not divide batch-size {}", self.accumulate, self.batch_size);
         }
         for (name, value, limit) in [
             ("lr", self.lr.unwrap_or(0.0), 1e6),
             ("prompt-lr", self.prompt_lr.unwrap_or(0.0), 1e6),
+            ("warmup-lr", self.warmup_lr.unwrap_or(0.0), 1e6),
             ("weight-decay", self.weight_decay, 1e3),
             ("prompt-weight-decay", self.prompt_weight_decay, 1e3),
             ("warmup-epochs", self.warmup_epochs, self.epochs as f64),
@@ -264,6 +279,34 @@ impl TrainConfig {
     }
 }
 
+/// What depends on the method alone.
+struct Usual {
+    epochs: usize,
+    batch_size: usize,
+    warmup_epochs: f64,
+    prompt_weight_decay: f64,
+}
+
+/// The lengths and batches of the papers (`spec/methods.md` 10 and 11), or of LoR-VP's.
+fn usual(method: &MethodConfig) -> Usual {
+    let (epochs, batch_size, warmup_epochs, prompt_weight_decay) = match method {
+        // At the border's rate decay would be most of what it learns; the frames' papers have none either.
+        MethodConfig::Border(_)
+        | MethodConfig::IlmVp(_)
+        | MethodConfig::AutoVp(_)
+        | MethodConfig::VptPad(_)
+        | MethodConfig::VptBelow(_) => (20, 64, 0.0, 0.0),
+        MethodConfig::CoOp(_) => (50, 32, 1.0, 5e-4),
+        MethodConfig::CoCoOp(_) => (10, 1, 1.0, 5e-4),
+        MethodConfig::Ivlp(_) | MethodConfig::PromptSrc(_) => (20, 4, 1.0, 5e-4),
+        MethodConfig::MaPLe(_) => (5, 4, 1.0, 5e-4),
+        MethodConfig::Mmlop(_) => (30, 4, 1.0, 5e-4),
+        MethodConfig::ClipLora(_) => (50, 32, 0.0, 1e-2),
+        _ => (20, 64, 0.0, 1e-4),
+    };
+    Usual { epochs, batch_size, warmup_epochs, prompt_weight_decay }
+}
+
 /// The update rule that suits a method on a family, where none is asked for: on ResNets, prompts learn little by SGD
 /// (`records/defaults` has the search on held-out images).
 fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> OptimizerKind {
@@ -275,7 +318,8 @@ fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> Opti
             | MethodConfig::IlmVp(_)
             | MethodConfig::AutoVp(_)
             | MethodConfig::VptPad(_)
-            | MethodConfig::VptBelow(_),
+            | MethodConfig::VptBelow(_)
+            | MethodConfig::ClipLora(_),
             _,
         )
         | (_, Architecture::ResNet(_)) => OptimizerKind::AdamW,
@@ -293,6 +337,10 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
         (MethodConfig::Border(_), _, _) => [0.02, 40.0],
         (MethodConfig::IlmVp(_), _, _) => [0.02, 0.1],
         (MethodConfig::AutoVp(_), _, _) => [0.01, 0.001],
+        (MethodConfig::CoOp(_) | MethodConfig::CoCoOp(_), _, _) => [0.002, 0.002],
+        (MethodConfig::Ivlp(_) | MethodConfig::PromptSrc(_) | MethodConfig::Mmlop(_), _, _) => [0.0025; 2],
+        (MethodConfig::MaPLe(_), _, _) => [0.0035; 2],
+        (MethodConfig::ClipLora(_), _, _) => [2e-4; 2],
         (_, OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
         (_, OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
         // Tokens begin small, where a norm makes their gradients large.

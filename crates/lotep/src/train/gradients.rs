@@ -34,7 +34,8 @@ pub(crate) fn mean_gradients(
             break;
         }
         let method = &setup.config.method;
-        let mut stepper = Stepper::new(&run.frozen, method, setup.config.head(), Site::of(&setup.loaded));
+        let mut stepper = Stepper::new(&run.frozen, method, setup.config.head(), Site::of(&setup.loaded))
+            .with_texts(setup.texts.as_deref());
         for batch in parts.into_iter().filter(|batch| batch.size > 0) {
             let labels = batch.labels.clone();
             let x = Input::Pixels(pixels(batch, &setup.images.transform, &setup.device));

@@ -1,6 +1,8 @@
 //! Training: the loop, optimiser groups, schedules, checkpoints and records.
 
 mod checkpoint;
+#[cfg(test)]
+mod clip_tests;
 mod config;
 mod features;
 mod gradients;
@@ -13,6 +15,7 @@ mod schedule;
 pub(crate) mod setup;
 pub(crate) mod step;
 pub mod tensorboard;
+mod text_step;
 
 pub use config::{Select, TrainConfig};
 pub(crate) use gradients::mean_gradients;
@@ -20,3 +23,4 @@ pub use observe::{EpochRecord, Event, Observer, Silent};
 pub use records::{Outcome, RunFacts, TrainFacts};
 pub use run::{RunDir, train, train_epochs};
 pub use schedule::Schedule;
+pub use setup::class_texts;

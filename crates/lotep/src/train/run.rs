@@ -17,7 +17,7 @@ use crate::adapter::Adapter;
 use crate::data::Loader;
 use crate::eval::{Accuracy, evaluate};
 use crate::head::{Counts, Mapping};
-use crate::method::Site;
+use crate::method::{MethodConfig, Site};
 use crate::model::{Frozen, Predictor, pixels};
 use crate::params::{Group, Params};
 use crate::{Error, Result, bail, remove_leftovers, system};
@@ -108,7 +108,8 @@ pub(super) fn open(config: &TrainConfig, dir: &RunDir, observer: &mut dyn Observ
         decay,
         setup.params.learnt().count(),
     );
-    let mut state = State { progress: Progress::default(), params: setup.params.clone(), optim, best: None };
+    let params = setup.params.clone();
+    let mut state = State { progress: Progress::default(), params, optim, best: None, mean: None };
     if checkpoint.exists() {
         state.load(&checkpoint, &setup.config)?;
         let p = &state.progress;
@@ -143,7 +144,8 @@ impl Run {
 
     /// Train to the end of epoch `last`.
     fn fit(&mut self, last: usize, observer: &mut dyn Observer) -> Result<()> {
-        if self.state.progress.epoch >= last {
+        // Zero-shot classification has nothing to learn.
+        if self.state.progress.epoch >= last || self.state.params.total() == 0 {
             return Ok(());
         }
         let started = Instant::now();
@@ -166,7 +168,7 @@ impl Run {
 
     /// A method without prompts leaves the features alone: compute them once.
     fn feature_cache(&self, observer: &mut dyn Observer) -> Result<Option<FeatureCache>> {
-        if self.state.params.count(Group::Prompt) > 0 {
+        if self.state.params.count(Group::Prompt) > 0 || self.setup.texts.is_some() {
             return Ok(None);
         }
         let loader = &self.setup.images.train;
@@ -184,6 +186,9 @@ impl Run {
     fn rates(&self, step: usize, steps_per_epoch: usize) -> Rates {
         let c = self.config();
         let warmup = (c.warmup_epochs * steps_per_epoch as f64).round() as usize;
+        if let Some(rate) = c.warmup_lr.filter(|_| step < warmup) {
+            return Rates { prompt: rate, head: rate };
+        }
         let factor = c.schedule.factor(step, c.epochs * steps_per_epoch, warmup);
         let full = self.full_rates();
         Rates { prompt: full.prompt * factor, head: full.head * factor }
@@ -200,7 +205,9 @@ impl Run {
         let what = format!("epoch {epoch}/{total}");
         observer.event(Event::Begin { what: &what, images: order.len(), done: first * batch_size });
         let rest = order[(first * batch_size).min(order.len())..].to_vec();
-        let mut loaded = cache.is_none().then(|| self.setup.images.train.epoch(rest.clone()));
+        let (train, seed) = (&self.setup.images.train, self.config().seed);
+        let drawn = || train.drawn_epoch(rest.clone(), seed, self.state.progress.epoch as u64);
+        let mut loaded = cache.is_none().then(drawn);
         let mut trained = 0;
         for chunk in rest.chunks(batch_size) {
             let rates = self.rates(self.state.progress.step, batches);
@@ -208,7 +215,8 @@ impl Run {
             // Another one for every step, and the same for a step that is taken again.
             let seed = self.config().seed ^ (self.state.progress.step as u64).rotate_left(32);
             let mut stepper =
-                Stepper::seeded(&self.frozen, &self.setup.config.method, self.config().head(), site, seed);
+                Stepper::seeded(&self.frozen, &self.setup.config.method, self.config().head(), site, seed)
+                    .with_texts(self.setup.texts.as_deref());
             for part in chunk.chunks(batch_size / parts) {
                 if let Some((input, labels)) = next_input(part, cache, loaded.as_mut(), &self.setup)? {
                     stepper.accumulate(&self.state.params, input, &labels)?;
@@ -259,7 +267,7 @@ impl Run {
             return Ok(());
         }
         let (loaded, params) = (&self.setup.loaded, &self.state.params);
-        let predictor = Predictor::adapted(loaded, &self.config().method, head, params)?;
+        let predictor = Predictor::adapted(loaded, &self.config().method, head, params, None)?;
         let predictor = predictor.with_own_classifier(loaded)?;
         let (train, transform) = (&self.setup.images.train, &self.setup.images.transform);
         let images = train.dataset().samples.len();
@@ -334,6 +342,11 @@ impl Run {
             seconds: p.seconds,
         };
         (p.epoch, p.batch, p.loss_sum, p.correct, p.images) = (epoch, 0, 0.0, 0, 0);
+        if let MethodConfig::PromptSrc(m) = &self.config().method
+            && let Some(shares) = m.shares(self.config().epochs)
+        {
+            self.state.add_to_mean(shares[epoch - 1]);
+        }
         self.note_skipped(observer);
         Ok(record)
     }
@@ -345,8 +358,9 @@ impl Run {
         params: &Params,
         observer: &mut dyn Observer,
     ) -> Result<Accuracy> {
-        let predictor =
-            Predictor::adapted(&self.setup.loaded, &self.config().method, self.config().head(), params)?;
+        let (config, setup) = (self.config(), &self.setup);
+        let texts = setup.texts.as_ref();
+        let predictor = Predictor::adapted(&setup.loaded, &config.method, config.head(), params, texts)?;
         observer.event(Event::Begin { what, images: loader.dataset().samples.len(), done: 0 });
         evaluate(&predictor, loader, &self.setup.images.transform, |done| {
             observer.event(Event::Advance { done, running: None });
@@ -389,7 +403,9 @@ impl Run {
     }
 
     fn finish(mut self, dir: &RunDir, observer: &mut dyn Observer) -> Result<Outcome> {
-        let params = self.state.best.clone().unwrap_or_else(|| self.state.params.clone());
+        // An average over all epochs knows no best one.
+        let state = &self.state;
+        let params = state.mean.as_ref().or(state.best.as_ref()).unwrap_or(&state.params).clone();
         let test =
             self.setup.images.test.as_ref().map(|loader| self.evaluate("test", loader, &params, observer));
         let test = match test.transpose() {

@@ -9,8 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use super::config::{Select, TrainConfig};
 use super::observe::{Downloads, Event, Observer};
 use crate::backbone::{LoadOptions, Loaded, Preprocess, load};
-use crate::data::{Dataset, Loader, LoaderConfig, Transform, open, stratified_split, subset};
-use crate::head::Head;
+use crate::data::{
+    Augment, Dataset, Loader, LoaderConfig, Transform, few_shot, open, stratified_split, subset,
+};
+use crate::head::{ClassTexts, Head, Mapping, SharedTexts};
 use crate::method::{Method, MethodConfig, Site};
 use crate::ops::Precision;
 use crate::params::{Group, Params};
@@ -37,6 +39,8 @@ pub(super) struct Setup {
     pub(super) loaded: Loaded,
     pub(super) images: Images,
     pub(super) params: Params,
+    /// Texts about the classes, where their names score them.
+    pub(super) texts: Option<SharedTexts>,
 }
 
 impl TrainConfig {
@@ -68,7 +72,8 @@ pub(crate) fn init_params(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(HEAD_STREAM);
     params.extend(head.init(loaded, classes, &mut rng)?);
-    if params.total() == 0 {
+    // Names score without anything learnt.
+    if params.total() == 0 && head.mapping != Mapping::Text {
         bail!(
             "method {} and mapping {} learn nothing: another --method, or --mapping linear or full",
             method.name(),
@@ -76,6 +81,30 @@ pub(crate) fn init_params(
         );
     }
     Ok(params)
+}
+
+/// How images are prepared for what is learnt: as in the method's paper. CLIP's methods keep the middle of the image, as
+/// CLIP itself does, the others squash it.
+pub(crate) fn transform(preprocess: &Preprocess, method: &MethodConfig, head: Head) -> Transform {
+    let input = method.input(preprocess.image);
+    match head.mapping {
+        Mapping::Text if input == preprocess.image => preprocess.clip(),
+        _ => Preprocess::adaptation(input),
+    }
+}
+
+/// What a method says of classes, ready to score images, where their names do.
+///
+/// # Errors
+/// The network has no text tower, or a name makes no text.
+pub fn class_texts(
+    loaded: &Loaded,
+    method: &MethodConfig,
+    head: Head,
+    names: &[String],
+) -> Result<Option<SharedTexts>> {
+    let plan = method.text_plan(head)?;
+    plan.map(|plan| ClassTexts::new(loaded, plan, names).map(Arc::new)).transpose()
 }
 
 impl Setup {
@@ -89,13 +118,14 @@ impl Setup {
         let images = Images::new(&config, &loaded)?;
         observer.event(Event::Plan(&format!("data      {}", images.protocol)));
         let params = init_params(&loaded, &config.method, config.head(), images.classes.len(), config.seed)?;
+        let texts = class_texts(&loaded, &config.method, config.head(), &images.classes)?;
         observer.event(Event::Plan(&format!(
             "method    {}: {} parameters in prompts, {} in the head",
             config.method.name(),
             params.count(Group::Prompt),
             params.count(Group::Head)
         )));
-        Ok(Self { config, device, loaded, images, params })
+        Ok(Self { config, device, loaded, images, params, texts })
     }
 }
 
@@ -103,6 +133,7 @@ impl Images {
     fn new(config: &TrainConfig, loaded: &Loaded) -> Result<Self> {
         let mut splits = open(&config.data, config.dataset)?;
         splits.hold_out_test(config.test_fraction);
+        let splits = splits.with_classes(config.class_split)?;
         let Some(mut train) = splits.train else {
             bail!("{} has no training images", config.data.display());
         };
@@ -118,6 +149,10 @@ impl Images {
         if let Some(count) = config.subset {
             train = subset(&train, count, config.seed);
             protocol.push(format!("stratified subset of {} training images", train.samples.len()));
+        }
+        if let Some(shots) = config.shots {
+            train = few_shot(&train, shots, config.seed);
+            protocol.push(format!("{shots} training images a class"));
         }
         let mut val = splits.val;
         if config.select == Select::BestVal && val.is_none() {
@@ -141,14 +176,15 @@ impl Images {
             count(&val),
             count(&splits.test)
         ));
-        let transform = Preprocess::adaptation(config.method.input(loaded.config.preprocess.image));
+        let transform = transform(&loaded.config.preprocess, &config.method, config.head());
         // A run beside others has its share of them.
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let cores = cores.min(rayon::current_num_threads());
-        let loader = |data: Dataset, batch_size: usize, cache_bytes: u64| {
+        let loader = |data: Dataset, batch_size: usize, cache_bytes: u64, augment: Augment| {
             let loader_config = LoaderConfig {
                 batch_size,
                 transform: transform.clone(),
+                augment,
                 workers: if config.workers == 0 { cores } else { config.workers },
                 prefetch: 2,
                 on_corrupt: config.on_corrupt,
@@ -162,9 +198,14 @@ impl Images {
         let cache = config.cache_mb << 20;
         // The validation and test sets are read once an epoch at most; training images come first.
         Ok(Self {
-            train: loader(train, config.batch_size / config.accumulate, cache),
-            val: val.map(|d| loader(d, evaluation, cache / 4)),
-            test: splits.test.map(|d| loader(d, evaluation, cache / 4)),
+            train: loader(
+                train,
+                config.batch_size / config.accumulate,
+                cache,
+                config.augment.unwrap_or_default(),
+            ),
+            val: val.map(|d| loader(d, evaluation, cache / 4, Augment::None)),
+            test: splits.test.map(|d| loader(d, evaluation, cache / 4, Augment::None)),
             classes,
             transform: transform.clone(),
             protocol: protocol.join("; "),

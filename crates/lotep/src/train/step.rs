@@ -1,12 +1,13 @@
 //! One optimisation step: forward, loss, gradients of prompts and head, update.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
 use super::loss::{cross_entropy_sum, label_ranks};
 use super::optim::{Optim, Rates};
+use super::text_step::TextStage;
 use crate::Result;
 use crate::backbone::NoHooks;
-use crate::head::{Head, linear};
+use crate::head::{ClassTexts, Head, linear};
 use crate::method::{Method, MethodConfig, Site, full};
 use crate::model::Frozen;
 use crate::ops::{Training, is_cpu};
@@ -54,6 +55,9 @@ pub(crate) struct Stepper<'a> {
     method: &'a MethodConfig,
     head: Head,
     site: Site<'a>,
+    /// Texts about the classes, where names score them; and what was said of them in this step.
+    texts: Option<&'a ClassTexts>,
+    stage: Option<TextStage<'a>>,
     /// What batch norms see and paths are dropped by, where the network's own weights are learnt.
     training: Training,
     /// The step's seed for what is dropped; nothing is without.
@@ -77,8 +81,14 @@ impl<'a> Stepper<'a> {
         seed: u64,
     ) -> Self {
         let training = Training::new(seed);
-        let dropping = Some(seed);
-        Self { frozen, method, head, site, training, dropping, grads: None, sums: StepSums::default() }
+        let (dropping, sums) = (Some(seed), StepSums::default());
+        Self { frozen, method, head, site, texts: None, stage: None, training, dropping, grads: None, sums }
+    }
+
+    /// The same for classes that are scored by their names, where there are texts.
+    #[must_use]
+    pub(crate) fn with_texts(self, texts: Option<&'a ClassTexts>) -> Self {
+        Self { texts, ..self }
     }
 
     /// Add the gradient of the summed loss of some images.
@@ -103,6 +113,19 @@ impl<'a> Stepper<'a> {
 
     fn accumulate_part(&mut self, params: &Params, input: Input, labels: &[usize]) -> Result<()> {
         let leaves = params.leaves();
+        if let (Some(texts), Input::Pixels(pixels)) = (self.texts, &input) {
+            let (method, site) = (self.method, self.site);
+            let stage = self.stage.get_or_insert_with(|| TextStage::new(texts, method, site, params));
+            let part = stage.images(self.frozen, &leaves, pixels.clone(), labels);
+            if let Some(mut tape) = self.count(part.loss, part.logits, labels) {
+                let said = part.said.and_then(|said| said.grad_remove(&mut tape));
+                if let Some(stage) = &mut self.stage {
+                    stage.collect(said);
+                }
+                self.collect(&leaves, &mut tape);
+            }
+            return Ok(());
+        }
         let own = match self.site.loaded {
             Some(loaded) => self.method.training_network(loaded, &leaves, &self.training)?,
             None => None,
@@ -122,38 +145,63 @@ impl<'a> Stepper<'a> {
         };
         let logits = self.head.logits(frozen.network(), &leaves, features);
         let loss = cross_entropy_sum(logits.clone(), labels);
+        if let Some(mut tape) = self.count(loss, logits, labels) {
+            self.collect(&leaves, &mut tape);
+        }
+        Ok(())
+    }
+
+    /// Note a part's loss and right answers; its backward pass, if the loss is finite so far.
+    fn count(&mut self, loss: Tensor<1>, logits: Tensor<2>, labels: &[usize]) -> Option<Gradients> {
         let classes = logits.dims()[1];
         let scores: Vec<f32> = logits.without_autodiff().into_data().iter::<f32>().collect();
         self.sums.correct += label_ranks(&scores, classes, labels).iter().filter(|r| **r == 0).count();
         self.sums.loss += loss.clone().without_autodiff().into_data().iter::<f64>().sum::<f64>();
         self.sums.images += labels.len();
-        if !self.sums.loss.is_finite() {
-            return Ok(());
-        }
-        let mut tape = loss.backward();
+        (self.sums.loss.is_finite() && loss.is_autodiff()).then(|| loss.backward())
+    }
+
+    /// Add a part's gradients.
+    fn collect(&mut self, leaves: &Params, tape: &mut Gradients) {
         let grads: Vec<_> = leaves
             .learnt()
             .map(|leaf| {
                 let zeros = || leaf.value.clone().without_autodiff().zeros_like();
-                leaf.value.grad_remove(&mut tape).unwrap_or_else(zeros)
+                leaf.value.grad_remove(tape).unwrap_or_else(zeros)
             })
             .collect();
         self.grads = Some(match self.grads.take() {
             None => grads,
             Some(sum) => sum.into_iter().zip(grads).map(|(a, b)| a + b).collect(),
         });
-        Ok(())
+    }
+
+    /// Add what comes through the text tower.
+    fn finish_texts(&mut self) {
+        let Some(stage) = self.stage.take() else { return };
+        if !self.sums.loss.is_finite() || self.sums.images == 0 {
+            return;
+        }
+        let (grads, added) = stage.finish(self.sums.images);
+        self.sums.loss += added;
+        for (sum, grad) in self.grads.iter_mut().flatten().zip(grads) {
+            if let Some(grad) = grad {
+                *sum = sum.clone() + grad;
+            }
+        }
     }
 
     /// The gradients of the mean loss over the images so far, of what is learnt; none if there were no images or the loss
     /// was not finite.
-    pub(crate) fn mean_gradients(self) -> impl Iterator<Item = Tensor<1>> {
+    pub(crate) fn mean_gradients(mut self) -> impl Iterator<Item = Tensor<1>> {
+        self.finish_texts();
         let scale = 1.0 / self.sums.images.max(1) as f64;
         self.grads.into_iter().flatten().map(move |grad| grad * scale)
     }
 
     /// Update the parameters with the mean gradient, unless there were no images or the loss was not finite.
-    pub(crate) fn finish(self, optim: &mut Optim, rates: Rates, params: &mut Params) -> StepSums {
+    pub(crate) fn finish(mut self, optim: &mut Optim, rates: Rates, params: &mut Params) -> StepSums {
+        self.finish_texts();
         if let Some(grads) = self.grads.filter(|_| self.sums.loss.is_finite()) {
             let scale = 1.0 / self.sums.images as f64;
             optim.step(rates, params, grads.into_iter().map(|g| g * scale).collect());

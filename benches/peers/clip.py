@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""CLIP at full size against transformers: the same answers, and the time of PromptSRC's step.
+
+    python3 benches/peers/clip.py check [--program target/release/lotep]
+    python3 benches/peers/clip.py speed [--batches 4,32] [--classes 50,100,1000] [--rounds 3] [--program …]
+
+Run with a Python that has torch, transformers, numpy, safetensors and pillow (see full_size.py).
+
+`check` makes a ViT-B/16 CLIP of random weights in transformers, saves it with a small vocabulary of letters, and compares
+the logits of `lotep predict --classes` in f32 with transformers' in float64, and its tokenizer's numbers with ours through
+them: max|difference| / max|reference| below 1e-5 is agreement, exit status 1 else. The same for weights under open_clip's names.
+
+`speed` times a training step of PromptSRC (4 words and 4 tokens in 9 blocks of both towers, the frozen image tower on the
+same images, all its losses; the frozen text features are computed once on both sides). In PyTorch in f32, bfloat16 autocast
+and with the model in bfloat16, with sentences of 77 tokens, as the published code has them, and of 16, which is enough.
+Rounds interleave; a figure is the median of the steps of its process, a ratio the median over rounds of the best peer's
+time over lotep's in the same round.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DEPTH, COUNT = 9, 4
+PEERS = [(dtype, length) for dtype in ("f32", "autocast", "bf16") for length in (77, 16)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["check", "speed"])
+    parser.add_argument("--program", type=Path, default=REPOSITORY / "target" / "release" / "lotep")
+    parser.add_argument("--batches", default="4,32")
+    parser.add_argument("--classes", default="50")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--peer", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        dtype, length, batch, classes, steps = args.peer
+        return print(json.dumps(peer(dtype, int(length), int(batch), int(classes), int(steps))))
+    return check(args.program) if args.what == "check" else speed(args)
+
+
+def small_vocabulary(folder):
+    """Letters, digits and stops, alone and as ends of words; the numbers of start and end are CLIP's."""
+    signs = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    tokens = {token: number for number, token in enumerate(signs + [s + "</w>" for s in signs] + ["ca", "cat</w>", "do", "dog</w>"])}
+    tokens.update({"<|startoftext|>": 49406, "<|endoftext|>": 49407})
+    (folder / "vocab.json").write_text(json.dumps(tokens))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\nd o\ndo g</w>\n")
+
+
+def openai_names(state):
+    """transformers' names to OpenAI's, which open_clip has too."""
+    import torch
+
+    out = {}
+    for ours, theirs in [("visual.transformer.resblocks", "vision_model.encoder.layers"),
+                         ("transformer.resblocks", "text_model.encoder.layers")]:
+        for i in range(12):
+            a, b = f"{ours}.{i}", f"{theirs}.{i}"
+            for leaf in ("weight", "bias"):
+                parts = [state[f"{b}.self_attn.{p}_proj.{leaf}"] for p in "qkv"]
+                out[f"{a}.attn.in_proj_{leaf}"] = torch.cat(parts)
+                for x, y in [("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("attn.out_proj", "self_attn.out_proj"),
+                             ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")]:
+                    out[f"{a}.{x}.{leaf}"] = state[f"{b}.{y}.{leaf}"]
+    for leaf in ("weight", "bias"):
+        out[f"visual.ln_pre.{leaf}"] = state[f"vision_model.pre_layrnorm.{leaf}"]
+        out[f"visual.ln_post.{leaf}"] = state[f"vision_model.post_layernorm.{leaf}"]
+        out[f"ln_final.{leaf}"] = state[f"text_model.final_layer_norm.{leaf}"]
+    out["visual.conv1.weight"] = state["vision_model.embeddings.patch_embedding.weight"]
+    out["visual.class_embedding"] = state["vision_model.embeddings.class_embedding"]
+    out["visual.positional_embedding"] = state["vision_model.embeddings.position_embedding.weight"]
+    out["visual.proj"] = state["visual_projection.weight"].T.contiguous()
+    out["text_projection"] = state["text_projection.weight"].T.contiguous()
+    out["token_embedding.weight"] = state["text_model.embeddings.token_embedding.weight"]
+    out["positional_embedding"] = state["text_model.embeddings.position_embedding.weight"]
+    out["logit_scale"] = state["logit_scale"]
+    return out
+
+
+OPEN_CLIP = {
+    "model_cfg": {
+        "embed_dim": 512, "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+    },
+}
+
+
+def built(seed=1):
+    """CLIP ViT-B/16 with weights of a size at which every part tells."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(seed)
+    config = CLIPConfig(vision_config={"patch_size": 16}, text_config={"eos_token_id": 49407, "bos_token_id": 49406})
+    model = CLIPModel(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim > 1:
+                p.normal_(std=0.02 if "position" in name else p[0].numel() ** -0.5)
+            elif p.ndim == 1 and "norm" not in name:
+                p.normal_(std=0.02)
+    return model
+
+
+def check(program):
+    import numpy as np
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPTokenizer
+
+    names = ["cat", "dog", "red fox 42", "it's odd", "a very long name of a thing that is nowhere seen"]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        model = built()
+        model.save_pretrained(folder / "hf")
+        small_vocabulary(folder / "hf")
+        (folder / "open").mkdir()
+        small_vocabulary(folder / "open")
+        (folder / "open" / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP))
+        save_file(openai_names(model.state_dict()), folder / "open" / "open_clip_model.safetensors")
+        rng = np.random.default_rng(0)
+        images = []
+        for i in range(3):
+            # Smooth, so that images differ by more than noise; of the input's size, so that nothing is resized.
+            small = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
+            images.append(Image.fromarray(small).resize((224, 224)))
+            images[-1].save(folder / f"{i}.png")
+        tokenizer = CLIPTokenizer(str(folder / "hf" / "vocab.json"), str(folder / "hf" / "merges.txt"))
+        texts = tokenizer([f"a photo of a {name}." for name in names], padding=True, return_tensors="pt")
+        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        x = torch.tensor(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).double() / 255
+        x = (x - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(3, 1, 1)
+        with torch.no_grad():
+            expected = model.double()(input_ids=texts.input_ids, pixel_values=x,
+                                      attention_mask=texts.attention_mask).logits_per_image.numpy()
+        worst = 0.0
+        for layout in ("hf", "open"):
+            for precision, limit in (("f32", 1e-5), ("bf16", 3e-2)):
+                out = folder / "logits.safetensors"
+                subprocess.run([program, "predict", "--backbone", folder / layout, "--classes", ",".join(names), "--precision",
+                                precision, "--logits", out, "--quiet", *(folder / f"{i}.png" for i in range(3))],
+                               check=True, stdout=subprocess.DEVNULL)
+                found = load_file(out)["logits"].double().numpy()
+                error = np.abs(found - expected).max() / np.abs(expected).max()
+                spread = expected.std() / np.abs(expected).max()
+                print(f"| clip vit_base_patch16, {layout} names | {precision} | {error:.1e} | spread {spread:.2f} |")
+                worst = max(worst, error / limit)
+    sys.exit(0 if worst <= 1 else 1)
+
+
+def peer(dtype, length, batch, classes, steps):
+    """Milliseconds of PromptSRC's step in PyTorch, and peak memory."""
+    import resource
+    import torch
+    import torch.nn.functional as F
+
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    model = built().to(kind)
+    model.requires_grad_(False)
+    text, vision = model.text_model, model.vision_model
+    learn = lambda *shape: (0.02 * torch.randn(shape, dtype=kind)).requires_grad_()
+    words = [learn(1, COUNT, 512) for _ in range(DEPTH)]
+    tokens = [learn(1, COUNT, 768) for _ in range(DEPTH)]
+    ids = torch.randint(1, 40000, (classes, length))
+    ends = torch.full((classes,), min(9, length - 1))
+    mask = torch.full((length, length), float("-inf"), dtype=kind).triu(1)[None, None]
+    only = lambda out: out[0] if isinstance(out, tuple) else out
+
+    def says():
+        x = text.embeddings.token_embedding(ids)
+        for i, layer in enumerate(text.encoder.layers):
+            if i < DEPTH:
+                x = torch.cat([x[:, :1], words[i].expand(classes, -1, -1), x[:, 1 + COUNT:]], 1)
+            if i == 0:
+                x = x + text.embeddings.position_embedding.weight[:length]
+            x = only(layer(x, attention_mask=mask))
+        x = text.final_layer_norm(x[torch.arange(classes), ends])
+        return F.normalize(model.text_projection(x), dim=-1)
+
+    def sees(images, prompted):
+        x = vision.embeddings(images)
+        if prompted:
+            x = torch.cat([x, tokens[0].expand(len(x), -1, -1)], 1)
+        x = vision.pre_layrnorm(x)
+        for i, layer in enumerate(vision.encoder.layers):
+            if prompted and 0 < i < DEPTH:
+                x = torch.cat([x[:, :-COUNT], tokens[i].expand(len(x), -1, -1)], 1)
+            x = only(layer(x, attention_mask=None))
+        return F.normalize(model.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
+
+    images = torch.rand(batch, 3, 224, 224, dtype=kind)
+    labels = torch.arange(batch) % classes
+    fixed = F.normalize(torch.randn(classes, 512, dtype=kind), dim=-1)
+    optimizer = torch.optim.SGD(words + tokens, lr=1e-4, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+            t, i = says(), sees(images, True)
+            with torch.no_grad():
+                s = sees(images, False)
+                own = 100 * s @ fixed.T
+            logits = 100 * i @ t.T
+            loss = F.cross_entropy(logits, labels) + 25 * F.l1_loss(t, fixed) + 10 * F.l1_loss(i, s)
+            loss = loss + F.kl_div(F.log_softmax(logits, 1), F.log_softmax(own, 1), reduction="sum", log_target=True) / logits.numel()
+        loss.backward()
+        optimizer.step()
+
+    times = []
+    for n in range(steps + 2):
+        start = time.perf_counter()
+        step()
+        if n >= 2:
+            times.append(1000 * (time.perf_counter() - start))
+    return {"ms": statistics.median(times), "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def ours(program, batch, classes, steps):
+    command = [program, "bench", "train", "--backbone", "vit_base_patch16_clip_quickgelu_224", "--random-weights", "--method",
+               "promptsrc", "--batch-size", str(batch), "--classes", str(classes), "--steps", str(steps), "--format", "json"]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return {"ms": report["step_ms"], "mb": report["peak_rss_mb"]}
+
+
+def speed(args):
+    print("| batch | classes | lotep ms | best peer | its ms | speed ratio | lotep MB | its MB |")
+    print("|--:|--:|--:|---|--:|--:|--:|--:|", flush=True)
+    for classes in map(int, args.classes.split(",")):
+        for batch in map(int, args.batches.split(",")):
+            rounds = []
+            for _ in range(args.rounds):
+                row = {"lotep": ours(args.program, batch, classes, args.steps)}
+                for dtype, length in PEERS:
+                    command = [sys.executable, __file__, "speed", "--peer", dtype, str(length), str(batch), str(classes), str(args.steps)]
+                    run = subprocess.run(command, check=True, capture_output=True, text=True)
+                    row[f"{dtype}, {length} tokens"] = json.loads(run.stdout.splitlines()[-1])
+                rounds.append(row)
+            median = lambda name, key: statistics.median(r[name][key] for r in rounds)
+            best = min((name for name in rounds[0] if name != "lotep"), key=lambda name: median(name, "ms"))
+            published = min((n for n in rounds[0] if "77" in n), key=lambda name: median(name, "ms"))
+            for name in dict.fromkeys([best, published]):
+                ratio = statistics.median(r[name]["ms"] / r["lotep"]["ms"] for r in rounds)
+                cells = [batch, classes, f"{median('lotep', 'ms'):.0f}", name, f"{median(name, 'ms'):.0f}", f"{ratio:.2f}",
+                         f"{median('lotep', 'mb'):.0f}", f"{median(name, 'mb'):.0f}"]
+                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

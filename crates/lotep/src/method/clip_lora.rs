@@ -1,0 +1,116 @@
+//! CLIP-LoRA (Zanella & Ben Ayed, 2024; `spec/methods.md` 9): low-rank additions to the queries, keys and values of all
+//! blocks of both of CLIP's towers.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::texts::{IMAGE_STREAM, clip};
+use super::{Method, Prompts, Site, TextPlan, seeded};
+use crate::backbone::LowRank;
+use crate::params::{Group, Params, uniform};
+use crate::safetensors::NamedTensor;
+use crate::{Result, bail};
+
+/// CLIP-LoRA's settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClipLora {
+    /// Rank of each addition.
+    pub rank: usize,
+    /// The additions are scaled by `alpha / sqrt(rank)`.
+    pub alpha: f64,
+}
+
+impl Default for ClipLora {
+    fn default() -> Self {
+        Self { rank: 2, alpha: 1.0 }
+    }
+}
+
+/// Parts of a fused projection, in their order.
+const PARTS: [&str; 3] = ["q", "k", "v"];
+
+/// The fused projections of both towers with their widths: the image tower's by timm's names.
+fn layers(site: &Site<'_>, text: [usize; 2]) -> Vec<(u64, String, usize)> {
+    let image = |(l, block): (usize, &crate::backbone::Block)| {
+        (IMAGE_STREAM + l as u64, format!("blocks.{l}.attn.qkv"), block.channels)
+    };
+    let [depth, width] = text;
+    let text = (0..depth).map(|l| (l as u64, format!("text.blocks.{l}.attn.qkv"), width));
+    text.chain(site.blocks.iter().enumerate().map(image)).collect()
+}
+
+impl ClipLora {
+    fn layers(site: &Site<'_>) -> Vec<(u64, String, usize)> {
+        let words = site.loaded.and_then(|loaded| loaded.words.as_ref());
+        words.map_or_else(Vec::new, |w| layers(site, [w.config.depth, w.config.width]))
+    }
+
+    fn updates(&self, site: &Site<'_>, params: &Params) -> BTreeMap<String, LowRank> {
+        let scale = self.alpha / (self.rank as f64).sqrt();
+        let update = |(_, layer, _): (u64, String, usize)| {
+            let get = |part: &str, factor: &str| -> Tensor<2> {
+                params.get(&format!("lora.{layer}.{part}.{factor}"))
+            };
+            let down = Tensor::cat(PARTS.map(|part| get(part, "a")).to_vec(), 0);
+            let rows = PARTS.iter().enumerate().map(|(i, part)| {
+                let up = get(part, "b") * scale;
+                let zeros = up.zeros_like().without_autodiff();
+                let cells = (0..PARTS.len()).map(|j| if i == j { up.clone() } else { zeros.clone() });
+                Tensor::cat(cells.collect(), 1)
+            });
+            (layer.clone(), LowRank { down, up: Tensor::cat(rows.collect(), 0) })
+        };
+        Self::layers(site).into_iter().map(update).collect()
+    }
+}
+
+impl Method for ClipLora {
+    fn init(&self, site: &Site<'_>, seed: u64) -> Result<Params> {
+        clip("clip-lora", site)?;
+        if !(self.alpha > 0.0 && self.alpha <= 1e6) {
+            bail!("clip-lora: alpha {} is out of range; above 0, up to 1000000", self.alpha);
+        }
+        let mut params = Params::default();
+        for (stream, layer, width) in Self::layers(site) {
+            if !(1..=width).contains(&self.rank) {
+                bail!("clip-lora: rank {} is out of range; 1 to {width} for {layer}", self.rank);
+            }
+            let (mut rng, bound) = (seeded(seed, stream), (width as f64).powf(-0.5));
+            for part in PARTS {
+                let values = uniform(self.rank * width, bound, &mut rng);
+                let name = |factor: &str| format!("lora.{layer}.{part}.{factor}");
+                params.push(name("a"), &[self.rank, width], Group::Prompt, values, site.device);
+                let zeros = vec![0.0; self.rank * width];
+                params.push(name("b"), &[width, self.rank], Group::Prompt, zeros, site.device);
+            }
+        }
+        Ok(params)
+    }
+
+    fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
+        Prompts { updates: self.updates(site, params), ..Prompts::default() }
+    }
+
+    /// The image tower's: the text tower has spoken before anything is predicted.
+    fn weights(&self, site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
+        let Some(loaded) = site.loaded else { return Ok(Vec::new()) };
+        let mut updates = self.updates(site, params);
+        updates.retain(|layer, _| !layer.starts_with("text."));
+        let mut weights = loaded.values(&updates.keys().map(|layer| format!("{layer}.weight")).collect())?;
+        for weight in &mut weights {
+            let layer = weight.name.strip_suffix(".weight").unwrap_or_default();
+            let Some(LowRank { down, up }) = updates.remove(layer) else { continue };
+            for (value, added) in weight.values.iter_mut().zip(up.matmul(down).into_data().iter::<f32>()) {
+                *value += added;
+            }
+        }
+        Ok(weights)
+    }
+
+    fn texts(&self) -> Option<TextPlan> {
+        Some(TextPlan::plain(vec!["a photo of a {}".into()]))
+    }
+}

@@ -1,0 +1,238 @@
+//! The protocols that CLIP's methods are compared by (`spec/methods.md` 10): base to novel classes, few shots, other data
+//! sets. Every run is a training of its own in a directory of its own, so that what was stopped goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::Adapter;
+use crate::backbone::{Loaded, load};
+use crate::data::{Augment, ClassSplit, Dataset, Loader, LoaderConfig, Split, open};
+use crate::eval::evaluate;
+use crate::head::Mapping;
+use crate::model::Predictor;
+use crate::sweep::Candidate;
+use crate::train::{Event, Observer, Outcome, RunDir, TrainConfig, class_texts, train};
+use crate::{Error, Result, bail, device, write_json};
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// Learn the first half of the classes; test them, and the other half with their own names.
+    BaseToNovel {
+        /// Training images of each class.
+        shots: usize,
+    },
+    /// Learn all classes from few images.
+    FewShot {
+        /// Numbers of training images of each class, one after the other.
+        shots: Vec<usize>,
+    },
+    /// Learn all classes of one data set; test it, and others with their own classes.
+    CrossData {
+        /// Training images of each class.
+        shots: usize,
+        /// The other data sets.
+        targets: Vec<PathBuf>,
+    },
+}
+
+/// Accuracies under one heading, a seed each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    /// What they are of.
+    pub name: String,
+    /// In percent, in the order of the seeds.
+    pub top1: Vec<f64>,
+    /// Their mean.
+    pub mean: f64,
+    /// Their sample standard deviation; none of fewer than two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deviation: Option<f64>,
+}
+
+impl Column {
+    fn new(name: String, top1: Vec<f64>) -> Self {
+        let n = top1.len() as f64;
+        let mean = top1.iter().sum::<f64>() / n;
+        let squares = top1.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+        let deviation = (top1.len() > 1).then(|| (squares / (n - 1.0)).sqrt());
+        Self { name, top1, mean, deviation }
+    }
+}
+
+/// What came of one candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What distinguishes it.
+    pub settings: String,
+    /// Trainable parameters.
+    pub parameters: usize,
+    /// Accuracies.
+    pub columns: Vec<Column>,
+    /// Of base and novel classes: the harmonic mean of the averages over seeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub harmonic: Option<f64>,
+}
+
+/// `2 a b / (a + b)`.
+pub fn harmonic_mean(a: f64, b: f64) -> f64 {
+    if a + b > 0.0 { 2.0 * a * b / (a + b) } else { 0.0 }
+}
+
+/// Run every candidate through the protocol with every seed; what of that is done already in `dir` is not done again.
+///
+/// # Errors
+/// There is nothing to run, a setting is wrong, a method doesn't know classes that it has not learnt, or the observer stops
+/// it (what is done is kept).
+pub fn run(
+    candidates: &[Candidate],
+    protocol: &Protocol,
+    seeds: &[u64],
+    dir: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Row>> {
+    if candidates.is_empty() || seeds.is_empty() {
+        bail!("a protocol needs settings and a seed at least");
+    }
+    if let Some((_, twice)) = seeds.iter().enumerate().find(|(i, s)| seeds[..*i].contains(s)) {
+        bail!("seed {twice} is given twice");
+    }
+    let rows = candidates.iter().enumerate().map(|(i, candidate)| {
+        let dir = if candidates.len() == 1 { dir.to_owned() } else { dir.join(format!("{:03}", i + 1)) };
+        one(candidate, protocol, seeds, &dir, observer)
+    });
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    write_json(
+        &serde_json::json!({ "protocol": protocol, "seeds": seeds, "rows": rows }),
+        &dir.join("result.json"),
+    )?;
+    Ok(rows)
+}
+
+fn one(
+    candidate: &Candidate,
+    protocol: &Protocol,
+    seeds: &[u64],
+    dir: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Row> {
+    let base = &candidate.config;
+    if !matches!(protocol, Protocol::FewShot { .. }) && base.head().mapping != Mapping::Text {
+        bail!(
+            "{} has a classifier for the classes that it learns and knows no others: a method that scores classes by \
+             their names is expected (`lotep methods`), or the setting mapping=text",
+            base.method.name()
+        );
+    }
+    let mut columns: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut note = |name: String, top1: f64| match columns.iter_mut().find(|(n, _)| *n == name) {
+        Some((_, values)) => values.push(top1),
+        None => columns.push((name, vec![top1])),
+    };
+    let mut parameters = 0;
+    for &seed in seeds {
+        let shots = match protocol {
+            Protocol::FewShot { shots } => shots.clone(),
+            Protocol::BaseToNovel { shots } | Protocol::CrossData { shots, .. } => vec![*shots],
+        };
+        for shots in shots {
+            let class_split = match protocol {
+                Protocol::BaseToNovel { .. } => ClassSplit::Base,
+                _ => base.class_split,
+            };
+            let config = TrainConfig { seed, shots: Some(shots), class_split, ..base.clone() };
+            let run = RunDir::new(dir.join(format!("shots-{shots}-seed-{seed}")));
+            observer.event(Event::Plan(&format!("\n{}: {shots} shots, seed {seed}", candidate.settings)));
+            let outcome = train(&config, &run, true, observer)?;
+            parameters = outcome.train.trainable_parameters;
+            let own = tested(&outcome, &config)?;
+            match protocol {
+                Protocol::FewShot { .. } => note(format!("{shots} shots"), own),
+                Protocol::BaseToNovel { .. } => {
+                    note("base".into(), own);
+                    let mut splits = open(&config.data, config.dataset)?;
+                    splits.hold_out_test(config.test_fraction);
+                    let data = splits.with_classes(ClassSplit::Novel)?.get(Split::Test)?;
+                    note("novel".into(), elsewhere(&run, &config, data, observer)?);
+                }
+                Protocol::CrossData { targets, .. } => {
+                    note("source".into(), own);
+                    for target in targets {
+                        let mut splits = open(target, None)?;
+                        splits.hold_out_test(config.test_fraction);
+                        let data = splits.get(Split::Test)?;
+                        let name = target.file_stem().unwrap_or(target.as_os_str()).to_string_lossy();
+                        note(name.into_owned(), elsewhere(&run, &config, data, observer)?);
+                    }
+                }
+            }
+        }
+    }
+    let columns: Vec<Column> = columns.into_iter().map(|(name, top1)| Column::new(name, top1)).collect();
+    let harmonic = matches!(protocol, Protocol::BaseToNovel { .. })
+        .then(|| harmonic_mean(columns[0].mean, columns[1].mean));
+    Ok(Row { settings: candidate.settings.clone(), parameters, columns, harmonic })
+}
+
+fn tested(outcome: &Outcome, config: &TrainConfig) -> Result<f64> {
+    match outcome.train.test {
+        Some(accuracy) => Ok(accuracy.top1),
+        None => bail!("{} has no test images: a test fraction above 0 is needed", config.data.display()),
+    }
+}
+
+/// The accuracy of a run's adapter on other classes, by their names.
+fn elsewhere(run: &RunDir, config: &TrainConfig, data: Dataset, observer: &mut dyn Observer) -> Result<f64> {
+    let device = device::open(&config.device)?;
+    let loaded: Loaded = load(&config.load_options(&device), &mut ())?;
+    let adapter = Adapter::load(&run.adapter(), &loaded)?;
+    let (method, head) = (&adapter.config.method, adapter.config.head);
+    let texts = class_texts(&loaded, method, head, &data.classes)?;
+    let predictor = Predictor::adapted(&loaded, method, head, &adapter.params, texts.as_ref())?;
+    let transform = adapter.config.input.transform.clone();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let images = data.samples.len();
+    let loader = Loader::new(
+        Arc::new(data),
+        LoaderConfig {
+            batch_size: 32,
+            transform: transform.clone(),
+            augment: Augment::None,
+            workers: if config.workers == 0 { cores } else { config.workers },
+            prefetch: 2,
+            on_corrupt: config.on_corrupt,
+            cache_bytes: 0,
+            drop_last: false,
+        },
+    );
+    observer.event(Event::Begin { what: "other classes", images, done: 0 });
+    let accuracy = evaluate(&predictor, &loader, &transform, |done| {
+        observer.event(Event::Advance { done, running: None });
+        !observer.stop()
+    });
+    match accuracy {
+        Err(Error::Interrupted(why)) => {
+            Err(Error::Interrupted(format!("{why}: give the same command again to go on")))
+        }
+        other => Ok(other?.top1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PromptSRC's table: the harmonic mean is of the averages, not the average of harmonic means.
+    #[test]
+    fn means_are_those_of_the_family() {
+        assert!((harmonic_mean(84.26, 76.10) - 79.97).abs() < 0.005);
+        assert!((harmonic_mean(84.21, 71.79) - 77.51).abs() < 0.005);
+        assert!(harmonic_mean(0.0, 0.0).abs() < 1e-12);
+        let column = Column::new("base".into(), vec![80.0, 82.0, 84.0]);
+        assert!((column.mean - 82.0).abs() < 1e-12 && (column.deviation.unwrap() - 2.0).abs() < 1e-12);
+        assert_eq!(Column::new("base".into(), vec![80.0]).deviation, None);
+    }
+}
