@@ -117,7 +117,7 @@ fn align(mut data: Dataset, classes: Option<&[String]>, own: usize) -> Result<Da
         match &places[sample.label] {
             (_, Some(place)) => sample.label = *place,
             (name, None) => bail!(
-                "{}: class `{name}` is not one of the {} that are told apart ({}, …)",
+                "{}: class `{name}` is not one of the model's {} classes ({}, …)",
                 data.name,
                 classes.len(),
                 classes.iter().take(4).cloned().collect::<Vec<_>>().join(", ")

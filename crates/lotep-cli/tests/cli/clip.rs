@@ -275,7 +275,7 @@ fn names_and_classifiers_are_told_apart() {
         "--classes",
         "a,b"
     )
-    .refused(&["is not one of the 2 that are told apart"]);
+    .refused(&["is not one of the model's 2 classes"]);
 }
 
 /// Few images of half of the classes, as CoOp's split files list them.
