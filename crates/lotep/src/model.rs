@@ -118,7 +118,7 @@ impl Predictor {
     /// score them.
     ///
     /// # Errors
-    /// The parameters are not this network's.
+    /// The parameters are not this network's, or texts are missing.
     pub fn adapted(
         loaded: &Loaded,
         method: &MethodConfig,
@@ -128,6 +128,9 @@ impl Predictor {
     ) -> Result<Self> {
         let network = network(loaded, method, params)?;
         let prompts = method.prompts(&Site::of(loaded), params);
+        if texts.is_none() && method.text_plan(head)?.is_some() {
+            bail!("{} scores classes by their names, and texts about them are not there", method.name());
+        }
         let scores = if let Some(texts) = texts {
             Self::names(loaded, method, params, &prompts, texts)
         } else {
@@ -235,10 +238,15 @@ impl Predictor {
             Scores::Names(texts, vectors) => texts.logits(self.images(pixels), vectors.clone()),
             Scores::OwnNames(texts, method, params) => {
                 let images = self.images(pixels);
-                match method.conditioned(params, images.clone()) {
-                    Some(words) => texts.own_logits(images, texts.conditioned(words)),
-                    None => unreachable!("asked when this was made"),
-                }
+                // One by one: each has as many texts as there are classes.
+                let rows = (0..images.dims()[0]).map(|i| {
+                    let image = images.clone().narrow(0, i, 1);
+                    match method.conditioned(params, image.clone()) {
+                        Some(words) => texts.own_logits(image, texts.conditioned(words)),
+                        None => unreachable!("asked when this was made"),
+                    }
+                });
+                Tensor::cat(rows.collect(), 0)
             }
         }
     }

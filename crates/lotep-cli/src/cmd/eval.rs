@@ -58,11 +58,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         splits.hold_out_test(args.test_fraction);
     }
     let data = splits.with_classes(args.class_split.parse::<ClassSplit>()?)?.get(split)?;
-    let names = args.names.names()?;
-    let mut model = args.model.load(ui)?;
-    let reads = model.loaded.words.is_some() && model.adapter.is_none();
-    if let Some(names) = names.or_else(|| (args.data_classes || reads).then(|| data.classes.clone())) {
-        model.score_by(names, &args.names.template)?;
+    let names = args.names.names()?.or_else(|| args.data_classes.then(|| data.classes.clone()));
+    let mut model = args.model.load_for(names, &args.names.template, ui)?;
+    // A CLIP alone has no other classifier than the data's names.
+    if model.loaded.words.is_some() && model.adapter.is_none() && model.named.is_none() {
+        model.score_by(data.classes.clone(), &args.names.template)?;
     }
     ui.note(&format!("backbone  {}", model.loaded.describe()));
     let (accuracy, skipped) = accuracy(&model, data, &args.read, ui)?;

@@ -50,8 +50,25 @@ impl ModelArgs {
         self.load_in(precision(&self.precision), ui)
     }
 
+    /// The same for classes by their names, where there are any: with the adapter's prompts, or with nothing learnt.
+    pub(crate) fn load_for(&self, names: Option<Vec<String>>, template: &[String], ui: &Ui) -> Result<Model> {
+        let Some(names) = names else { return self.load(ui) };
+        let mut model = self.unnamed(precision(&self.precision), ui)?;
+        model.score_by(names, template)?;
+        Ok(model)
+    }
+
     /// The same in a precision of the caller's choice.
     pub(crate) fn load_in(&self, precision: Option<Precision>, ui: &Ui) -> Result<Model> {
+        let mut model = self.unnamed(precision, ui)?;
+        if let Some(adapter) = model.adapter.as_ref().filter(|a| a.config.head.mapping == Mapping::Text) {
+            model.score_by(adapter.config.classes.clone(), &[])?;
+        }
+        Ok(model)
+    }
+
+    /// Where names score, they have not been read yet.
+    fn unnamed(&self, precision: Option<Precision>, ui: &Ui) -> Result<Model> {
         let config = self.adapter.as_deref().map(Adapter::read_config).transpose()?;
         let Some(backbone) = self.backbone.clone().or(config.as_ref().map(|c| c.backbone.source.clone()))
         else {
@@ -69,11 +86,7 @@ impl ModelArgs {
         };
         let loaded = load(&options, &mut Watcher(ui))?;
         let adapter = self.adapter.as_deref().map(|dir| Adapter::load(dir, &loaded)).transpose()?;
-        let mut model = Model { loaded, adapter, named: None };
-        if let Some(adapter) = model.adapter.as_ref().filter(|a| a.config.head.mapping == Mapping::Text) {
-            model.score_by(adapter.config.classes.clone(), &[])?;
-        }
-        Ok(model)
+        Ok(Model { loaded, adapter, named: None })
     }
 }
 

@@ -44,14 +44,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let files = list_images(&args.paths)?;
     let names = args.names.names()?;
-    let mut model = args.model.load(ui)?;
-    match names {
-        Some(names) => model.score_by(names, &args.names.template)?,
-        None if !args.names.template.is_empty() => {
-            bail!("--template says something of --classes, which are missing")
-        }
-        None => {}
+    if names.is_none() && !args.names.template.is_empty() {
+        bail!("--template says something of --classes, which are missing");
     }
+    let model = args.model.load_for(names, &args.names.template, ui)?;
     let predictor = model.predictor()?;
     let transform = model.transform();
     // A data set of one nameless class: the loader decodes ahead on several threads.
