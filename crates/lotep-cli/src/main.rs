@@ -30,6 +30,7 @@ Examples:
   lotep predict --adapter RUN/adapter PHOTO.jpg FOLDER
   lotep inspect --backbone DIR
   lotep backbones                                                list the networks known by name
+  lotep datasets                                                 list the data sets known by name, and where to get them
   lotep methods                                                  list what each method learns, and where"
 )]
 struct Args {
@@ -53,6 +54,7 @@ enum Command {
     Predict(cmd::predict::Args),
     Inspect(cmd::inspect::Args),
     Backbones(cmd::backbones::Args),
+    Datasets(cmd::datasets::Args),
     Methods(cmd::methods::Args),
     Export(cmd::export::Args),
     Import(cmd::import::Args),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Predict(a) => cmd::predict::run(a, &ui),
         Command::Inspect(a) => cmd::inspect::run(a, &ui),
         Command::Backbones(a) => cmd::backbones::run(a, &ui),
+        Command::Datasets(a) => cmd::datasets::run(a, &ui),
         Command::Methods(a) => cmd::methods::run(a, &ui),
         Command::Export(a) => cmd::export::run(a, &ui),
         Command::Import(a) => cmd::import::run(a, &ui),

@@ -266,7 +266,7 @@ pub fn decode(
     let sample = |path: PathBuf| Sample { source: Source::File(path), label: 0 };
     let samples: Vec<Sample> = list_images(paths)?.into_iter().map(sample).collect();
     let images = samples.len();
-    let data = Arc::new(Dataset { name: "images".into(), classes: vec![String::new()], samples });
+    let data = Arc::new(Dataset::new("images".into(), vec![String::new()], samples));
     let loaders: Vec<Loader> = threads
         .iter()
         .map(|&workers| {

@@ -56,6 +56,17 @@ impl Tally {
     }
 }
 
+/// Leave only some classes as answers, as for data sets that have part of the classes (ImageNet-R and -A).
+fn only(logits: &mut [f32], classes: usize, among: &[usize]) {
+    for row in logits.chunks_exact_mut(classes) {
+        for (class, logit) in row.iter_mut().enumerate() {
+            if among.binary_search(&class).is_err() {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
 /// Score every image of `loader`, in order; `progress` hears how many are done and may stop it.
 ///
 /// # Errors
@@ -75,7 +86,10 @@ pub fn evaluate(
         let labels = batch.labels.clone();
         let logits = predictor.logits(pixels(batch, transform, predictor.device()));
         let classes = logits.dims()[1];
-        let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        if let Some(among) = &loader.dataset().among {
+            only(&mut logits, classes, among);
+        }
         tally.add(&logits, classes, &labels);
         if !progress(tally.images) {
             return Err(Error::Interrupted("evaluation was stopped".into()));
@@ -85,4 +99,21 @@ pub fn evaluate(
         bail!("no image could be read: nothing to evaluate");
     }
     Ok(tally.accuracy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_that_the_data_lacks_are_no_answers() {
+        let mut logits = [5.0, 1.0, 2.0, 0.0, 9.0, 3.0];
+        only(&mut logits, 3, &[1, 2]);
+        let mut tally = Tally::default();
+        tally.add(&logits, 3, &[2, 1]);
+        let accuracy = tally.accuracy();
+        assert!((accuracy.top1 - 100.0).abs() < 1e-9, "{accuracy:?}");
+        let want = f64::midpoint((1.0_f64 + (-1.0_f64).exp()).ln(), (1.0_f64 + (-6.0_f64).exp()).ln());
+        assert!((accuracy.loss - want).abs() < 1e-6);
+    }
 }

@@ -8,6 +8,7 @@ use lotep::eval::{Accuracy, evaluate};
 use lotep::{Result, bail};
 use serde_json::json;
 
+use super::datasets::known_names;
 use super::model::{Model, ModelArgs, ReadArgs};
 use super::names::NamesArgs;
 use crate::ui::Ui;
@@ -28,11 +29,12 @@ pub(crate) struct Args {
     /// CLIP: score by the names of the data's classes, also where the adapter was trained for others.
     #[arg(long, conflicts_with = "classes")]
     data_classes: bool,
-    /// Directory of images: train/CLASS/*, test/CLASS/*, or CLASS/*.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of images: train/CLASS/*, test/CLASS/*, or CLASS/*; a list, a Parquet table or a tar archive; with
+    /// --dataset also the directory that holds the data set's.
+    #[arg(long, visible_alias = "data-root", value_name = "DIR|FILE")]
     data: PathBuf,
-    /// Read the original download of a known data set.
-    #[arg(long, value_parser = ["cifar10", "cifar100"])]
+    /// Read the original download of a known data set (`lotep datasets`).
+    #[arg(long, value_name = "NAME", value_parser = known_names(), hide_possible_values = true)]
     dataset: Option<String>,
     /// Which of the classes: all, the first half, or the rest.
     #[arg(long, default_value = "all", value_parser = ["all", "base", "novel"])]
@@ -124,6 +126,11 @@ fn align(mut data: Dataset, classes: Option<&[String]>, own: usize) -> Result<Da
             ),
         }
     }
+    data.among = data.among.map(|among| {
+        let mut among: Vec<usize> = among.iter().filter_map(|&label| places[label].1).collect();
+        among.sort_unstable();
+        among.into()
+    });
     data.classes = classes.to_vec();
     Ok(data)
 }

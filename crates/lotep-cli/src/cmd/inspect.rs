@@ -12,6 +12,7 @@ use lotep::{Result, device};
 use serde::Serialize;
 use serde_json::json;
 
+use super::datasets::known_names;
 use super::model::workers;
 use crate::ui::{Ui, Watcher};
 
@@ -22,7 +23,8 @@ Examples:
   lotep inspect --backbone models/resnet18
   lotep inspect --backbone resnet18.tv_in1k
   lotep inspect --adapter RUN/adapter
-  lotep inspect --data photos")]
+  lotep inspect --data photos
+  lotep inspect --dataset dtd --data-root downloads")]
 pub(crate) struct Args {
     /// A network: its blocks, their geometry, parameters and preprocessing.
     #[arg(long, value_name = "PATH|NAME")]
@@ -34,10 +36,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// Images: classes, counts, sizes, broken files.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, visible_alias = "data-root", value_name = "DIR|FILE")]
     data: Option<PathBuf>,
-    /// Read the original download of a known data set.
-    #[arg(long, value_parser = ["cifar10", "cifar100"], conflicts_with_all = ["adapter", "backbone"])]
+    /// Read the original download of a known data set (`lotep datasets`), and compare it with what was published.
+    #[arg(long, value_name = "NAME", value_parser = known_names(), hide_possible_values = true,
+          conflicts_with_all = ["adapter", "backbone"])]
     dataset: Option<String>,
     /// Look at image headers only instead of decoding every image.
     #[arg(long, conflicts_with_all = ["adapter", "backbone"])]

@@ -2,6 +2,7 @@
 
 pub(crate) mod backbones;
 pub(crate) mod bench;
+pub(crate) mod datasets;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod export;

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let transform = model.transform();
     // A data set of one nameless class: the loader decodes ahead on several threads.
     let samples = files.iter().map(|path| Sample { source: Source::File(path.clone()), label: 0 }).collect();
-    let data = Dataset { name: "images".into(), classes: vec![String::new()], samples };
+    let data = Dataset::new("images".into(), vec![String::new()], samples);
     let loader = Loader::new(Arc::new(data), args.read.loader(transform.clone())?);
     Ui::catch_signals();
     ui.begin("predict", files.len(), 0);

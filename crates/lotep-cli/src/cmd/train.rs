@@ -7,6 +7,7 @@ use lotep::train::{Outcome, RunDir, TrainConfig, train};
 use lotep::{Error, Result, bail, input_error};
 use toml::{Table, Value};
 
+use super::datasets::known_names;
 use crate::ui::{Ui, Watcher};
 
 /// The largest integer that config.toml can hold.
@@ -181,12 +182,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "EPOCHS", help_heading = "Method")]
     mapping_every: Option<usize>,
 
-    /// Directory of images: train/CLASS/* with test/CLASS/*, or CLASS/*; or one of CoOp's split files (.json).
-    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    /// Directory of images: train/CLASS/* with test/CLASS/*, or CLASS/*; a list (.csv, .json), one of CoOp's split files
+    /// (.json), Parquet tables or tar archives; with --dataset also the directory that holds the data set's.
+    #[arg(long, visible_alias = "data-root", value_name = "DIR|FILE", help_heading = "Data")]
     data: Option<PathBuf>,
-    /// Read the original download of a known data set.
-    #[arg(long, value_parser = ["cifar10", "cifar100"], help_heading = "Data")]
+    /// Read the original download of a known data set (`lotep datasets`).
+    #[arg(long, value_name = "NAME", value_parser = known_names(), hide_possible_values = true, help_heading = "Data")]
     dataset: Option<String>,
+    /// Train on the data set's validation images too.
+    #[arg(long, help_heading = "Data")]
+    join_val: bool,
     /// Train on a stratified sample of about N images.
     #[arg(long, value_name = "N", help_heading = "Data")]
     subset: Option<usize>,
@@ -369,6 +374,7 @@ impl Args {
         put(table, "recompute", self.recompute.then_some(true));
         put(table, "data", self.data.as_ref().map(|p| p.to_string_lossy().into_owned()));
         put(table, "dataset", self.dataset.clone());
+        put(table, "join_val", self.join_val.then_some(true));
         put(table, "subset", self.subset.map(whole));
         put(table, "shots", self.shots.map(whole));
         put(table, "class_split", self.class_split.clone());

@@ -69,7 +69,7 @@ fn a_corrupt_image_ends_the_run_and_is_named() {
     let image = files_under(&images.join("train"))[5].clone();
     let whole = fs::read(&image).unwrap();
     for (content, why) in [
-        (&b"this is text"[..], "not a JPEG, PNG, WebP or BMP image"),
+        (&b"this is text"[..], "not a JPEG, PNG, WebP, BMP or PPM image"),
         (b"", "empty"),
         (&whole[..whole.len() / 2], "cannot decode"),
     ] {
@@ -170,7 +170,7 @@ fn predict_wants_images() {
     fs::write(&file, "notes").unwrap();
     fs::create_dir(&empty).unwrap();
     lotep!("predict", "--backbone", backbone, file)
-        .refused(&["notes.txt", "not a JPEG, PNG, WebP or BMP image"]);
+        .refused(&["notes.txt", "not a JPEG, PNG, WebP, BMP or PPM image"]);
     lotep!("predict", "--backbone", backbone, empty).refused(&["empty", "holds no image"]);
     lotep!("predict", "--backbone", backbone, case.path("nowhere.png")).refused(&["nowhere.png"]);
     lotep!("predict", "--backbone", backbone).misused(&["PATH"]);

@@ -17,6 +17,7 @@ mod bench;
 mod cifar;
 mod clip;
 mod config_file;
+mod datasets;
 mod demo;
 mod divergence;
 mod export;

@@ -116,17 +116,18 @@ fn look_at_all(samples: &[Sample], decode: bool, workers: usize) -> Result<Vec<R
 }
 
 fn look_at(sample: &Sample, decode: bool) -> Result<Header> {
-    match &sample.source {
-        Source::File(path) => {
-            let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-            let header = header(&bytes, &sample.name())?;
-            if decode {
-                decode_bytes(&bytes, &sample.name())?;
-            }
-            Ok(header)
+    let bytes = match &sample.source {
+        Source::File(path) => std::fs::read(path).map_err(Error::io("read", path))?,
+        Source::Packed(packed) => packed.read()?.into_owned(),
+        Source::Pixels { width, height, .. } => {
+            return Ok(Header { format: "raw", width: *width, height: *height });
         }
-        Source::Pixels { width, height, .. } => Ok(Header { format: "raw", width: *width, height: *height }),
+    };
+    let header = header(&bytes, &sample.name())?;
+    if decode {
+        decode_bytes(&bytes, &sample.name())?;
     }
+    Ok(header)
 }
 
 /// The error without the image's name, which stands beside it.

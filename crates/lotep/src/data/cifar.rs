@@ -7,14 +7,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::dataset::{Dataset, Known, Sample, Source, Splits, name_of};
+use super::dataset::{Dataset, Sample, Source, Splits, name_of};
 use crate::{Error, Result, bail};
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
 
 /// What distinguishes the two downloads.
-struct Format {
+pub(super) struct Format {
+    name: &'static str,
     /// What the archive unpacks to.
     folder: &'static str,
     train: &'static [&'static str],
@@ -27,36 +28,35 @@ struct Format {
     python: &'static str,
 }
 
-impl Known {
-    fn format(self) -> Format {
-        match self {
-            Known::Cifar10 => Format {
-                folder: "cifar-10-batches-bin",
-                train: &[
-                    "data_batch_1.bin",
-                    "data_batch_2.bin",
-                    "data_batch_3.bin",
-                    "data_batch_4.bin",
-                    "data_batch_5.bin",
-                ],
-                test: "test_batch.bin",
-                names: "batches.meta.txt",
-                classes: 10,
-                labels: 1,
-                python: "batches.meta",
-            },
-            Known::Cifar100 => Format {
-                folder: "cifar-100-binary",
-                train: &["train.bin"],
-                test: "test.bin",
-                names: "fine_label_names.txt",
-                classes: 100,
-                labels: 2,
-                python: "meta",
-            },
-        }
-    }
-}
+/// CIFAR-10.
+pub(super) static TEN: Format = Format {
+    name: "cifar10",
+    folder: "cifar-10-batches-bin",
+    train: &[
+        "data_batch_1.bin",
+        "data_batch_2.bin",
+        "data_batch_3.bin",
+        "data_batch_4.bin",
+        "data_batch_5.bin",
+    ],
+    test: "test_batch.bin",
+    names: "batches.meta.txt",
+    classes: 10,
+    labels: 1,
+    python: "batches.meta",
+};
+
+/// CIFAR-100, with its fine labels.
+pub(super) static HUNDRED: Format = Format {
+    name: "cifar100",
+    folder: "cifar-100-binary",
+    train: &["train.bin"],
+    test: "test.bin",
+    names: "fine_label_names.txt",
+    classes: 100,
+    labels: 2,
+    python: "meta",
+};
 
 impl Format {
     /// The folder with the files, which is `dir` or the archive's folder in it. Two of the files tell it, so that a
@@ -69,48 +69,48 @@ impl Format {
     }
 }
 
-/// Tell whether `dir` holds a CIFAR download, and where its files are. With `known`, it must.
-pub(super) fn find(dir: &Path, known: Option<Known>) -> Result<Option<(Known, PathBuf)>> {
-    if let Some(known) = known {
-        let format = known.format();
-        if let Some(folder) = format.folder(dir) {
-            return Ok(Some((known, folder)));
-        }
-        let python = dir.join(format.python).is_file();
-        bail!(
-            "{} does not hold {known}: expected {}, {} and {}, or the folder {} with them{}",
-            dir.display(),
-            format.train.join(", "),
-            format.test,
-            format.names,
-            format.folder,
-            if python { "; this is the Python version: get the binary version" } else { "" },
-        );
-    }
-    let found = |known: Known| known.format().folder(dir).map(|folder| (known, folder));
-    match (found(Known::Cifar10), found(Known::Cifar100)) {
-        (Some((_, ten)), Some((_, hundred))) => {
+/// Tell whether `dir` holds a CIFAR download, and where its files are.
+pub(super) fn find(dir: &Path) -> Result<Option<(&'static Format, PathBuf)>> {
+    match (TEN.folder(dir), HUNDRED.folder(dir)) {
+        (Some(ten), Some(hundred)) => {
             bail!("{} holds {} and {}: say which", dir.display(), ten.display(), hundred.display())
         }
-        (ten, hundred) => Ok(ten.or(hundred)),
+        (ten, hundred) => Ok(ten.map(|dir| (&TEN, dir)).or(hundred.map(|dir| (&HUNDRED, dir)))),
     }
 }
 
+/// Read the download that `dir` has to hold.
+pub(super) fn read_from(dir: &Path, format: &'static Format) -> Result<Splits> {
+    if let Some(folder) = format.folder(dir).or_else(|| format.folder(&dir.join(format.name))) {
+        return read(&folder, format);
+    }
+    let python = dir.join(format.python).is_file();
+    bail!(
+        "{} does not hold {}: expected {}, {} and {}, or the folder {} with them{}",
+        dir.display(),
+        format.name,
+        format.train.join(", "),
+        format.test,
+        format.names,
+        format.folder,
+        if python { "; this is the Python version: get the binary version" } else { "" },
+    );
+}
+
 /// Read the whole download into memory: 180 MB for 60,000 images.
-pub(super) fn read(dir: &Path, known: Known) -> Result<Splits> {
-    let format = known.format();
-    let classes = class_names(&dir.join(format.names), &format)?;
+pub(super) fn read(dir: &Path, format: &Format) -> Result<Splits> {
+    let classes = class_names(&dir.join(format.names), format)?;
     let part = |files: &[&str]| -> Result<Dataset> {
         let mut samples = Vec::new();
         for file in files {
-            records(&dir.join(file), &format, &mut samples)?;
+            records(&dir.join(file), format, &mut samples)?;
         }
         // Classes come mixed; the order by class is every data set's (the sort is stable).
         samples.sort_by_key(|sample| sample.label);
-        Ok(Dataset { name: name_of(dir), classes: classes.clone(), samples })
+        Ok(Dataset::new(name_of(dir), classes.clone(), samples))
     };
     let (train, test) = (part(format.train)?, part(&[format.test])?);
-    let layout = format!("the binary version of {known}");
+    let layout = format!("the binary version of {}", format.name);
     Ok(Splits { train: Some(train), val: None, test: Some(test), layout })
 }
 
@@ -156,7 +156,12 @@ fn records(path: &Path, format: &Format, samples: &mut Vec<Sample>) -> Result<()
 mod tests {
     use super::*;
     use crate::data::dataset::open;
+    use crate::data::known::Known;
     use crate::data::test_files::write_bytes;
+
+    fn known(name: &str) -> Known {
+        name.parse().unwrap()
+    }
 
     fn record(labels: &[u8], shade: u8) -> Vec<u8> {
         let mut bytes = labels.to_vec();
@@ -188,9 +193,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("cifar-10-batches-bin");
         cifar10(&dir);
-        for (path, known) in [(root.path(), None), (&dir, None), (&dir, Some(Known::Cifar10))] {
+        for (path, known) in [(root.path(), None), (&dir, None), (&dir, Some(known("cifar10")))] {
             let splits = open(path, known).unwrap();
-            assert_eq!(splits.layout, "the binary version of cifar10");
+            assert!(splits.layout.starts_with("the binary version of cifar10"));
+            assert_eq!(splits.layout.contains("10 train images instead of 50000"), known.is_some());
             let (train, test) = (splits.train.unwrap(), splits.test.unwrap());
             assert_eq!((train.samples.len(), test.samples.len(), train.classes.len()), (10, 1, 10));
             assert!(train.samples.is_sorted_by_key(|s| s.label));
@@ -237,12 +243,12 @@ mod tests {
     fn the_wrong_directory_is_named() {
         let root = tempfile::tempdir().unwrap();
         let message = |known| open(root.path(), Some(known)).unwrap_err().to_string();
-        assert!(message(Known::Cifar100).contains("does not hold cifar100: expected train.bin"));
+        assert!(message(known("cifar100")).contains("does not hold cifar100: expected train.bin"));
         write_bytes(root.path().join("batches.meta"), b"pickle");
-        assert!(message(Known::Cifar10).ends_with("this is the Python version: get the binary version"));
+        assert!(message(known("cifar10")).ends_with("this is the Python version: get the binary version"));
         cifar10(&root.path().join("cifar-10-batches-bin"));
         cifar100(&root.path().join("cifar-100-binary"));
         assert!(open(root.path(), None).unwrap_err().to_string().ends_with("say which"));
-        assert_eq!(open(root.path(), Some(Known::Cifar100)).unwrap().test.unwrap().classes.len(), 100);
+        assert_eq!(open(root.path(), Some(known("cifar100"))).unwrap().test.unwrap().classes.len(), 100);
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::dataset::{Dataset, Sample, Source, Splits, name_of};
+use super::files::listed;
 use crate::{Error, Result, bail, input_error};
 
 #[derive(Deserialize)]
@@ -44,14 +45,14 @@ pub(super) fn read(path: &Path) -> Result<Splits> {
     let first = parts.iter().find_map(|(_, entries)| entries.first());
     let Some((first, ..)) = first else { bail!("{} names no images", path.display()) };
     let root = root(path, first)?;
-    let dataset = |(part, entries): (&str, &Vec<Entry>)| -> Result<Option<Dataset>> {
+    let dataset = |(_, entries): (&str, &Vec<Entry>)| -> Result<Option<Dataset>> {
         let samples = entries.iter().map(|(image, label, _)| {
-            let file = below(path, part, &root, image)?;
+            let file = listed(path, &root, image)?;
             Ok(Sample { source: Source::File(file), label: places[label] })
         });
         let samples = samples.collect::<Result<Vec<_>>>()?;
         let name = name_of(path.parent().unwrap_or(path));
-        Ok((!samples.is_empty()).then(|| Dataset { name, classes: classes.clone(), samples }))
+        Ok((!samples.is_empty()).then(|| Dataset::new(name, classes.clone(), samples)))
     };
     let [train, val, test] = parts.map(dataset);
     let layout = format!("split file {}", path.file_name().unwrap_or_default().to_string_lossy());
@@ -74,19 +75,6 @@ fn root(path: &Path, first: &str) -> Result<PathBuf> {
             home.display()
         ),
     }
-}
-
-/// One image's file.
-fn below(path: &Path, part: &str, root: &Path, image: &str) -> Result<PathBuf> {
-    let outside = |c: std::path::Component<'_>| !matches!(c, std::path::Component::Normal(_));
-    if Path::new(image).components().any(outside) {
-        bail!("{}: {part} names `{image}`, which is not below the images' directory", path.display());
-    }
-    let file = root.join(image);
-    if !file.is_file() {
-        bail!("{}: {part} names `{image}`, which is not in {}", path.display(), root.display());
-    }
-    Ok(file)
 }
 
 #[cfg(test)]
@@ -115,7 +103,7 @@ mod tests {
         assert!(splits.layout.contains("split_zhou_Tiny.json"));
 
         write(r#"{"train": [["a/1.png", 0, "ant"], ["a/9.png", 0, "ant"]], "test": []}"#);
-        assert!(refused().contains("train names `a/9.png`, which is not in"), "{}", refused());
+        assert!(refused().contains("names `a/9.png`, which is not in"), "{}", refused());
         write(r#"{"train": [["c/1.png", 0, "ant"]], "test": []}"#);
         assert!(refused().contains("unpacked beside it"), "{}", refused());
         write(r#"{"train": [["a/1.png", 0, "ant"], ["a/2.png", 0, "bee"]], "test": []}"#);

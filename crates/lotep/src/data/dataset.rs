@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::decode::{Rgb8, decode_file};
-use super::{cifar, coop, folder};
+use super::decode::{Rgb8, decode_bytes, decode_file};
+use super::known::Known;
+use super::packed::Packed;
+use super::{cifar, coop, folder, list, parquet, shards, tar};
 use crate::{Error, Result, bail, input_error};
 
 /// Where an image's pixels come from.
@@ -16,6 +18,8 @@ use crate::{Error, Result, bail, input_error};
 pub enum Source {
     /// An image file.
     File(PathBuf),
+    /// An image file inside another file: of a tar archive, of a table.
+    Packed(Packed),
     /// Pixels that are in memory already, as a data set's own binary format gives them.
     Pixels {
         /// The file that they were read from.
@@ -45,6 +49,7 @@ impl Sample {
     pub fn name(&self) -> String {
         match &self.source {
             Source::File(path) => path.display().to_string(),
+            Source::Packed(packed) => packed.name(),
             Source::Pixels { file, index, .. } => format!("{}#{index}", file.display()),
         }
     }
@@ -56,6 +61,7 @@ impl Sample {
     pub fn load(&self) -> Result<Rgb8> {
         match &self.source {
             Source::File(path) => decode_file(path),
+            Source::Packed(packed) => decode_bytes(&packed.read()?, &packed.name()),
             Source::Pixels { rgb, width, height, .. } => {
                 Ok(Rgb8 { width: *width as usize, height: *height as usize, data: rgb.to_vec() })
             }
@@ -72,6 +78,22 @@ pub struct Dataset {
     pub classes: Vec<String>,
     /// The images, by class and then by file name.
     pub samples: Vec<Sample>,
+    /// The labels that are answers, where those are not all: ImageNet-R's 200 of ImageNet's 1,000, in order.
+    pub among: Option<Arc<[usize]>>,
+}
+
+impl Dataset {
+    /// A data set of these classes and images.
+    pub fn new(name: String, classes: Vec<String>, samples: Vec<Sample>) -> Self {
+        Self { name, classes, samples, among: None }
+    }
+
+    /// The same with other images.
+    #[must_use]
+    pub fn with_samples(&self, samples: Vec<Sample>) -> Self {
+        let (name, classes, among) = (self.name.clone(), self.classes.clone(), self.among.clone());
+        Self { name, classes, samples, among }
+    }
 }
 
 /// A part of a data set.
@@ -127,6 +149,17 @@ pub struct Splits {
 }
 
 impl Splits {
+    /// Join the validation images to the training images, for data sets that are learnt from both.
+    #[must_use]
+    pub fn join_val(mut self) -> Self {
+        if let (Some(train), Some(val)) = (&mut self.train, self.val.take()) {
+            self.layout =
+                format!("{}; trained on its {} validation images too", self.layout, val.samples.len());
+            train.samples.extend(val.samples);
+        }
+        self
+    }
+
     /// Name the parts that there are, in the order train, val, test.
     pub fn parts(&self) -> impl Iterator<Item = (Split, &Dataset)> {
         [(Split::Train, &self.train), (Split::Val, &self.val), (Split::Test, &self.test)]
@@ -168,67 +201,54 @@ impl Splits {
     }
 }
 
-/// A data set that is read in the format its authors publish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Known {
-    /// CIFAR-10, binary version.
-    Cifar10,
-    /// CIFAR-100, binary version, with its fine labels.
-    Cifar100,
-}
-
-impl FromStr for Known {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "cifar10" => Ok(Self::Cifar10),
-            "cifar100" => Ok(Self::Cifar100),
-            other => Err(input_error!("data set '{other}' is not known: use cifar10 or cifar100")),
-        }
-    }
-}
-
-impl fmt::Display for Known {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cifar10 => "cifar10",
-            Self::Cifar100 => "cifar100",
-        })
-    }
-}
-
-/// Open a data set: a directory of class folders, or the binary download of CIFAR-10 or CIFAR-100.
+/// Open a data set: a directory, a list, a table or an archive.
 ///
-/// The layouts, in the order in which they are looked for:
+/// With `known`, `path` holds that data set's original download, or is the directory that it was unpacked in. Without,
+/// the layouts of a directory, in the order in which they are looked for:
 ///
-/// 1. CIFAR's files, in the directory itself or in the folder that its archive unpacks to. `known` says which to
-///    expect; without it the file names tell.
-/// 2. `train/CLASS/*`, and beside it `val/CLASS/*` (or `valid`, `validation`) and `test/CLASS/*`. Class folders
+/// 1. CIFAR's files, in the directory itself or in the folder that its archive unpacks to.
+/// 2. Parquet tables or tar archives, as `train-*.parquet`, `test-*.tar` and so on; also in a folder `data`.
+/// 3. `train/CLASS/*`, and beside it `val/CLASS/*` (or `valid`, `validation`) and `test/CLASS/*`. Class folders
 ///    beside these are not looked at.
-/// 3. `CLASS/*`: all of it is [`Splits::train`], for the caller to split.
+/// 4. `CLASS/*`: all of it is [`Splits::train`], for the caller to split.
 ///
-/// A `.json` file is one of CoOp's split files, with its images beside it.
+/// A file is told by its ending: `.json` one of CoOp's split files or a list of images, `.jsonl`, `.csv` and `.tsv` lists,
+/// `.parquet` and `.tar` a table or an archive alone.
 ///
-/// Classes are sorted by name, images by class and then by path. Hidden files are ignored, and so are, with a count
-/// in [`Splits::layout`], files that do not end in jpg, jpeg, png, webp or bmp.
+/// Classes are sorted by name, images by class and then by path where they are files. Hidden files are ignored, and so are,
+/// with a count in [`Splits::layout`], files that do not end in jpg, jpeg, png, webp, bmp or ppm.
 ///
 /// # Errors
-/// Where the path is no directory, no layout fits, a class of train has no image, another part has a class that
-/// train lacks, or a CIFAR file is missing, cut short or inconsistent.
+/// Where nothing is there, no layout fits, a class of train has no image, another part has a class that train lacks, a
+/// file is missing, cut short or inconsistent, or `known` is not what is there.
 pub fn open(path: &Path, known: Option<Known>) -> Result<Splits> {
     let kind = std::fs::metadata(path).map_err(Error::io("read", path))?;
+    if let Some(known) = known {
+        return known.read(path);
+    }
     if !kind.is_dir() {
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
-            return coop::read(path);
-        }
-        bail!("{} is a file: --data takes a directory that holds class folders", path.display());
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        return match ending.as_str() {
+            "json" if !list::is_list(path)? => coop::read(path),
+            "json" | "jsonl" | "csv" | "tsv" => list::read(path),
+            "parquet" => parquet::read(path, &shards::Parts::one(path)),
+            "tar" => tar::read(path, &shards::Parts::one(path)),
+            _ => bail!(
+                "{} is a file: --data takes a directory that holds class folders, or a .csv, .json, .parquet or .tar file",
+                path.display()
+            ),
+        };
     }
-    match cifar::find(path, known)? {
-        Some((known, dir)) => cifar::read(&dir, known),
-        None => folder::read(path),
+    if let Some((format, dir)) = cifar::find(path)? {
+        return cifar::read(&dir, format);
     }
+    if let Some(parts) = shards::find(path, "parquet")? {
+        return parquet::read(path, &parts);
+    }
+    if let Some(parts) = shards::find(path, "tar")? {
+        return tar::read(path, &parts);
+    }
+    folder::read(path)
 }
 
 /// The last part of a path, for a data set's name.
@@ -248,14 +268,10 @@ mod tests {
         for split in [Split::Train, Split::Val, Split::Test, Split::All] {
             assert_eq!(split.to_string().parse::<Split>().unwrap(), split);
         }
-        for known in [Known::Cifar10, Known::Cifar100] {
-            assert_eq!(known.to_string().parse::<Known>().unwrap(), known);
-        }
         assert_eq!(
             "dev".parse::<Split>().unwrap_err().to_string(),
             "split 'dev' is not known: use train, val, test or all"
         );
-        assert!("mnist".parse::<Known>().unwrap_err().to_string().contains("'mnist'"));
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn reader(bytes: &[u8]) -> std::result::Result<(Reader<'_>, ImageFormat), String
         return Err("the file is empty".into());
     }
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    let format = reader.format().ok_or("the content is not a JPEG, PNG, WebP or BMP image")?;
+    let format = reader.format().ok_or("the content is not a JPEG, PNG, WebP, BMP or PPM image")?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -133,6 +133,7 @@ fn format_name(format: ImageFormat) -> &'static str {
         ImageFormat::Png => "png",
         ImageFormat::WebP => "webp",
         ImageFormat::Bmp => "bmp",
+        ImageFormat::Pnm => "ppm",
         _ => "other",
     }
 }
@@ -251,7 +252,7 @@ mod tests {
         }
         let message = |bytes: &[u8]| decode_bytes(bytes, "x").unwrap_err().to_string();
         assert_eq!(message(b""), "cannot decode image x: the file is empty");
-        assert!(message(b"<html>not found</html>").ends_with("not a JPEG, PNG, WebP or BMP image"));
+        assert!(message(b"<html>not found</html>").ends_with("not a JPEG, PNG, WebP, BMP or PPM image"));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::{Error, Result, bail};
 
 /// File name endings that are taken for images, in any case.
-pub(super) const EXTENSIONS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "bmp"];
+pub(super) const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "ppm"];
 
 /// Directories nested deeper than this are a symbolic link that leads back to itself.
 const MAX_DEPTH: usize = 32;
@@ -93,7 +93,20 @@ fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
-fn is_image(path: &Path) -> bool {
+/// The image that a list names, below `root`: never outside of it, and there.
+pub(super) fn listed(list: &Path, root: &Path, image: &str) -> Result<PathBuf> {
+    let outside = |c: Component<'_>| !matches!(c, Component::Normal(_) | Component::CurDir);
+    if image.is_empty() || Path::new(image).components().any(outside) {
+        bail!("{} names `{image}`, which is not below the images' directory", list.display());
+    }
+    let file = root.join(image);
+    if !file.is_file() {
+        bail!("{} names `{image}`, which is not in {}", list.display(), root.display());
+    }
+    Ok(file)
+}
+
+pub(super) fn is_image(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|e| EXTENSIONS.iter().any(|known| known.eq_ignore_ascii_case(e)))
 }
@@ -134,7 +147,7 @@ mod tests {
         assert!(message.contains(missing.to_str().unwrap()), "{message}");
         let message = list_images(&[dir.path().to_path_buf()]).unwrap_err().to_string();
         assert!(
-            message.ends_with("holds no image: looked for files ending in jpg, jpeg, png, webp, bmp"),
+            message.ends_with("holds no image: looked for files ending in jpg, jpeg, png, webp, bmp, ppm"),
             "{message}"
         );
     }

@@ -30,7 +30,7 @@ pub(super) fn read(root: &Path) -> Result<Splits> {
             others += part.others;
             part.samples(&reference.classes)?
         };
-        Ok(Some(Dataset { name: name_of(root), classes: reference.classes.clone(), samples }))
+        Ok(Some(Dataset::new(name_of(root), reference.classes.clone(), samples)))
     };
     let (train, val, test) = (dataset(train)?, dataset(val)?, dataset(test)?);
     let layout = format!("class folders under {}{}", named.join(", "), ignored(others));
@@ -54,7 +54,7 @@ fn class_folders(root: &Path, top: &Entries) -> Result<Splits> {
     part.no_empty_class()?;
     let samples = part.samples(&part.classes)?;
     let layout = format!("class folders{}", ignored(part.others));
-    let train = Some(Dataset { name: name_of(root), classes: part.classes, samples });
+    let train = Some(Dataset::new(name_of(root), part.classes, samples));
     Ok(Splits { train, val: None, test: None, layout })
 }
 

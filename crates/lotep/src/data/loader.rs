@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::augment::{Augment, Draw};
 use super::dataset::Dataset;
 use super::decode::Rgb8;
+use super::packed;
 use super::pipeline::Epoch;
-use super::split::shuffle;
+use super::split::{shuffle, shuffle_window};
 use super::transform::Transform;
 use crate::{Error, Result, input_error};
 
@@ -47,6 +48,10 @@ impl fmt::Display for OnCorrupt {
         })
     }
 }
+
+/// Images that the next one is drawn from where they are read from front to back: many more than a batch, and few
+/// enough to be in the system's cache from one epoch's draw to the next.
+const WINDOW: usize = 8192;
 
 /// How a [`Loader`] makes batches.
 #[derive(Clone, Debug)]
@@ -115,7 +120,12 @@ impl Loader {
 
     /// Compute the random order of an epoch, to give to [`epoch`](Self::epoch). It depends on the seed, the epoch
     /// and the number of images alone, so that a resumed run needs no saved state.
+    ///
+    /// Images that lie in archives or tables are shuffled by a window, so that those files are read from front to back.
     pub fn shuffled(&self, seed: u64, epoch: u64) -> Vec<usize> {
+        if let Some(groups) = packed::groups(&self.store.dataset.samples) {
+            return shuffle_window(groups, WINDOW, seed, epoch);
+        }
         let mut order: Vec<usize> = (0..self.store.dataset.samples.len()).collect();
         shuffle(&mut order, seed, epoch);
         order

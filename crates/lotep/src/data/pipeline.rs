@@ -232,7 +232,7 @@ mod tests {
             Sample { source: Source::Pixels { file, index, rgb, width, height: 1 }, label: index % 10 }
         };
         let classes = (0..10).map(|c| c.to_string()).collect();
-        let data = Dataset { name: "d".into(), classes, samples: (0..n).map(sample).collect() };
+        let data = Dataset::new("d".into(), classes, (0..n).map(sample).collect());
         let mut config = LoaderConfig {
             batch_size: 7,
             transform: Transform::Squash { height: 1, width: 1, interpolation: Interpolation::Bilinear },

@@ -63,11 +63,11 @@ impl ClassSplit {
             let label = labels.contains(&sample.label).then(|| sample.label - labels.start)?;
             Some(Sample { source: sample.source.clone(), label })
         };
-        Dataset {
-            name: data.name.clone(),
-            classes: data.classes[labels.clone()].to_vec(),
-            samples: data.samples.iter().filter_map(kept).collect(),
-        }
+        let samples = data.samples.iter().filter_map(kept).collect();
+        let among = data.among.as_deref().map(|among| {
+            among.iter().filter(|label| labels.contains(label)).map(|label| label - labels.start).collect()
+        });
+        Dataset { among, ..Dataset::new(data.name.clone(), data.classes[labels.clone()].to_vec(), samples) }
     }
 }
 
@@ -100,11 +100,7 @@ pub fn few_shot(data: &Dataset, shots: usize, seed: u64) -> Dataset {
         members.iter().take(shots).for_each(|&index| keep[index] = true);
     }
     let kept = data.samples.iter().zip(keep).filter(|(_, keep)| *keep);
-    Dataset {
-        name: data.name.clone(),
-        classes: data.classes.clone(),
-        samples: kept.map(|(sample, _)| sample.clone()).collect(),
-    }
+    data.with_samples(kept.map(|(sample, _)| sample.clone()).collect())
 }
 
 /// The generator's stream.
@@ -118,11 +114,9 @@ mod tests {
     fn data(sizes: &[usize]) -> Dataset {
         let sample =
             |label: usize, i: usize| Sample { source: Source::File(format!("{label}/{i}").into()), label };
-        Dataset {
-            name: "d".into(),
-            classes: (0..sizes.len()).map(|c| format!("c{c}")).collect(),
-            samples: sizes.iter().enumerate().flat_map(|(c, &n)| (0..n).map(move |i| sample(c, i))).collect(),
-        }
+        let samples = sizes.iter().enumerate().flat_map(|(c, &n)| (0..n).map(move |i| sample(c, i)));
+        let classes = (0..sizes.len()).map(|c| format!("c{c}")).collect();
+        Dataset::new("d".into(), classes, samples.collect())
     }
 
     fn counts(data: &Dataset) -> Vec<usize> {

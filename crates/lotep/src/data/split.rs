@@ -12,13 +12,47 @@ const SUBSET: u64 = u64::MAX - 1;
 /// Shuffle in place (Fisher-Yates). Written out, on a generator whose output is fixed by its specification, because
 /// a library's shuffle may change with its version and a run could then not be resumed or repeated.
 pub(super) fn shuffle<T>(items: &mut [T], seed: u64, stream: u64) {
+    shuffle_with(items, &mut generator(seed, stream));
+}
+
+fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
+    rng
+}
+
+fn shuffle_with<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
     for last in (1..items.len()).rev() {
-        // The high half of a 128-bit product: uniform up to a bias below 2^-30 for any data set.
-        let pick = (u128::from(rng.next_u64()) * (last as u128 + 1)) >> 64;
-        items.swap(last, pick as usize);
+        items.swap(last, draw(rng, last + 1));
     }
+}
+
+/// A number below `n`.
+fn draw(rng: &mut ChaCha8Rng, n: usize) -> usize {
+    // The high half of a 128-bit product: uniform up to a bias below 2^-30 for any data set.
+    ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
+}
+
+/// Shuffle what is best read from front to back, as webdataset does: the groups come in a random order, and each
+/// item is drawn from a window of those that come next.
+pub(super) fn shuffle_window(
+    mut groups: Vec<Vec<usize>>,
+    window: usize,
+    seed: u64,
+    stream: u64,
+) -> Vec<usize> {
+    let mut rng = generator(seed, stream);
+    shuffle_with(&mut groups, &mut rng);
+    let mut coming = groups.into_iter().flatten();
+    let mut open: Vec<usize> = coming.by_ref().take(window).collect();
+    let mut order = Vec::new();
+    for next in coming {
+        let place = draw(&mut rng, open.len());
+        order.push(std::mem::replace(&mut open[place], next));
+    }
+    shuffle_with(&mut open, &mut rng);
+    order.append(&mut open);
+    order
 }
 
 /// Hold part of every class out: returns what is kept and what is held out, each in the original order.
@@ -69,11 +103,7 @@ pub(super) fn shuffled_classes(data: &Dataset, seed: u64, stream: u64) -> Vec<Ve
 
 fn with(data: &Dataset, keep: impl Fn(usize) -> bool) -> Dataset {
     let kept = |(index, sample): (usize, &Sample)| keep(index).then(|| sample.clone());
-    Dataset {
-        name: data.name.clone(),
-        classes: data.classes.clone(),
-        samples: data.samples.iter().enumerate().filter_map(kept).collect(),
-    }
+    data.with_samples(data.samples.iter().enumerate().filter_map(kept).collect())
 }
 
 #[cfg(test)]
@@ -84,11 +114,9 @@ mod tests {
     fn data(sizes: &[usize]) -> Dataset {
         let sample =
             |label: usize, i: usize| Sample { source: Source::File(format!("{label}/{i}").into()), label };
-        Dataset {
-            name: "d".into(),
-            classes: (0..sizes.len()).map(|c| c.to_string()).collect(),
-            samples: sizes.iter().enumerate().flat_map(|(c, &n)| (0..n).map(move |i| sample(c, i))).collect(),
-        }
+        let samples = sizes.iter().enumerate().flat_map(|(c, &n)| (0..n).map(move |i| sample(c, i)));
+        let classes = (0..sizes.len()).map(|c| c.to_string()).collect();
+        Dataset::new("d".into(), classes, samples.collect())
     }
 
     fn counts(data: &Dataset) -> Vec<usize> {
@@ -140,6 +168,25 @@ mod tests {
         assert_eq!(counts(&subset(&data, 99_999, 3)), counts(&data));
         assert_eq!(names(&subset(&data, 100, 3)), names(&subset(&data, 100, 3)));
         assert_ne!(names(&subset(&data, 100, 3)), names(&subset(&data, 100, 4)));
+    }
+
+    #[test]
+    fn a_window_shuffles_without_going_far() {
+        let groups: Vec<Vec<usize>> = (0..20).map(|g| (g * 100..(g + 1) * 100).collect()).collect();
+        let order = |window, epoch| shuffle_window(groups.clone(), window, 3, epoch);
+        let of = |items: &[usize]| items.iter().map(|i| i / 100).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(order(150, 1), order(150, 1));
+        assert_ne!(order(150, 1), order(150, 2));
+        let mut all = order(150, 1);
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..2000), "every item once");
+        // Groups come in another order, and the first items are of the first few of them alone.
+        assert!(of(&order(150, 1)[..10]).len() <= 2 && of(&order(150, 1)[..200]).len() <= 4);
+        assert_ne!(of(&order(1, 1)[..300]), (0..3).collect());
+        assert!(!order(150, 1)[..50].is_sorted());
+        // A window that holds all is a whole shuffle.
+        assert!(of(&order(9999, 1)[..40]).len() > 10);
+        assert!(shuffle_window(vec![], 5, 0, 0).is_empty());
     }
 
     #[test]

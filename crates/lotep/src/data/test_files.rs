@@ -31,3 +31,10 @@ pub(crate) fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, bytes).unwrap();
 }
+
+/// The same image as a PNG file's bytes.
+pub(crate) fn png(grey: u8) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    RgbImage::from_pixel(8, 8, Rgb([grey; 3])).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}

@@ -45,6 +45,9 @@ pub struct TrainConfig {
     /// The original download of a known data set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dataset: Option<Known>,
+    /// Train on the data set's validation images too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub join_val: bool,
     /// Train on a stratified sample of about this many images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<usize>,
@@ -152,6 +155,7 @@ impl TrainConfig {
             image_size: None,
             data: data.into(),
             dataset: None,
+            join_val: false,
             subset: None,
             shots: None,
             class_split: ClassSplit::All,

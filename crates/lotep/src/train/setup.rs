@@ -134,6 +134,10 @@ impl Images {
         let mut splits = open(&config.data, config.dataset)?;
         splits.hold_out_test(config.test_fraction);
         let splits = splits.with_classes(config.class_split)?;
+        if config.join_val && splits.val.is_none() {
+            bail!("{} has no validation images to join to the training images", config.data.display());
+        }
+        let splits = if config.join_val { splits.join_val() } else { splits };
         let Some(mut train) = splits.train else {
             bail!("{} has no training images", config.data.display());
         };
