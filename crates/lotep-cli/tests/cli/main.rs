@@ -9,6 +9,7 @@ mod files;
 mod hub_server;
 mod net;
 
+mod analyze;
 mod bad_adapter;
 mod bad_backbone;
 mod bad_data;
@@ -19,6 +20,7 @@ mod clip;
 mod config_file;
 mod demo;
 mod divergence;
+mod experiment;
 mod export;
 mod hub;
 mod inspect;
