@@ -144,6 +144,32 @@ fn what_varies_is_plotted_and_features_are_compared() {
 }
 
 #[test]
+fn adapters_are_measured_on_other_sets() {
+    let case = Case::new();
+    recipe(&case, "[[also]]\nname = \"Other\"\npath = \"other\"\n");
+    for path in files_under(&case.images()) {
+        let to = case.path("other").join(path.strip_prefix(case.images()).unwrap());
+        write_file(&to, fs::read(&path).unwrap());
+    }
+    let few = ["--seeds", "0", "--epochs", "1"];
+    let ran = experiment(&case, &few).done();
+    assert!(ran.stdout.contains("Other"), "{ran}");
+    let row = lotep!("experiment", "table", case.path("e"), "--format", "json").done().json();
+    assert_eq!(row["tables"][0]["columns"], serde_json::json!(["drawn & small", "Other"]));
+    for row in row["tables"][0]["rows"].as_array().unwrap() {
+        // They are the same images.
+        assert_eq!(row["cells"][0]["mean"], row["cells"][1]["mean"], "{row}");
+        assert!(row["cells"][0]["mean"].is_number());
+    }
+    let again = experiment(&case, &few).done();
+    assert!(!again.stderr.contains("begun"), "{again}");
+    fs::write(case.path("e/also/tiny-drawn-small-lotep-s0/1.json"), "{").unwrap();
+    lotep!("experiment", "table", case.path("e")).refused(&["1.json is damaged"]);
+    fs::remove_dir_all(case.path("other")).unwrap();
+    experiment(&case, &few).refused(&["data `Other`"]);
+}
+
+#[test]
 fn what_is_missing_is_said_before_anything_runs() {
     let case = Case::new();
     let path = recipe(&case, "");
@@ -223,7 +249,7 @@ fn a_run_that_fails_leaves_the_others_alone() {
     // A ResNet has no tokens to prompt.
     fs::write(&path, text.replace("\"lotep-cp\"\nwith = { rank = 2 }", "\"vpt-deep\"")).unwrap();
     let ran =
-        experiment(&case, &["--epochs", "1", "--seeds", "0"]).refused(&["1 of 2 runs failed", "vpt-deep"]);
+        experiment(&case, &["--epochs", "1", "--seeds", "0"]).refused(&["1 of 2 runs failed", "need a ViT"]);
     assert!(ran.stderr.contains("done    tiny-drawn-small-probe-s0"), "{ran}");
     let table = lotep!("experiment", "table", case.path("e"), "--form", "markdown").done();
     assert!(table.stdout.contains("1 of 2 have ended"), "{table}");

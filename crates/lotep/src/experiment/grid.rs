@@ -1,6 +1,6 @@
 //! From a recipe to its runs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -145,7 +145,11 @@ pub fn expand(recipe: &Recipe, scale: &Scale, data_root: &Path) -> Result<Vec<Ru
     let seeds = if scale.seeds.is_empty() { &recipe.seeds } else { &scale.seeds };
     let mut runs: Vec<Run> = Vec::new();
     for model in recipe.model.iter().filter(|m| left(0, &m.name)) {
-        let place = places.iter().find(|(name, _)| *name == model.name).map_or(&*model.backbone, |(_, p)| *p);
+        // Beside the data sets, or wherever `train` would find it.
+        let beside = data_root.join(&model.backbone);
+        let own =
+            if beside.exists() { beside.to_string_lossy().into_owned() } else { model.backbone.clone() };
+        let place = places.iter().find(|(name, _)| *name == model.name).map_or(&*own, |(_, p)| *p);
         for data in recipe.data.iter().filter(|d| left(1, &d.name)) {
             for row in recipe.method.iter().filter(|m| left(2, &m.name)) {
                 for variant in variants(recipe, row) {
@@ -168,8 +172,7 @@ pub fn expand(recipe: &Recipe, scale: &Scale, data_root: &Path) -> Result<Vec<Ru
                         put(&mut settings, &mut method, key, parse(value));
                     }
                     settings.insert("backbone".into(), place.into());
-                    let below = !data.path.as_os_str().is_empty();
-                    let path: PathBuf = if below { data_root.join(&data.path) } else { data_root.to_owned() };
+                    let path = data.place(data_root);
                     settings.insert("data".into(), path.to_string_lossy().into_owned().into());
                     if let Some(dataset) = &data.dataset {
                         settings.insert("dataset".into(), dataset.clone().into());

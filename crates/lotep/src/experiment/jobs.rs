@@ -20,6 +20,8 @@ pub struct Job {
     pub args: Vec<OsString>,
     /// Where what it says is kept.
     pub log: PathBuf,
+    /// Where its result goes, whole or not at all; else to the log too.
+    pub result: Option<PathBuf>,
     /// The run whose epochs show how far it is.
     pub run: PathBuf,
     /// How many there will be.
@@ -107,7 +109,7 @@ pub fn run_jobs(
                 Ok(None) => left.push((index, r)),
                 Ok(Some(status)) => {
                     let how =
-                        if status.success() { Ended::Done } else { Ended::Failed(reason(r.job, status)) };
+                        if status.success() { whole(r.job) } else { Ended::Failed(reason(r.job, status)) };
                     news(News::Ended(r.job, &how, r.begun.elapsed().as_secs_f64()));
                     ended[index] = Some(how);
                 }
@@ -129,13 +131,39 @@ fn start<'a>(program: &Path, job: &'a Job) -> Result<Running<'a>> {
     let log = OpenOptions::new().create(true).append(true).open(&job.log);
     let log: File = log.map_err(Error::io("write", &job.log))?;
     let both = log.try_clone().map_err(Error::io("write", &job.log))?;
+    let out = match &job.result {
+        Some(path) => {
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+            }
+            let part = part(path);
+            File::create(&part).map_err(Error::io("write", &part))?
+        }
+        None => log,
+    };
     let mut command = Command::new(program);
-    command.args(&job.args).stdin(Stdio::null()).stdout(log).stderr(both);
+    command.args(&job.args).stdin(Stdio::null()).stdout(out).stderr(both);
     // Ctrl-C is for us, and we ask them to end: one of the terminal's beside ours would be the second, which hurries.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command.spawn().map_err(Error::io("start", program))?;
     Ok(Running { job, child, begun: Instant::now(), epochs: epochs(&RunDir::new(&job.run)) })
+}
+
+/// What a result is called until it is whole.
+fn part(path: &Path) -> PathBuf {
+    path.with_extension("part")
+}
+
+/// Give a finished process's result its name.
+fn whole(job: &Job) -> Ended {
+    match &job.result {
+        Some(path) => match std::fs::rename(part(path), path) {
+            Ok(()) => Ended::Done,
+            Err(e) => Ended::Failed(format!("cannot write {}: {e}", path.display())),
+        },
+        None => Ended::Done,
+    }
 }
 
 /// The last error that a process spoke of.
@@ -185,6 +213,7 @@ mod tests {
             id: id.into(),
             args: ["-c", script].map(OsString::from).to_vec(),
             log: dir.join(format!("logs/{id}.log")),
+            result: (id == "a").then(|| dir.join("results/a.txt")),
             run: dir.join(id),
             epochs: 2,
         }
@@ -213,14 +242,14 @@ mod tests {
         assert_eq!(most, 2);
         assert_eq!(ended[..2], [Ended::Done, Ended::Failed("no such thing".into())]);
         assert!(matches!(&ended[2], Ended::Failed(why) if why.contains("c.log")), "{ended:?}");
-        assert_eq!(std::fs::read_to_string(&jobs[0].log).unwrap(), "fine\n");
+        assert_eq!(std::fs::read_to_string(dir.join("results/a.txt")).unwrap(), "fine\n");
     }
 
     #[test]
     fn processes_are_asked_to_end_and_may_save() {
         let dir = tempfile::tempdir().unwrap();
         let script = format!(
-            "trap 'echo saved; exit 130' TERM; touch {}; while :; do sleep 0.1; done",
+            "trap 'echo saved >&2; exit 130' TERM; touch {}; while :; do sleep 0.1; done",
             dir.path().join("up").display()
         );
         let jobs = [job(dir.path(), "a", &script), job(dir.path(), "b", "echo never")];
@@ -228,6 +257,6 @@ mod tests {
         let stopped = run_jobs(Path::new("/bin/sh"), &jobs, 1, &mut |_| !up.exists());
         assert!(matches!(stopped, Err(Error::Interrupted(_))));
         assert_eq!(std::fs::read_to_string(&jobs[0].log).unwrap(), "saved\n");
-        assert!(!jobs[1].log.exists());
+        assert!(!jobs[1].log.exists() && !dir.path().join("results/a.txt").exists());
     }
 }

@@ -89,6 +89,13 @@ pub struct MethodRow {
     pub settings: Table,
 }
 
+impl Data {
+    /// Where it is.
+    pub fn place(&self, root: &Path) -> PathBuf {
+        if is_empty(&self.path) { root.to_owned() } else { root.join(&self.path) }
+    }
+}
+
 fn is_empty(path: &Path) -> bool {
     path.as_os_str().is_empty()
 }
@@ -191,6 +198,9 @@ pub struct Recipe {
     /// What the columns are.
     #[serde(default)]
     pub columns: Columns,
+    /// Data sets whose test split every adapter is measured on as well, under the data root; for `train`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Data>,
     /// Every run is repeated with each.
     pub seeds: Vec<u64>,
     /// Settings of all runs, as in config.toml. Those of a model win over them, then those of the data, of the method, and
@@ -270,6 +280,9 @@ impl Recipe {
         }
         if self.run != Program::CrossData && !self.to.is_empty() {
             bail!("`to` is for run = \"cross-data\"");
+        }
+        if self.run != Program::Train && !self.also.is_empty() {
+            bail!("[[also]] is for run = \"train\"");
         }
         let groups: Vec<&str> = self.data.iter().filter_map(|d| d.group.as_deref()).collect();
         for e in &self.expected {

@@ -33,6 +33,11 @@ impl Record {
         dir.join("experiment.json")
     }
 
+    /// What an adapter was measured to do on the recipe's `also[index]`.
+    pub fn also_file(dir: &Path, run: &Run, index: usize) -> PathBuf {
+        dir.join("also").join(&run.id).join(format!("{}.json", index + 1))
+    }
+
     /// The directory of a run.
     pub fn run_dir(dir: &Path, run: &Run) -> PathBuf {
         dir.join("runs").join(&run.id)

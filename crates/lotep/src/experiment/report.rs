@@ -41,6 +41,17 @@ pub struct Report {
     pub cka: Vec<(String, Vec<Comparison>)>,
 }
 
+/// What `lotep eval` wrote, if it has.
+fn measured(path: &Path) -> Result<Option<f64>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(Error::io("read", path))?,
+    };
+    let found: Option<f64> =
+        serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|v| v["top1"].as_f64());
+    found.map(Some).ok_or_else(|| input_error!("{} is damaged: no top1 in it", path.display()))
+}
+
 /// Read an experiment's directory.
 ///
 /// # Errors
@@ -48,8 +59,14 @@ pub struct Report {
 pub fn report(dir: &Path) -> Result<Report> {
     let record = open(dir)?;
     let recipe = &record.recipe;
-    let states: Vec<State> =
+    let mut states: Vec<State> =
         record.runs.iter().map(|run| state(&Record::run_dir(dir, run), recipe.run)).collect();
+    for (run, state) in record.runs.iter().zip(&mut states) {
+        let State::Done(facts) = state else { continue };
+        for (i, also) in recipe.also.iter().enumerate() {
+            facts.measures.extend(measured(&Record::also_file(dir, run, i))?.map(|v| (also.name.clone(), v)));
+        }
+    }
     let found: Vec<Found<'_>> = record.runs.iter().zip(&states).collect();
     let (mut rules, mut machines, mut damaged, mut done) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut data: Vec<(String, String)> = Vec::new();

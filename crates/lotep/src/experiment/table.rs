@@ -121,7 +121,7 @@ struct Column<'a> {
 pub(super) fn tables(recipe: &Recipe, found: &[Found<'_>]) -> Vec<Table> {
     let models = distinct(found.iter().map(|(run, _)| run.model.as_str()));
     let data = distinct(found.iter().map(|(run, _)| run.data.as_str()));
-    let train = matches!(recipe.run, Program::Train | Program::Prune);
+    let train = by_axes(recipe);
     let mut tables = Vec::new();
     if !train {
         let mut measures: Vec<String> =
@@ -130,6 +130,10 @@ pub(super) fn tables(recipe: &Recipe, found: &[Found<'_>]) -> Vec<Table> {
             if !measures.contains(&m) {
                 measures.push(m);
             }
+        }
+        if !recipe.also.is_empty() {
+            measures =
+                std::iter::once(TOP1.to_owned()).chain(recipe.also.iter().map(|d| d.name.clone())).collect();
         }
         if recipe.run == Program::BaseToNovel {
             measures = vec!["base".into(), "novel".into(), HARMONIC.into()];
@@ -142,7 +146,7 @@ pub(super) fn tables(recipe: &Recipe, found: &[Found<'_>]) -> Vec<Table> {
             }
             for (name, place) in places {
                 let column = |measure: &String| Column {
-                    title: measure.clone(),
+                    title: if measure == TOP1 { name.clone() } else { measure.clone() },
                     model: Some(*model),
                     data: place,
                     variant: None,
@@ -224,12 +228,16 @@ pub(super) fn tables(recipe: &Recipe, found: &[Found<'_>]) -> Vec<Table> {
     tables
 }
 
+/// Whether a run gives one number, so that the columns are an axis of the grid.
+fn by_axes(recipe: &Recipe) -> bool {
+    matches!(recipe.run, Program::Train | Program::Prune) && recipe.also.is_empty()
+}
+
 /// The mean of base and novel classes that their papers order methods by.
 pub(super) const HARMONIC: &str = "harmonic mean";
 
 fn table(recipe: &Recipe, found: &[Found<'_>], caption: String, columns: &[Column<'_>], sum: bool) -> Table {
-    let by_variant =
-        recipe.columns == Columns::Variant && matches!(recipe.run, Program::Train | Program::Prune);
+    let by_variant = recipe.columns == Columns::Variant && by_axes(recipe);
     let key = |run: &Run| (run.method.clone(), if by_variant { None } else { run.variant.clone() });
     let of_table = |run: &Run| columns.iter().any(|c| c.has(run));
     let rows = distinct(found.iter().filter(|(run, _)| of_table(run)).map(|(run, _)| key(run)));

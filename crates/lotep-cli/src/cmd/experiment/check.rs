@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use lotep::backbone;
-use lotep::data::open;
-use lotep::experiment::{Program, Run, State, differs, state};
+use lotep::data::{Known, open};
+use lotep::experiment::{Program, Recipe, Run, State, differs, state};
 use lotep::train::TrainConfig;
 use lotep::{Result, bail, input_error};
 use toml::{Table, Value};
@@ -24,7 +24,12 @@ pub(super) fn config(run: &Run) -> Result<TrainConfig> {
 }
 
 /// Check that every model and data set is there.
-pub(super) fn present(runs: &[Run], configs: &[TrainConfig]) -> Result<()> {
+pub(super) fn present(
+    recipe: &Recipe,
+    runs: &[Run],
+    configs: &[TrainConfig],
+    data_root: &Path,
+) -> Result<()> {
     let mut missing: Vec<String> = Vec::new();
     for (run, config) in runs.iter().zip(configs) {
         let mut add = |text: String| {
@@ -46,6 +51,12 @@ pub(super) fn present(runs: &[Run], configs: &[TrainConfig]) -> Result<()> {
             if let Err(error) = open(&config.data, config.dataset) {
                 missing.push(format!("data `{}`: {error}", run.data));
             }
+        }
+    }
+    for also in &recipe.also {
+        let known = also.dataset.as_deref().map(str::parse::<Known>).transpose();
+        if let Err(error) = known.and_then(|known| open(&also.place(data_root), known)) {
+            missing.push(format!("data `{}`: {error}", also.name));
         }
     }
     if missing.is_empty() {

@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let runs = expand(&recipe, &scale, &args.data_root)?;
     let configs = runs.iter().map(config).collect::<Result<Vec<_>>>()?;
-    present(&runs, &configs)?;
+    present(&recipe, &runs, &configs, &args.data_root)?;
     let record = Record::new(recipe, scale, runs);
     if !args.dry_run {
         begin(&record, &args.output)?;
@@ -105,6 +105,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     Ui::catch_signals();
     let result = |job: &Job| measured(&state(&job.run, recipe.run));
     let mut failed = work(args, &jobs, done, runs.len(), &result, ui)?;
+    let elsewhere = measurements(args, &record);
+    if !elsewhere.is_empty() {
+        failed.extend(work(args, &elsewhere, 0, elsewhere.len(), &|_| "measured".into(), ui)?);
+    }
     let looks = comparisons(args, &record);
     if !looks.is_empty() {
         failed.extend(work(args, &looks, 0, looks.len(), &|_| "compared".into(), ui)?);
@@ -158,9 +162,43 @@ fn job(args: &Args, recipe: &Recipe, run: &Run, config: &TrainConfig, file: &Pat
         id: run.id.clone(),
         args: arguments,
         log: args.output.join("logs").join(format!("{}.log", run.id)),
+        result: None,
         run: dir,
         epochs: config.epochs,
     }
+}
+
+/// Measurements of adapters on other data sets, where the recipe wants them: what is not there yet.
+fn measurements(args: &Args, record: &Record) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for run in &record.runs {
+        let dir = Record::run_dir(&args.output, run);
+        for (i, also) in record.recipe.also.iter().enumerate() {
+            let result = Record::also_file(&args.output, run, i);
+            if result.exists() || !dir.join("result.json").is_file() {
+                continue;
+            }
+            let mut arguments: Vec<OsString> =
+                ["eval", "--format", "json", "--adapter"].map(OsString::from).to_vec();
+            arguments.extend([
+                dir.join("adapter").into(),
+                "--data".into(),
+                also.place(&args.data_root).into(),
+            ]);
+            if let Some(dataset) = &also.dataset {
+                arguments.extend(["--dataset".into(), dataset.into()]);
+            }
+            jobs.push(Job {
+                id: format!("{} on {}", run.id, also.name),
+                args: arguments,
+                log: args.output.join("logs").join(format!("{}.also.log", run.id)),
+                result: Some(result),
+                run: dir.clone(),
+                epochs: 0,
+            });
+        }
+    }
+    jobs
 }
 
 /// Comparisons of features, where the recipe wants them: of the first seed, what is not there yet.
@@ -200,9 +238,9 @@ fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
                 Some(other) if finished(other) => {
                     Record::run_dir(&args.output, other).join("adapter").display().to_string()
                 }
-                Some(_) => continue,
                 None if against == "base" => "base".to_owned(),
-                None => continue,
+                // It failed, or was left out.
+                _ => continue,
             };
             let name = format!("{against} ({}, {})", run.model, run.data);
             arguments.extend(["--against".into(), format!("{name}={place}").into()]);
@@ -211,7 +249,7 @@ fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
         if any {
             let id = format!("cka of {}", run.id);
             let log = args.output.join("logs").join(format!("{}.cka.log", run.id));
-            jobs.push(Job { id, args: arguments, log, run: output, epochs: 0 });
+            jobs.push(Job { id, args: arguments, log, result: None, run: output, epochs: 0 });
         }
     }
     jobs
