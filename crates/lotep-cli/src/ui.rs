@@ -82,6 +82,16 @@ impl Ui {
         });
     }
 
+    /// Whether there is a terminal that wants to see things move.
+    pub(crate) fn lively(&self) -> bool {
+        self.terminal && !self.quiet
+    }
+
+    /// Whether the user asked to stop.
+    pub(crate) fn stopped() -> bool {
+        STOP.load(Ordering::SeqCst)
+    }
+
     /// Begin a progress bar over `images`; quiet in pipes.
     pub(crate) fn begin(&self, what: &str, images: usize, done: usize) {
         self.clear();
@@ -116,7 +126,7 @@ impl Ui {
                 bar.set_message(message);
             }
         }
-        !STOP.load(Ordering::SeqCst)
+        !Self::stopped()
     }
 
     /// Show how far a download is; in a pipe say only that it began.
@@ -182,7 +192,7 @@ impl Observer for Watcher<'_> {
     }
 
     fn stop(&self) -> bool {
-        STOP.load(Ordering::SeqCst)
+        Ui::stopped()
     }
 }
 

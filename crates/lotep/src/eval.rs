@@ -78,27 +78,46 @@ pub fn evaluate(
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<Accuracy> {
     let mut tally = Tally::default();
+    score(predictor, loader, transform, |logits, classes, labels, _| {
+        tally.add(logits, classes, labels);
+        progress(tally.images)
+    })?;
+    Ok(tally.accuracy())
+}
+
+/// Score every image of `loader`, in order, a batch at a time: `each` hears the scores row by row, how many classes there
+/// are, the true ones and the images' places in the data set, and may stop it.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn score(
+    predictor: &Predictor,
+    loader: &Loader,
+    transform: &Transform,
+    mut each: impl FnMut(&[f32], usize, &[usize], &[usize]) -> bool,
+) -> Result<()> {
+    let mut any = false;
     for batch in loader.in_order() {
         let batch = batch?;
         if batch.size == 0 {
             continue;
         }
-        let labels = batch.labels.clone();
+        any = true;
+        let (labels, indices) = (batch.labels.clone(), batch.indices.clone());
         let logits = predictor.logits(pixels(batch, transform, predictor.device()));
         let classes = logits.dims()[1];
         let mut logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
         if let Some(among) = &loader.dataset().among {
             only(&mut logits, classes, among);
         }
-        tally.add(&logits, classes, &labels);
-        if !progress(tally.images) {
+        if !each(&logits, classes, &labels, &indices) {
             return Err(Error::Interrupted("evaluation was stopped".into()));
         }
     }
-    if tally.images == 0 {
+    if !any {
         bail!("no image could be read: nothing to evaluate");
     }
-    Ok(tally.accuracy())
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,14 +5,17 @@
 //! method is in it, the method does not know which backbone it is in.
 
 pub mod adapter;
+pub mod analysis;
 mod atomic;
 pub mod backbone;
 pub mod bench;
+mod claim;
 pub mod data;
 pub mod device;
 pub mod draw;
 mod error;
 pub mod eval;
+pub mod experiment;
 pub mod export;
 #[cfg(test)]
 mod fixtures;
@@ -26,6 +29,7 @@ pub mod model;
 pub mod ops;
 pub mod params;
 pub mod peft;
+pub mod plot;
 pub mod pretrain;
 pub mod pretrain_clip;
 pub mod protocol;
@@ -39,5 +43,6 @@ pub mod train;
 
 pub(crate) use atomic::{remove_leftovers, write_json};
 pub use atomic::{write_atomic, write_atomic_with};
+pub use claim::{Claim, claim};
 pub use error::{Error, Result};
 pub use lotep_kernels::memory::LargePages;

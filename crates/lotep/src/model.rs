@@ -62,7 +62,7 @@ impl Frozen {
 }
 
 /// The network that `method` works with.
-fn network(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Result<Arc<dyn Backbone>> {
+pub(crate) fn network(loaded: &Loaded, method: &MethodConfig, params: &Params) -> Result<Arc<dyn Backbone>> {
     let changed = method.weights(&Site::of(loaded), params)?;
     if changed.is_empty() {
         return Ok(loaded.network.clone());

@@ -102,7 +102,7 @@ pub(crate) fn accuracy(
 }
 
 /// Number the data's classes as the model does: by name for an adapter, by order for a network's own classifier.
-fn align(mut data: Dataset, classes: Option<&[String]>, own: usize) -> Result<Dataset> {
+pub(crate) fn align(mut data: Dataset, classes: Option<&[String]>, own: usize) -> Result<Dataset> {
     let Some(classes) = classes else {
         if data.classes.len() != own {
             bail!(

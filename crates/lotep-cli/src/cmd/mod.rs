@@ -1,10 +1,12 @@
 //! The commands, one file each.
 
+pub(crate) mod analyze;
 pub(crate) mod backbones;
 pub(crate) mod bench;
 pub(crate) mod datasets;
 pub(crate) mod demo;
 pub(crate) mod eval;
+pub(crate) mod experiment;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod inspect;

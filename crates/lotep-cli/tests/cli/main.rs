@@ -9,6 +9,7 @@ mod files;
 mod hub_server;
 mod net;
 
+mod analyze;
 mod bad_adapter;
 mod bad_backbone;
 mod bad_data;
@@ -20,6 +21,7 @@ mod config_file;
 mod datasets;
 mod demo;
 mod divergence;
+mod experiment;
 mod export;
 mod hub;
 mod inspect;

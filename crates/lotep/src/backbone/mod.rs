@@ -42,6 +42,7 @@ pub use load::{LoadOptions, Loaded, load};
 pub(crate) use load::{made_up, made_up_clip};
 pub use preprocess::{CropMode, Preprocess};
 pub use resnet::{ResNet, ResNetConfig};
+pub use source::check;
 pub use swin::{Swin, SwinConfig};
 pub use text::{TextConfig, TextHints, TextTower};
 pub use vit::{Vit, VitConfig};

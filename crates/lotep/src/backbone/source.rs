@@ -44,6 +44,14 @@ pub(super) fn find(name: &str, watch: &mut dyn Watch) -> Result<Place> {
     Ok(Place { arch: quick(name), ..download(&repository(name)?, watch)? })
 }
 
+/// Check that `name` is a file or a directory, or a name by which weights can be downloaded; nothing is.
+///
+/// # Errors
+/// It is neither.
+pub fn check(name: &str) -> Result<()> {
+    if Path::new(name).exists() { Ok(()) } else { repository(name).map(|_| ()) }
+}
+
 /// What says in timm's names which nonlinearity a CLIP has. The two share a repository, which names the other one.
 const QUICK: &str = "_clip_quickgelu_";
 

@@ -20,7 +20,7 @@ use crate::head::{Counts, Mapping};
 use crate::method::{MethodConfig, Site};
 use crate::model::{Frozen, Predictor, pixels};
 use crate::params::{Group, Params};
-use crate::{Error, Result, bail, remove_leftovers, system};
+use crate::{Claim, Error, Result, bail, claim, remove_leftovers, system};
 
 /// The files of a run.
 #[derive(Clone, Debug)]
@@ -110,13 +110,14 @@ pub(super) fn open(config: &TrainConfig, dir: &RunDir, observer: &mut dyn Observ
     );
     let params = setup.params.clone();
     let mut state = State { progress: Progress::default(), params, optim, best: None, mean: None };
+    let claim = claim(dir.path())?;
     if checkpoint.exists() {
         state.load(&checkpoint, &setup.config)?;
         let p = &state.progress;
         observer.event(Event::Plan(&format!("resuming  after epoch {}, batch {}", p.epoch, p.batch)));
     }
     let records = Records::open(dir, &setup.config, state.progress.epoch)?;
-    Ok(Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records })
+    Ok(Run { frozen: Frozen::new(&setup.loaded), setup, state, checkpoint, records, _claim: claim })
 }
 
 pub(super) struct Run {
@@ -125,6 +126,8 @@ pub(super) struct Run {
     pub(super) state: State,
     checkpoint: PathBuf,
     records: Records,
+    /// Nobody else writes there meanwhile.
+    _claim: Claim,
 }
 
 impl Run {

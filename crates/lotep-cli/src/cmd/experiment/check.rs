@@ -1,0 +1,99 @@
+//! What can be known to be wrong before the first run begins.
+
+use std::path::Path;
+
+use lotep::backbone;
+use lotep::data::{Known, open};
+use lotep::experiment::{Program, Recipe, Run, State, differs, state};
+use lotep::train::TrainConfig;
+use lotep::{Result, bail, input_error};
+use toml::{Table, Value};
+
+use crate::cmd::train::settle;
+
+/// A run's settings, as its process will have them.
+pub(super) fn config(run: &Run) -> Result<TrainConfig> {
+    let mut settings = run.settings.clone();
+    let method = match settings.remove("method") {
+        Some(Value::Table(method)) => method,
+        _ => Table::new(),
+    };
+    let config = settle(settings, method).map_err(|e| input_error!("{}: {e}", run.id))?;
+    config.validate().map_err(|e| input_error!("{}: {e}", run.id))?;
+    Ok(config)
+}
+
+/// Check that every model and data set is there.
+pub(super) fn present(
+    recipe: &Recipe,
+    runs: &[Run],
+    configs: &[TrainConfig],
+    data_root: &Path,
+) -> Result<()> {
+    let mut missing: Vec<String> = Vec::new();
+    for (run, config) in runs.iter().zip(configs) {
+        let mut add = |text: String| {
+            if !missing.contains(&text) {
+                missing.push(text);
+            }
+        };
+        if !config.random_weights
+            && let Err(error) = backbone::check(&config.backbone)
+        {
+            add(format!("model `{}`: {error} (--model '{}=PATH' names another place)", run.model, run.model));
+        }
+    }
+    // Whole sets are looked at now, not after the runs on others.
+    let mut seen: Vec<&str> = Vec::new();
+    for (run, config) in runs.iter().zip(configs) {
+        if !seen.contains(&run.data.as_str()) {
+            seen.push(&run.data);
+            if let Err(error) = open(&config.data, config.dataset) {
+                missing.push(format!("data `{}`: {error}", run.data));
+            }
+        }
+    }
+    for also in &recipe.also {
+        let known = also.dataset.as_deref().map(str::parse::<Known>).transpose();
+        if let Err(error) = known.and_then(|known| open(&also.place(data_root), known)) {
+            missing.push(format!("data `{}`: {error}", also.name));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("the recipe needs what is not here: {}; --only leaves the rest", missing.join("; "))
+}
+
+/// How far each run is; a directory that holds something else is left alone, and nothing runs.
+pub(super) fn states(
+    runs: &[Run],
+    configs: &[TrainConfig],
+    program: Program,
+    dir: impl Fn(&Run) -> std::path::PathBuf,
+) -> Result<Vec<State>> {
+    let mut states = Vec::new();
+    for (run, config) in runs.iter().zip(configs) {
+        let place = dir(run);
+        let found = state(&place, program);
+        match &found {
+            State::Damaged(why) => bail!("{why}: move {} away to have it run again", place.display()),
+            State::Done(_) if program == Program::Train => same(&place, config)?,
+            _ => {}
+        }
+        states.push(found);
+    }
+    Ok(states)
+}
+
+/// Check that a finished run is the one that is asked for.
+fn same(place: &Path, config: &TrainConfig) -> Result<()> {
+    let done = lotep::analysis::efficiency::finished(place)?;
+    match differs(config, &done.outcome.run.config) {
+        Some(how) => bail!(
+            "{} holds another run: its {how}; move it away, or choose another --output",
+            place.display()
+        ),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,207 @@
+//! What has come of a run, from the files it left.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::recipe::Program;
+use crate::protocol::Row;
+use crate::prune::Pruned;
+use crate::train::{Outcome, RunDir, TrainConfig};
+use crate::{Error, Result, input_error};
+
+/// What a finished run gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Accuracies in percent, by name; of a training one that is called `top1`.
+    pub measures: Vec<(String, f64)>,
+    /// The best test epoch, where it was watched.
+    pub best_test: Option<f64>,
+    /// Trainable parameters.
+    pub parameters: usize,
+    /// Of these, in prompts.
+    pub prompt_parameters: usize,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Peak resident memory.
+    pub peak_rss_mb: Option<f64>,
+    /// The rule by which an epoch was kept.
+    pub rule: String,
+    /// What the images were.
+    pub data: String,
+    /// The machine.
+    pub machine: String,
+}
+
+/// How far a run is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// Not begun.
+    Waiting,
+    /// Begun, with so many epochs done.
+    Unfinished(usize),
+    /// Finished.
+    Done(Box<Facts>),
+    /// What is there is no run, or a damaged one: the reason.
+    Damaged(String),
+}
+
+/// What a training's accuracy is called among measures.
+pub(super) const TOP1: &str = "top1";
+
+/// Look at a run's directory.
+pub fn state(dir: &Path, program: Program) -> State {
+    look(dir, program).unwrap_or_else(|e| State::Damaged(e.to_string()))
+}
+
+fn look(dir: &Path, program: Program) -> Result<State> {
+    let run = RunDir::new(dir);
+    let path = run.result();
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return unfinished(dir, program),
+        read => read.map_err(Error::io("read", &path))?,
+    };
+    let damaged = |e: serde_json::Error| input_error!("{} is damaged: {e}", path.display());
+    let facts = match program {
+        Program::Train => {
+            let outcome: Outcome = serde_json::from_str(&text).map_err(damaged)?;
+            of_training(&outcome, &path)?
+        }
+        Program::Prune => {
+            let pruned: Pruned = serde_json::from_str(&text).map_err(damaged)?;
+            let first = pruned.runs.first().ok_or_else(|| input_error!("{} has no runs", path.display()))?;
+            let mean = pruned.mean.ok_or_else(|| input_error!("{} has no accuracy", path.display()))?;
+            Facts { measures: vec![(TOP1.into(), mean)], ..of_training(first, &path)? }
+        }
+        Program::BaseToNovel | Program::FewShot | Program::CrossData => {
+            #[derive(Deserialize)]
+            struct Found {
+                rows: Vec<Row>,
+            }
+            let found: Found = serde_json::from_str(&text).map_err(damaged)?;
+            let [row] = &found.rows[..] else {
+                return Err(input_error!("{} has {} rows, not one", path.display(), found.rows.len()));
+            };
+            of_protocol(row, dir)?
+        }
+    };
+    Ok(State::Done(Box::new(facts)))
+}
+
+fn of_training(outcome: &Outcome, path: &Path) -> Result<Facts> {
+    let (run, train) = (&outcome.run, &outcome.train);
+    let Some(test) = train.test else {
+        return Err(input_error!("{} has no accuracy on the test split", path.display()));
+    };
+    let e = &outcome.environment;
+    Ok(Facts {
+        measures: vec![(TOP1.into(), test.top1)],
+        best_test: train.best_test.map(|(_, a)| a.top1),
+        parameters: train.trainable_parameters,
+        prompt_parameters: train.prompt_parameters,
+        seconds: train.seconds,
+        peak_rss_mb: train.peak_rss_mb,
+        rule: run.protocol.clone(),
+        data: run.data.clone(),
+        machine: format!("{}, {} cores, {}", e.cpu, e.cores, e.os),
+    })
+}
+
+/// A protocol's row, with what its trainings cost together.
+fn of_protocol(row: &Row, dir: &Path) -> Result<Facts> {
+    let mut parts = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))?.flatten() {
+        if let State::Done(facts) = look(&entry.path(), Program::Train).unwrap_or(State::Waiting) {
+            parts.push(facts);
+        }
+    }
+    let first = parts.first().ok_or_else(|| input_error!("{} has no finished training", dir.display()))?;
+    Ok(Facts {
+        measures: row.columns.iter().map(|c| (c.name.clone(), c.mean)).collect(),
+        best_test: None,
+        parameters: row.parameters,
+        seconds: parts.iter().map(|f| f.seconds).sum(),
+        peak_rss_mb: parts.iter().filter_map(|f| f.peak_rss_mb).reduce(f64::max),
+        ..(**first).clone()
+    })
+}
+
+/// A directory without a result.
+fn unfinished(dir: &Path, program: Program) -> Result<State> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State::Waiting),
+        read => read.map_err(Error::io("read", dir))?,
+    };
+    if entries.flatten().next().is_none() {
+        return Ok(State::Waiting);
+    }
+    let run = RunDir::new(dir);
+    if program == Program::Train && !run.config().exists() && !run.checkpoint().exists() {
+        return Err(input_error!("{} holds something that is no run", dir.display()));
+    }
+    Ok(State::Unfinished(epochs(&run)))
+}
+
+/// Epochs that a run's metrics speak of.
+pub(super) fn epochs(run: &RunDir) -> usize {
+    std::fs::read_to_string(run.metrics()).map_or(0, |text| text.lines().count())
+}
+
+/// The first setting in which a finished run is not what is asked for; what was left open is anything.
+pub fn differs(asked: &TrainConfig, done: &TrainConfig) -> Option<String> {
+    fn find(path: &str, asked: &Value, done: &Value) -> Option<String> {
+        match (asked, done) {
+            (Value::Null, _) => None,
+            (Value::Object(asked), Value::Object(done)) => asked.iter().find_map(|(key, value)| {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                find(&path, value, done.get(key).unwrap_or(&Value::Null))
+            }),
+            (asked, done) if asked == done => None,
+            (asked, done) => Some(format!("{path} is {done}, {asked} is expected")),
+        }
+    }
+    let json = |config: &TrainConfig| serde_json::to_value(config).unwrap_or_default();
+    find("", &json(asked), &json(done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::MethodConfig;
+
+    #[test]
+    fn settings_that_were_left_open_are_anything() {
+        let asked = TrainConfig::new("b", "d", MethodConfig::named("lotep-tk").unwrap());
+        let mut done = asked.clone();
+        done.lr = Some(0.1);
+        if let MethodConfig::LotepTk(m) = &mut done.method {
+            m.depth_ratio = Some(0.8);
+        }
+        assert_eq!(differs(&asked, &done), None);
+        done.epochs = 7;
+        assert_eq!(differs(&asked, &done).unwrap(), "epochs is 7, 20 is expected");
+    }
+
+    #[test]
+    fn what_is_no_run_is_told_from_what_is_half_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        assert_eq!(state(&at("none"), Program::Train), State::Waiting);
+        std::fs::create_dir(at("empty")).unwrap();
+        assert_eq!(state(&at("empty"), Program::Train), State::Waiting);
+        std::fs::create_dir(at("half")).unwrap();
+        std::fs::write(at("half/config.toml"), "").unwrap();
+        std::fs::write(at("half/metrics.jsonl"), "{}\n{}\n").unwrap();
+        assert_eq!(state(&at("half"), Program::Train), State::Unfinished(2));
+        std::fs::create_dir(at("else")).unwrap();
+        std::fs::write(at("else/letter.txt"), "").unwrap();
+        let State::Damaged(why) = state(&at("else"), Program::Train) else { panic!("it is no run") };
+        assert!(why.contains("no run"), "{why}");
+        std::fs::write(at("half/result.json"), "{\"run\": ").unwrap();
+        for program in [Program::Train, Program::Prune, Program::BaseToNovel] {
+            let State::Damaged(why) = state(&at("half"), program) else { panic!("it is damaged") };
+            assert!(why.contains("result.json is damaged"), "{why}");
+        }
+    }
+}
