@@ -14,6 +14,12 @@ impl Parts {
     pub(super) fn one(path: &Path) -> Self {
         Self(vec![(named(path).unwrap_or(Split::Train), path.to_owned())])
     }
+
+    /// How many there are of what, for a layout's sentence.
+    pub(super) fn count(&self, what: &str) -> String {
+        let n = self.0.len();
+        format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    }
 }
 
 /// `train-00000-of-00002.parquet` and the like: the word before the first mark.

@@ -34,7 +34,7 @@ pub(super) fn read(path: &Path, parts: &Parts) -> Result<Splits> {
             .map_err(|why| input_error!("{} is no tar archive that can be read: {why}", file.display()))?;
         gather(file, &mapped, members, *split, &mut images)?;
     }
-    let layout = format!("{} tar archives", parts.0.len());
+    let layout = parts.count("tar archive");
     let home = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
     let names = home.join("classes.txt");
     if !names.is_file() {

@@ -66,7 +66,7 @@ pub(super) fn read(path: &Path, parts: &Parts) -> Result<Splits> {
             ));
         }
     }
-    let layout = format!("{} Parquet tables", parts.0.len());
+    let layout = parts.count("Parquet table");
     let names = before.unwrap_or_default();
     if names.is_empty() {
         by_name(name_of(path), layout, images)
