@@ -1,7 +1,7 @@
-//! Named values as horizontal bars, which leave room for long names.
+//! Named values as horizontal bars, or as dots where zero is out of sight: a bar says how large a value is, and would lie.
 
 use super::COLOURS;
-use super::scale::Scale;
+use super::scale::{Scale, exact};
 use super::svg::{Anchor, Svg, short, width_of};
 
 /// A named value.
@@ -20,7 +20,7 @@ pub struct Bar {
 const ROW: f64 = 22.0;
 const WIDTH: f64 = 420.0;
 
-/// Draw bars as SVG; `from_zero` begins them at zero, else where differences show.
+/// Draw values as SVG: as bars `from_zero`, else as dots on an axis on which their differences show.
 pub fn bars(title: &str, unit: &str, items: &[Bar], from_zero: bool) -> String {
     let names = items.iter().map(|b| width_of(&short(&b.name, 48), 12.0)).fold(40.0, f64::max);
     let left = names + 16.0;
@@ -44,13 +44,17 @@ pub fn bars(title: &str, unit: &str, items: &[Bar], from_zero: bool) -> String {
         if b.value.is_finite() {
             let end = x.at(b.value);
             let spread = b.deviation.map_or(String::new(), |d| format!(" ± {d:.2}"));
-            let said = format!("{:.2}{spread}", b.value);
+            let said = format!("{}{spread}", exact(b.value));
             let hint = format!("{}: {said}", b.name);
-            svg.rect([zero.min(end), y + 3.0], [(end - zero).abs(), ROW - 8.0], COLOURS[0], Some(&hint));
             let mut right = end;
             if let Some(d) = b.deviation.filter(|d| *d > 0.0) {
                 right = x.at(b.value + d);
                 svg.line([x.at(b.value - d), y + 10.0], [right, y + 10.0], "#222222");
+            }
+            if from_zero {
+                svg.rect([zero.min(end), y + 3.0], [(end - zero).abs(), ROW - 8.0], COLOURS[0], Some(&hint));
+            } else {
+                svg.dot([end, y + 10.0], COLOURS[0], false, Some(&hint));
             }
             if let Some(paper) = b.paper {
                 right = right.max(x.at(paper));
@@ -69,13 +73,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_has_a_bar() {
+    fn every_value_has_a_bar_or_a_dot() {
         let bar = |name: &str, value, paper| Bar { name: name.into(), value, deviation: Some(1.0), paper };
         let items = [bar("a", 60.0, Some(62.0)), bar("b & c", f64::NAN, Some(61.0)), bar("d", 70.0, None)];
-        let text = bars("t", "%", &items, false);
+        let text = bars("t", "%", &items, true);
         // And the background.
         assert_eq!(text.matches("<rect").count(), 3, "{text}");
         assert_eq!(text.matches("<circle").count(), 2, "{text}");
+        let text = bars("t", "%", &items, false);
+        assert_eq!(text.matches("<rect").count(), 1, "{text}");
+        assert_eq!(text.matches("<circle").count(), 4, "{text}");
         assert!(text.contains("b &amp; c") && !text.contains("NaN"), "{text}");
     }
 }

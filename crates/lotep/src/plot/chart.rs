@@ -46,7 +46,7 @@ pub struct Point {
 }
 
 const SIZE: [f64; 2] = [460.0, 320.0];
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 78.0;
 const TOP: f64 = 40.0;
 
 /// Draw a chart as SVG.

@@ -1,6 +1,7 @@
 //! A matrix as colours.
 
 use super::png::{data_url, png};
+use super::scale::exact;
 use super::svg::{Anchor, Svg, short, width_of};
 use crate::Result;
 
@@ -80,14 +81,19 @@ pub fn heat(h: &Heat) -> Result<String> {
             svg.upright([x, 45.0 + t], Anchor::End, size, &short(name, 24));
         }
     }
-    svg.text([left + w / 2.0, 40.0 + t + below - 8.0], Anchor::Middle, 12.0, &h.x.0);
-    svg.upright([18.0, 40.0 + t / 2.0], Anchor::Middle, 12.0, &h.y.0);
+    svg.text(
+        [left + w / 2.0, 40.0 + t + below - 8.0],
+        Anchor::Middle,
+        12.0,
+        &short(&h.x.0, (w / 7.0).max(12.0) as usize),
+    );
+    svg.upright([18.0, 40.0 + t / 2.0], Anchor::Middle, 12.0, &short(&h.y.0, (t / 7.0).max(12.0) as usize));
     for i in 0..20 {
         let y = 40.0 + 4.5 * f64::from(i);
         svg.rect([left + w + 16.0, y], [12.0, 4.7], &css(colour(1.0 - f64::from(i) / 19.0)), None);
     }
-    svg.text([left + w + 34.0, 49.0], Anchor::Start, 11.0, &format!("{high:.2}"));
-    svg.text([left + w + 34.0, 130.0], Anchor::Start, 11.0, &format!("{low:.2}"));
+    svg.text([left + w + 34.0, 49.0], Anchor::Start, 11.0, &exact(high));
+    svg.text([left + w + 34.0, 130.0], Anchor::Start, 11.0, &exact(low));
     Ok(svg.finish())
 }
 

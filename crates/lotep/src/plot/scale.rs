@@ -77,6 +77,15 @@ pub(super) fn short_number(value: f64) -> String {
     format!("{text}{unit}")
 }
 
+/// A value with the digits that it needs to be told from zero.
+pub(super) fn exact(value: f64) -> String {
+    match value.abs() {
+        v if v >= 0.1 || v == 0.0 => format!("{value:.2}"),
+        v if v >= 0.001 => format!("{value:.4}"),
+        _ => format!("{value:.1e}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +99,11 @@ mod tests {
         let log = Scale::over([5_000.0, 2e6].into_iter(), [0.0, 100.0], true);
         let ticks: Vec<String> = log.ticks().into_iter().map(|(_, name)| name).collect();
         assert_eq!(ticks, ["10k", "100k", "1M"]);
+    }
+
+    #[test]
+    fn small_values_are_not_zero() {
+        assert_eq!([81.234, 0.0, 0.0018, 0.000_02].map(exact), ["81.23", "0.00", "0.0018", "2.0e-5"]);
     }
 
     #[test]

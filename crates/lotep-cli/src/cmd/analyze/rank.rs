@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lotep::analysis::rank::{Ranks, ranks};
+use lotep::analysis::rank::{PromptRank, Ranks, ranks};
 use lotep::plot::{Chart, Point, Series, chart};
 use lotep::{Result, bail};
 
@@ -75,9 +75,9 @@ fn by_layer(found: &Ranks) -> String {
         series("effective rank", false, &|i| of(i).effective_rank),
         series("highest possible", false, &|i| of(i).most() as f64),
     ];
-    if found.kernel_rank.is_some() {
-        // A bound beyond what is possible would only flatten the picture.
-        let bound = |i: usize| of(i).bound.map_or(f64::NAN, |b| b.min(of(i).most()) as f64);
+    if found.prompts.iter().any(PromptRank::binding) {
+        // A bound beyond what is possible says nothing.
+        let bound = |i: usize| of(i).bound.filter(|_| of(i).binding()).map_or(f64::NAN, |b| b as f64);
         all.push(series("Proposition 1's bound, where lower", true, &bound));
     }
     chart(&Chart {
@@ -93,17 +93,10 @@ fn by_layer(found: &Ranks) -> String {
 fn spectrum(found: &Ranks) -> String {
     let series = found.prompts.iter().map(|p| {
         let most = p.spectrum.first().copied().unwrap_or(0.0).max(f64::MIN_POSITIVE);
-        let point = |(i, s): (usize, &f64)| Point {
-            x: (i + 1) as f64,
-            y: (s / most).max(1e-12).log10().max(-6.0),
-            deviation: None,
-        };
-        Series {
-            name: p.place.clone(),
-            points: p.spectrum.iter().enumerate().map(point).collect(),
-            line: true,
-            paper: false,
-        }
+        // What f32 can't tell from zero is left out.
+        let shown = p.spectrum.iter().map(|s| s / most).take_while(|share| *share > 1e-6).enumerate();
+        let point = |(i, share): (usize, f64)| Point { x: (i + 1) as f64, y: share.log10(), deviation: None };
+        Series { name: p.place.clone(), points: shown.map(point).collect(), line: true, paper: false }
     });
     chart(&Chart {
         title: "Singular values, as shares of each prompt's largest".into(),
