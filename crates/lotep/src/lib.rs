@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod analysis;
 mod atomic;
 pub mod backbone;
+mod belongs;
 pub mod bench;
 mod claim;
 pub mod data;

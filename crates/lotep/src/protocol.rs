@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::backbone::{Loaded, load};
+use crate::belongs::belongs;
 use crate::data::{Augment, ClassSplit, Dataset, Loader, LoaderConfig, Split, open};
 use crate::eval::evaluate;
 use crate::head::Mapping;
@@ -100,6 +101,10 @@ pub fn run(
     if let Some((_, twice)) = seeds.iter().enumerate().find(|(i, s)| seeds[..*i].contains(s)) {
         bail!("seed {twice} is given twice");
     }
+    protocol.check()?;
+    let configs: Vec<&TrainConfig> = candidates.iter().map(|candidate| &candidate.config).collect();
+    let own = serde_json::json!({ "protocol": protocol, "seeds": seeds, "configs": configs });
+    belongs(dir, "protocol.json", &own, "protocol")?;
     let rows = candidates.iter().enumerate().map(|(i, candidate)| {
         let dir = if candidates.len() == 1 { dir.to_owned() } else { dir.join(format!("{:03}", i + 1)) };
         one(candidate, protocol, seeds, &dir, observer)
@@ -164,8 +169,7 @@ fn one(
                         let mut splits = open(target, None)?;
                         splits.hold_out_test(config.test_fraction);
                         let data = splits.get(Split::Test)?;
-                        let name = target.file_stem().unwrap_or(target.as_os_str()).to_string_lossy();
-                        note(name.into_owned(), elsewhere(&run, &config, data, observer)?);
+                        note(target_name(target), elsewhere(&run, &config, data, observer)?);
                     }
                 }
             }
@@ -175,6 +179,30 @@ fn one(
     let harmonic = matches!(protocol, Protocol::BaseToNovel { .. })
         .then(|| harmonic_mean(columns[0].mean, columns[1].mean));
     Ok(Row { settings: candidate.settings.clone(), parameters, columns, harmonic })
+}
+
+/// How a target's column is called.
+fn target_name(target: &Path) -> String {
+    target.file_stem().unwrap_or(target.as_os_str()).to_string_lossy().into_owned()
+}
+
+impl Protocol {
+    /// Refuse what would be two columns of one name.
+    fn check(&self) -> Result<()> {
+        let names: Vec<String> = match self {
+            Self::BaseToNovel { .. } => Vec::new(),
+            Self::FewShot { shots } => shots.iter().map(|n| format!("{n} shots")).collect(),
+            Self::CrossData { targets, .. } => {
+                std::iter::once("source".to_owned()).chain(targets.iter().map(|t| target_name(t))).collect()
+            }
+        };
+        match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            Some((_, name)) => {
+                bail!("two columns of the table would be called `{name}`: give another name to one")
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 fn tested(outcome: &Outcome, config: &TrainConfig) -> Result<f64> {

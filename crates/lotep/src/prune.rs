@@ -6,13 +6,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::belongs::belongs;
 use crate::method::e2vpt::{SEGMENT_MASK, TOKEN_MASK};
 use crate::method::{E2vpt, MethodConfig};
 use crate::sweep::{Candidate, Pace, Trial, choose, judged, without_hint};
 use crate::train::{
     Event, Observer, Outcome, RunDir, Select, TrainConfig, mean_gradients, train, train_epochs,
 };
-use crate::{Error, Result, bail, input_error, write_json};
+use crate::{Result, bail, input_error, write_json};
 
 /// How to prune.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,7 +111,8 @@ pub fn prune(
     {
         bail!("prune: seed {twice} is given twice");
     }
-    same_pruning(config, options, dir)?;
+    let own = serde_json::json!({ "config": config, "options": options });
+    belongs(dir, "prune.json", &own, "pruning")?;
     let importance = importance(config, method, options, dir, observer)?;
     let degrees = degrees(config, method, options, &importance);
     observer.event(Event::Plan(&format!("\n{} degrees of pruning to try", degrees.len())));
@@ -133,27 +135,6 @@ pub fn prune(
     let pruned = Pruned { importance, trials, runs, mean, deviation };
     write_json(&pruned, &dir.join("result.json"))?;
     Ok(pruned)
-}
-
-/// Check that `dir` is for this, or new.
-fn same_pruning(config: &TrainConfig, options: &PruneOptions, dir: &Path) -> Result<()> {
-    let path = dir.join("prune.json");
-    let own = serde_json::json!({ "config": config, "options": options });
-    match std::fs::read(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write_json(&own, &path),
-        read => {
-            let text = read.map_err(Error::io("read", &path))?;
-            let there: serde_json::Value = serde_json::from_slice(&text)
-                .map_err(|e| input_error!("{} is damaged: {e}", path.display()))?;
-            if there != own {
-                bail!(
-                    "{} holds another pruning, with other settings: choose another --output",
-                    dir.display()
-                );
-            }
-            Ok(())
-        }
-    }
 }
 
 /// Train with masks, and see what the loss makes of them.

@@ -108,6 +108,13 @@ fn small(method: &str) -> &'static [&'static str] {
     }
 }
 
+#[test]
+fn what_names_cannot_score_and_no_text_holds_is_refused() {
+    let case = Case::new();
+    train(&case, "full", &["--mapping", "text"]).refused(&["mapping text", "method full"]);
+    train(&case, "coop", &["--tokens", "9000000000000000000"]).refused(&["coop", "tokens"]);
+}
+
 /// Every method that needs CLIP: trained, saved, evaluated, applied to other classes, refused by other networks.
 #[test]
 fn every_method_for_clip() {
@@ -376,6 +383,15 @@ fn protocols_make_tables() {
     let cross =
         follow("cross-data", "cross", &["--set", "method=coop", "--shots", "1", "--to", &to]).done().json();
     assert_eq!(cross["columns"][0]["top1"], cross["columns"][1]["top1"]);
+    // What is there is not written over, and no two columns are one.
+    let before = fs::read(case.path("few/result.json")).unwrap();
+    let coop = ["--set", "method=coop", "--shots", "1"];
+    follow("few-shot", "few", &coop).refused(&["few", "another protocol", "--output"]);
+    follow("few-shot", "cross/shots-1-seed-1", &coop).refused(&["other results", "config.toml"]);
+    assert_eq!(fs::read(case.path("few/result.json")).unwrap(), before);
+    follow("cross-data", "twice", &[&coop[..], &["--to", &to, "--to", &to]].concat())
+        .refused(&["two columns"]);
+    follow("few-shot", "twice", &["--set", "method=coop", "--shots", "2,2"]).refused(&["2 shots"]);
     let mut command = command(["protocol", "base-to-novel", "--set", "method=linear-probe", "--output"]);
     command.arg(case.path("none"));
     for setting in [format!("backbone={}", backbone.display()), format!("data={to}")] {

@@ -31,7 +31,7 @@ fn every_recipe_is_known_here_and_tries_what_its_paper_does() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         // Those of `lotep experiment` have a folder of their own.
-        .filter(|name| name.ends_with(".toml"))
+        .filter(|name| std::path::Path::new(name).extension().is_some_and(|e| e == "toml"))
         .collect();
     names.sort();
     assert_eq!(names, ["auto-vp.toml", "e2vpt-grid.toml", "e2vpt-prune.toml", "vpt-grid.toml"]);

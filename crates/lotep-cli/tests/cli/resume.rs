@@ -168,6 +168,16 @@ fn the_result_of_a_run_killed_before_it_wrote_it_lists_skipped_images_all_the_sa
 }
 
 #[test]
+fn an_option_that_is_left_out_on_resume_is_another_run() {
+    let case = Case::new();
+    case.train(Net::Vit, "run", &["--method", "linear-probe", "--subset", "8"]).done();
+    let before = fs::read(case.path("run/config.toml")).unwrap();
+    case.train(Net::Vit, "run", &["--method", "linear-probe", "--resume"])
+        .refused(&["subset", "was 8", "absent"]);
+    assert_eq!(fs::read(case.path("run/config.toml")).unwrap(), before);
+}
+
+#[test]
 fn resuming_a_finished_run_changes_nothing() {
     let case = Case::new();
     case.train(Net::Vit, "a", &["--method", "lotep-tk"]).done();

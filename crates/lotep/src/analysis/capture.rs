@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use super::cka::Gram;
 use crate::Result;
 use crate::adapter::Adapter;
-use crate::backbone::{Activation, ConvUpdate, Hooks, Loaded, LowRank, Preprocess};
+use crate::backbone::{Activation, Below, ConvUpdate, Hooks, Loaded, LowRank, Preprocess};
 use crate::data::Transform;
 use crate::method::{Method, Prompts, Site};
 use crate::model::{Frozen, network};
@@ -95,6 +95,14 @@ impl Hooks for Watching<'_> {
         self.prompts.entrance(block, x)
     }
 
+    fn window_tokens(&self, block: usize, samples: usize) -> Option<Tensor<3>> {
+        self.prompts.window_tokens(block, samples)
+    }
+
+    fn below(&self) -> Option<Below> {
+        self.prompts.below()
+    }
+
     fn keys_values(&self, block: usize) -> Option<[Tensor<2>; 2]> {
         self.prompts.keys_values(block)
     }
@@ -137,9 +145,16 @@ mod tests {
     /// Of one network, every block is its own like; an adapted one departs where its prompts are, not before.
     #[test]
     fn a_network_is_like_itself_and_adapted_ones_are_not() {
-        for (name, image) in [("resnet18", [32, 32]), ("vit_b16", [48, 64]), ("swin_rect", [24, 56])] {
+        for (name, image, method) in [
+            ("resnet18", [32, 32], "lotep-cp"),
+            ("resnet18", [32, 32], "vpt-below"),
+            ("vit_b16", [48, 64], "lotep-cp"),
+            ("vit_b16", [48, 64], "vpt-deep"),
+            ("swin_rect", [24, 56], "lotep-cp"),
+            ("swin_rect", [24, 56], "vpt-deep"),
+        ] {
             let loaded = made_up(architecture(name), image);
-            let method = MethodConfig::named("lotep-cp").unwrap();
+            let method = MethodConfig::named(method).unwrap();
             let mut params = init_params(&loaded, &method, Head::default(), 3, 0).unwrap();
             for param in params.iter_mut() {
                 param.value = param.value.clone() + 0.3;

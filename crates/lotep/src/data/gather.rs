@@ -29,6 +29,10 @@ pub(super) fn by_name(name: String, layout: String, images: Named) -> Result<Spl
 /// There are no images, or one is of another class.
 pub(super) fn numbered(name: String, layout: String, classes: Vec<String>, images: Named) -> Result<Splits> {
     let places: BTreeMap<&str, usize> = classes.iter().enumerate().map(|(i, c)| (c.as_str(), i)).collect();
+    if places.len() < classes.len() {
+        let twice = classes.iter().enumerate().find(|(i, class)| places[class.as_str()] != *i);
+        bail!("{name}: two classes are called `{}`", twice.map_or("", |(_, class)| class));
+    }
     let mut parts = [vec![], vec![], vec![]];
     for (split, source, class) in images {
         let Some(&label) = places.get(class.as_str()) else {

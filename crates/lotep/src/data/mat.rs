@@ -288,8 +288,9 @@ fn cells(rest: &mut &[u8], count: usize, depth: usize) -> Parsed<Vec<Value>> {
 fn structure(rest: &mut &[u8], count: usize, depth: usize) -> Parsed<Value> {
     let width = word(take(rest)?.data, 0)? as usize;
     let names = take(rest)?.data;
-    if width == 0 {
-        return Err("a structure has field names of no length".into());
+    // MATLAB's have 63 letters and a zero at most.
+    if !(1..=64).contains(&width) {
+        return Err(format!("a structure has field names of {width} bytes; 1 to 64 are expected"));
     }
     let name =
         |b: &[u8]| String::from_utf8_lossy(b.split(|c| *c == 0).next().unwrap_or_default()).into_owned();

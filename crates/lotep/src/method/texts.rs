@@ -71,7 +71,9 @@ impl TextPlan {
     /// A sentence whose first `replaced` tokens are learnt: `context` in front of the name, or, if that is empty, words
     /// that stand for nothing.
     pub(super) fn learnt(context: &str, replaced: usize) -> Self {
-        let words = if context.is_empty() { vec!["x"; replaced].join(" ") } else { context.to_owned() };
+        // More than any text has are refused where parameters are made.
+        let stand_ins = || vec!["x"; replaced.min(1 << 10)].join(" ");
+        let words = if context.is_empty() { stand_ins() } else { context.to_owned() };
         Self { replaced, ..Self::plain(vec![format!("{words} {{}}.")]) }
     }
 

@@ -144,11 +144,14 @@ impl State {
 fn check_same_run(what: &str, stored: &serde_json::Value, config: &TrainConfig) -> Result<()> {
     const FREE: [&str; 4] = ["workers", "cache_mb", "checkpoint_steps", "device"];
     let wanted = serde_json::to_value(config).map_err(|e| input_error!("cannot describe the run: {e}"))?;
-    for (key, value) in wanted.as_object().into_iter().flatten() {
-        if !FREE.contains(&key.as_str()) && stored.get(key) != Some(value) {
-            let was = stored.get(key).map_or_else(|| "absent".into(), ToString::to_string);
+    let (wanted, stored) = (wanted.as_object(), stored.as_object());
+    // Either may have settings that the other leaves out.
+    for key in stored.into_iter().chain(wanted).flat_map(serde_json::Map::keys) {
+        let [was, is] = [stored, wanted].map(|settings| settings.and_then(|s| s.get(key)));
+        if !FREE.contains(&key.as_str()) && was != is {
+            let [was, is] = [was, is].map(|value| value.map_or_else(|| "absent".into(), ToString::to_string));
             bail!(
-                "{what} belongs to another run: `{key}` was {was}, now it is {value}; \
+                "{what} belongs to another run: `{key}` was {was}, now it is {is}; \
                  resume with the same settings or choose another --output"
             );
         }

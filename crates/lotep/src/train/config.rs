@@ -266,6 +266,12 @@ impl TrainConfig {
         let mapping = self.head().mapping;
         let name = serde_json::to_value(mapping).unwrap_or_default();
         let name = name.as_str().unwrap_or_default();
+        if mapping == Mapping::Text && matches!(self.method, MethodConfig::Full(_)) {
+            bail!(
+                "mapping text means nothing with method full: names score what the pretrained image tower sees; \
+                 clip-lora learns weights of both towers"
+            );
+        }
         if self.sources_per_class != 1 && matches!(mapping, Mapping::Linear | Mapping::Full) {
             bail!(
                 "sources-per-class {} means nothing with mapping {name}: only first, random, frequency and iterative \

@@ -113,19 +113,6 @@ impl<'a> Stepper<'a> {
 
     fn accumulate_part(&mut self, params: &Params, input: Input, labels: &[usize]) -> Result<()> {
         let leaves = params.leaves();
-        if let (Some(texts), Input::Pixels(pixels)) = (self.texts, &input) {
-            let (method, site) = (self.method, self.site);
-            let stage = self.stage.get_or_insert_with(|| TextStage::new(texts, method, site, params));
-            let part = stage.images(self.frozen, &leaves, pixels.clone(), labels);
-            if let Some(mut tape) = self.count(part.loss, part.logits, labels) {
-                let said = part.said.and_then(|said| said.grad_remove(&mut tape));
-                if let Some(stage) = &mut self.stage {
-                    stage.collect(said);
-                }
-                self.collect(&leaves, &mut tape);
-            }
-            return Ok(());
-        }
         let own = match self.site.loaded {
             Some(loaded) => self.method.training_network(loaded, &leaves, &self.training)?,
             None => None,
@@ -138,6 +125,19 @@ impl<'a> Stepper<'a> {
                 let mut prompts = self.method.prompts(&self.site, &leaves);
                 if let Some(seed) = self.dropping {
                     prompts = prompts.training(seed, self.sums.images);
+                }
+                if let Some(texts) = self.texts {
+                    let (method, site) = (self.method, self.site);
+                    let stage = self.stage.get_or_insert_with(|| TextStage::new(texts, method, site, params));
+                    let part = stage.images(frozen, &leaves, &prompts, pixels, labels);
+                    if let Some(mut tape) = self.count(part.loss, part.logits, labels) {
+                        let said = part.said.and_then(|said| said.grad_remove(&mut tape));
+                        if let Some(stage) = &mut self.stage {
+                            stage.collect(said);
+                        }
+                        self.collect(&leaves, &mut tape);
+                    }
+                    return Ok(());
                 }
                 frozen.features(pixels, &prompts)
             }

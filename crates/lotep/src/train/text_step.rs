@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use super::loss::cross_entropy_sum;
 use crate::backbone::NoHooks;
 use crate::head::{ClassTexts, unit};
-use crate::method::{Consistency, Method, MethodConfig, Site};
+use crate::method::{Consistency, Method, MethodConfig, Prompts, Site};
 use crate::model::Frozen;
 use crate::params::Params;
 
@@ -63,16 +63,16 @@ impl<'a> TextStage<'a> {
         Self { texts, method, site, plain: params.clone(), leaves, tracked, said, grad: None }
     }
 
-    /// The loss of some images. `leaves` are the method's parameters as this part tracks them.
+    /// The loss of some images. `prompts` are the method's as this part tracks `leaves`, its parameters.
     pub(super) fn images(
         &self,
         frozen: &Frozen,
         leaves: &Params,
+        prompts: &Prompts,
         pixels: Tensor<4>,
         labels: &[usize],
     ) -> Part {
-        let prompts = self.method.prompts(&self.site, leaves);
-        let images = unit(frozen.projected(pixels.clone(), &prompts));
+        let images = unit(frozen.projected(pixels.clone(), prompts));
         let said = match (&self.said, self.method.conditioned(leaves, images.clone())) {
             (Some(said), None) => said.clone().autodiff().require_grad(),
             (_, words) => {

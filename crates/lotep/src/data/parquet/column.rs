@@ -17,6 +17,9 @@ pub(super) enum Item {
     Place(Range<usize>, Option<Page>),
 }
 
+/// Bytes of a text at most: a table of few bytes may name one in each of a million rows.
+const LONGEST: usize = 1024;
+
 /// What the footer says of a column in one group of rows.
 pub(super) struct Chunk {
     pub(super) start: usize,
@@ -160,6 +163,9 @@ fn plain(body: &Body<'_>, mut at: usize, count: usize, chunk: &Chunk) -> Parsed<
                 let length = u32::from_le_bytes(*four.ok_or(CUT)?) as usize;
                 let value = rest[4..].get(..length).ok_or(CUT)?;
                 let item = if chunk.text {
+                    if value.len() > LONGEST {
+                        return Err(format!("a text of {} bytes where a label is expected", value.len()));
+                    }
                     Item::Text(String::from_utf8_lossy(value).into_owned())
                 } else {
                     body.place(at + 4..at + 4 + length)
