@@ -188,6 +188,8 @@ fn resuming_reaches_the_same_bits() {
     whole.arg("--backbone").arg(clip(&case)).arg("--data").arg(case.images()).args(&options);
     whole.arg("--output").arg(case.path("whole"));
     run(whole).done();
+    let protocol = read_json(&case.path("whole/result.json"))["run"]["protocol"].to_string();
+    assert!(protocol.contains("mean, weighted"), "{protocol}");
     // The same, cut off behind its second epoch.
     let target = case.path("parts");
     fs::create_dir_all(target.join("checkpoints")).unwrap();

@@ -150,6 +150,9 @@ impl Records {
         let (config, progress) = (&setup.config, &state.progress);
         let images = progress.epoch * setup.images.train.dataset().samples.len();
         let (epoch, val, rule) = match (config.select, progress.best) {
+            _ if state.mean.is_some() => {
+                (progress.epoch, None, "the epochs' mean, weighted by a Gaussian, was kept".to_owned())
+            }
             (Select::BestVal, Some((epoch, val))) => {
                 (epoch, Some(val), "the epoch best on held-out images was kept".to_owned())
             }
