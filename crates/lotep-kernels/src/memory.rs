@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 
 /// So many values, arbitrary until they are written: for results that a kernel writes whole, which `vec![0.0; len]` would
-/// clear first. That took a twentieth of a ResNet's step.
+/// clear first (5 % of a ResNet-50's training step, in a profile).
 pub fn uncleared(len: usize) -> Vec<f32> {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {

@@ -56,8 +56,8 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         self.add_part(a, lines, 0..lines, b, sums, stride);
     }
 
-    /// Lines of the summed axis, of `lines`, for [`Unit::add_part`] to take at a time where rows are many: as much of a
-    /// panel stays in the first-level cache while they pass by.
+    /// Lines of the summed axis, of `lines`, for [`Unit::add_part`] to take at a time where rows are many: parts of equal
+    /// length, [`PART`] at most.
     #[inline(always)]
     pub(crate) fn part(&self, lines: usize) -> usize {
         lines.div_ceil(lines.div_ceil(PART).max(1)).max(1)

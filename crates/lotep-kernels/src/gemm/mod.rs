@@ -5,7 +5,8 @@
 //!
 //! Work is cut into blocks of rows whose packed form stays in the second-level cache while the panels of `W`, 32
 //! columns each, pass by once. A long summed axis is taken in parts, so that a part of the panel stays in the second-level
-//! cache while all rows of the block pass. Both operands are packed in lines of 64 bytes: a tile of `A` is 16 rows of one line, a tile of `W` 16
+//! cache while all rows of the block pass. Both operands are packed in lines of 64 bytes: a tile of `A` is 16 rows of one
+//! line, a tile of `W` 16
 //! groups (a group being 32 bits of the summed axis) of 16 columns. That is what tile instructions load, and the
 //! vector forms read the same bytes.
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Sample, Splits};
-use super::split::shuffled_classes;
+use super::split::{shuffled_classes, with};
 use crate::{Error, Result, bail, input_error};
 
 /// Which of the classes are looked at.
@@ -99,8 +99,7 @@ pub fn few_shot(data: &Dataset, shots: usize, seed: u64) -> Dataset {
     for members in shuffled_classes(data, seed, FEW) {
         members.iter().take(shots).for_each(|&index| keep[index] = true);
     }
-    let kept = data.samples.iter().zip(keep).filter(|(_, keep)| *keep);
-    data.with_samples(kept.map(|(sample, _)| sample.clone()).collect())
+    with(data, |index| keep[index])
 }
 
 /// The generator's stream.

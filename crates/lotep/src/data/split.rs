@@ -101,7 +101,8 @@ pub(super) fn shuffled_classes(data: &Dataset, seed: u64, stream: u64) -> Vec<Ve
     members
 }
 
-fn with(data: &Dataset, keep: impl Fn(usize) -> bool) -> Dataset {
+/// The samples whose index is to be kept, in their order.
+pub(super) fn with(data: &Dataset, keep: impl Fn(usize) -> bool) -> Dataset {
     let kept = |(index, sample): (usize, &Sample)| keep(index).then(|| sample.clone());
     data.with_samples(data.samples.iter().enumerate().filter_map(kept).collect())
 }
