@@ -3,7 +3,7 @@
 
     python3 benches/peers/speed.py [--venv target/peers-venv] [--only vit_base_patch16_224] [--batches 1,8,32]
                                    [--modes train,infer,methods] [--methods lor-vp,lora,vpt-deep,e2vpt] [--rounds 3]
-                                   [--compile] [--decode FOLDER] [--output FILE.json]
+                                   [--compile] [--device cuda] [--decode FOLDER] [--output FILE.json]
 
 The work: `train` is a forward pass, cross-entropy and a backward pass to what the method learns, through frozen weights:
 by default to an additive image prompt (LoR-VP's step); lotep's has the update and the classifier's gradient too. `infer` is a
@@ -19,6 +19,9 @@ one it mostly does to all. A ratio above 1 says that lotep is faster, or takes l
 image, and predictions with merged prompts over the plain network. These are a few percent, so one process takes the
 steps in turns, and the figure is the median of the ratios of neighbours, with quartiles.
 
+--device cuda runs both on a GPU; memory is then the GPU's, as its driver tells it while a process runs, less what it
+told before. --program and --python take a lotep and a Python that are there instead of making them.
+
 --decode FOLDER compares reading its image files: decode and resize to 224 by 224, bilinear, on one thread, with
 Pillow and, where torchvision can read them all, its JPEG decoder and antialiased resize. lotep's time has the conversion
 to f32 as well. Rounds interleave here too.
@@ -29,6 +32,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +50,7 @@ ARCHITECTURES = [
 PEERS = ["f32", "autocast", "bf16"]
 # Of lotep's bench, the methods that take turns; each is compared with the first.
 TURNS = [("train", "none,lor-vp"), ("train", "lor-vp,lotep-cp,lotep-tk"), ("infer", "none,lor-vp,lotep-cp,lotep-tk")]
+# Where cargo puts what it builds; `--program` names another.
 PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "release" / "lotep"
 READERS = ["pillow", "torchvision"]
 
@@ -63,21 +68,27 @@ def main():
     parser.add_argument("--precision", default="auto", help="lotep's precision (default: auto)")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"some of {','.join(PEERS)}")
     parser.add_argument("--compile", action="store_true", help="add torch.compile of each peer")
+    parser.add_argument("--device", default="cpu", help="of both: cpu or cuda (default: cpu)")
+    parser.add_argument("--program", type=Path, help="a built lotep (default: built here)")
+    parser.add_argument("--python", help="a Python with torch and timm (default: that of --venv)")
     parser.add_argument("--turns", type=int, default=30, help="counted steps of each method in `methods` (default: 30)")
     parser.add_argument("--decode", type=Path, metavar="FOLDER", help="compare reading the images in FOLDER, too")
     parser.add_argument("--output", type=Path, help="write every figure as JSON")
     parser.add_argument("--read", nargs=2, metavar=("READER", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--peer", nargs=6, metavar=("NAME", "MODE", "METHOD", "BATCH", "PEER", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--peer", nargs=7,
+                        metavar=("NAME", "MODE", "METHOD", "BATCH", "PEER", "STEPS", "DEVICE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
-        name, mode, method, batch, peer, steps = args.peer
-        return print(json.dumps(measure_peer(name, mode, method, int(batch), peer, int(steps))))
+        name, mode, method, batch, peer, steps, device = args.peer
+        return print(json.dumps(measure_peer(name, mode, method, int(batch), peer, int(steps), device)))
 
     if args.read:
         return print(json.dumps(measure_reader(args.read[0], Path(args.read[1]))))
 
-    python = environment(args.venv)
-    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=REPOSITORY, check=True)
+    python = args.python or environment(args.venv)
+    if args.program is None:
+        args.program = PROGRAM
+        subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=REPOSITORY, check=True)
     peers = [p for p in args.peers.split(",") if p]
     peers += [f"{p}+compile" for p in peers] if args.compile else []
     names = args.only.split(",") if args.only else ARCHITECTURES
@@ -87,9 +98,9 @@ def main():
     if "train" in modes or "infer" in modes:
         records += compare_steps(python, args, names, batches, [m for m in modes if m != "methods"], peers)
     if "methods" in modes:
-        records += compare_methods(names, batches, args.turns, args.precision)
+        records += compare_methods(args, names, batches)
     if args.decode:
-        records += compare_reading(python, args.decode, args.rounds)
+        records += compare_reading(python, args.program, args.decode, args.rounds)
     if args.output:
         args.output.write_text(json.dumps(records, indent=1))
 
@@ -104,24 +115,24 @@ def compare_steps(python, args, names, batches, modes, peers):
             for mode, method in steps:
                 rounds = []
                 for _ in range(args.rounds):
-                    row = {"lotep": measure_ours(name, mode, method, batch, args.steps, args.precision)}
+                    row = {"lotep": measured(bench(args, name, mode, batch, args.steps, method), args.device)}
                     for peer in peers:
-                        command = [python, __file__, "--peer", name, mode, method, str(batch), peer, str(args.steps)]
-                        row[peer] = json.loads(output_of(command)[-1])
+                        command = [python, __file__, "--peer", name, mode, method, batch, peer, args.steps, args.device]
+                        row[peer] = measured(list(map(str, command)), args.device)
                     rounds.append(row)
                 records.append({"network": name, "mode": mode, "method": method, "batch": batch, "rounds": rounds})
                 print(table_row(name, f"{mode} {method}", batch, peers, rounds), flush=True)
     return records
 
 
-def compare_methods(names, batches, steps, precision):
+def compare_methods(args, names, batches):
     records = []
     print("\n| network | mode | batch | method | ms | over | ratio | quartiles |")
     print("|---|---|--:|---|--:|---|--:|--:|", flush=True)
     for name in names:
         for batch in batches:
             for mode, methods in TURNS:
-                lines = output_of(bench(name, mode, batch, steps, precision, methods))
+                lines = output_of(bench(args, name, mode, batch, args.turns, methods))
                 reports = [json.loads(line) for line in lines]
                 records += reports
                 for r in reports[1:]:
@@ -133,9 +144,9 @@ def compare_methods(names, batches, steps, precision):
     return records
 
 
-def compare_reading(python, folder, rounds):
+def compare_reading(python, program, folder, rounds):
     def ours():
-        command = [PROGRAM, "bench", "decode", folder, "--passes", "1", "--workers", "1,0", "--format", "json"]
+        command = [program, "bench", "decode", folder, "--passes", "1", "--workers", "1,0", "--format", "json"]
         reports = [json.loads(line) for line in output_of(command)]
         # On a machine of one core there is one report.
         return {"lotep": reports[0]["images_per_second"], "lotep, all threads": reports[-1]["images_per_second"]}
@@ -166,9 +177,12 @@ def table_row(name, mode, batch, peers, rounds):
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def bench(name, mode, batch, steps, precision, methods):
-    return [PROGRAM, "bench", mode, "--backbone", name, "--random-weights", "--method", methods, "--batch-size",
-            str(batch), "--steps", str(steps), "--precision", precision, "--format", "json"]
+def bench(args, name, mode, batch, steps, methods):
+    # A GPU's first steps choose between kernels.
+    warmup = 2 if args.device == "cpu" else 5
+    return [args.program, "bench", mode, "--backbone", name, "--random-weights", "--method", methods, "--batch-size",
+            str(batch), "--steps", str(steps), "--warmup", str(warmup), "--precision", args.precision, "--device", args.device,
+            "--format", "json"]
 
 
 def output_of(command):
@@ -176,12 +190,41 @@ def output_of(command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def measure_ours(name, mode, method, batch, steps, precision):
-    report = json.loads(output_of(bench(name, mode, batch, steps, precision, method))[-1])
+def measured(command, device):
+    """The step and the peak memory in a program's last line; a GPU's memory is watched from outside."""
+    if device == "cpu":
+        report = json.loads(output_of(command)[-1])
+    else:
+        with GpuMemory() as memory:
+            report = json.loads(output_of(command)[-1])
+        report["peak_rss_mb"] = memory.peak
     return {key: report[key] for key in ("step_ms", "peak_rss_mb")}
 
 
-def measure_peer(name, mode, method, batch, peer, steps):
+class GpuMemory:
+    """The most memory in MiB that the first GPU has in use meanwhile, less what it had before."""
+
+    def __enter__(self):
+        self.before, self.peak, self.done = self.now(), 0, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+    def watch(self):
+        while not self.done.wait(0.1):
+            self.peak = max(self.peak, self.now() - self.before)
+
+    @staticmethod
+    def now():
+        query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        return float(output_of(query)[0])
+
+
+def measure_peer(name, mode, method, batch, peer, steps, device):
     """Median step and peak memory of PyTorch, in this process."""
     import resource
 
@@ -194,12 +237,13 @@ def measure_peer(name, mode, method, batch, peer, steps):
     model = timm.create_model(name, pretrained=False).eval().requires_grad_(False)
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     layout = torch.channels_last if any(word in name for word in ("resnet", "conv", "coat")) else torch.contiguous_format
-    model = model.to(dtype).to(memory_format=layout)
+    model = model.to(device, dtype).to(memory_format=layout)
+    torch.set_default_device(device)
     forward, learnt = adapted(model, method, dtype) if mode == "train" or method != "lor-vp" else (model, [])
     run = torch.compile(forward) if compiled else forward
     images = torch.rand(batch, 3, 224, 224).to(dtype).to(memory_format=layout)
     labels = torch.arange(batch) % 1000
-    autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast")
+    autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=kind == "autocast")
 
     def step():
         if mode == "infer":
@@ -216,6 +260,8 @@ def measure_peer(name, mode, method, batch, peer, steps):
     for i in range(2 + steps):
         start = time.perf_counter()
         step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         if i >= 2:
             times.append(1000 * (time.perf_counter() - start))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
