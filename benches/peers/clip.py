@@ -2,7 +2,7 @@
 """CLIP at full size against transformers: the same answers, and the time of PromptSRC's step.
 
     python3 benches/peers/clip.py check [--program target/release/lotep]
-    python3 benches/peers/clip.py speed [--batches 4,32] [--classes 50,100,1000] [--rounds 3] [--program …]
+    python3 benches/peers/clip.py speed [--batches 4,32] [--classes 50,100,1000] [--rounds 3] [--alone] [--output FILE] [--program …]
 
 Run with a Python that has torch, transformers, numpy, safetensors and pillow (see full_size.py).
 
@@ -38,6 +38,8 @@ def main():
     parser.add_argument("--classes", default="50")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="speed: lotep only, say for the cost of more classes")
+    parser.add_argument("--output", type=Path, help="speed: write every figure as JSON")
     parser.add_argument("--peer", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
@@ -233,26 +235,33 @@ def ours(program, batch, classes, steps):
 
 
 def speed(args):
-    print("| batch | classes | lotep ms | best peer | its ms | speed ratio | lotep MB | its MB |")
-    print("|--:|--:|--:|---|--:|--:|--:|--:|", flush=True)
+    peers = [] if args.alone else PEERS
+    print("| batch | classes | lotep ms | lotep MB | peer | its ms | its MB | speed ratio | memory ratio |")
+    print("|--:|--:|--:|--:|---|--:|--:|--:|--:|", flush=True)
+    records = []
     for classes in map(int, args.classes.split(",")):
         for batch in map(int, args.batches.split(",")):
             rounds = []
             for _ in range(args.rounds):
                 row = {"lotep": ours(args.program, batch, classes, args.steps)}
-                for dtype, length in PEERS:
+                for dtype, length in peers:
                     command = [sys.executable, __file__, "speed", "--peer", dtype, str(length), str(batch), str(classes), str(args.steps)]
                     run = subprocess.run(command, check=True, capture_output=True, text=True)
                     row[f"{dtype}, {length} tokens"] = json.loads(run.stdout.splitlines()[-1])
                 rounds.append(row)
+            records.append({"batch": batch, "classes": classes, "rounds": rounds})
+            if args.output:
+                args.output.write_text(json.dumps(records, indent=1))
             median = lambda name, key: statistics.median(r[name][key] for r in rounds)
-            best = min((name for name in rounds[0] if name != "lotep"), key=lambda name: median(name, "ms"))
-            published = min((n for n in rounds[0] if "77" in n), key=lambda name: median(name, "ms"))
-            for name in dict.fromkeys([best, published]):
-                ratio = statistics.median(r[name]["ms"] / r["lotep"]["ms"] for r in rounds)
-                cells = [batch, classes, f"{median('lotep', 'ms'):.0f}", name, f"{median(name, 'ms'):.0f}", f"{ratio:.2f}",
-                         f"{median('lotep', 'mb'):.0f}", f"{median(name, 'mb'):.0f}"]
-                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+            own = [batch, classes, f"{median('lotep', 'ms'):.0f}", f"{median('lotep', 'mb'):.0f}"]
+            if not peers:
+                print("| " + " | ".join(map(str, [*own, "", "", "", "", ""])) + " |", flush=True)
+            for name in rounds[0]:
+                if name != "lotep":
+                    ratio = lambda key: statistics.median(r[name][key] / r["lotep"][key] for r in rounds)
+                    cells = [*own, name, f"{median(name, 'ms'):.0f}", f"{median(name, 'mb'):.0f}", f"{ratio('ms'):.2f}",
+                             f"{ratio('mb'):.2f}"]
+                    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,16 @@ pub(crate) fn shared() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from)
 }
 
+/// Where the networks' parity is tested: the CPU, or what `LOTEP_TEST_DEVICE` names (see `--device`). GPUs multiply f32
+/// with fewer bits (TF32): `LOTEP_TEST_SLACK` is a factor on every tolerance, and every error is printed.
+pub(crate) fn device() -> Device {
+    std::env::var("LOTEP_TEST_DEVICE").map_or_else(|_| Device::flex(), |name| crate::device::open(&name).unwrap())
+}
+
+fn slack() -> Option<f64> {
+    std::env::var("LOTEP_TEST_SLACK").ok().map(|s| s.parse().unwrap())
+}
+
 /// A path in the shared folder; `None`, said loudly, where it is absent.
 pub(crate) fn path(relative: &str) -> Option<PathBuf> {
     let path = shared().join(relative);
@@ -66,5 +76,9 @@ pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f64, wha
         .zip(expected)
         .map(|(a, e)| (f64::from(*a) - f64::from(*e)).abs())
         .fold(0.0_f64, |m, v| if v.is_nan() { f64::INFINITY } else { m.max(v) });
+    if slack().is_some() {
+        println!("{what}: {:.1e}", error / scale);
+    }
+    let tolerance = tolerance * slack().unwrap_or(1.0);
     assert!(error <= tolerance * scale, "{what}: max error {error:e}, allowed {:e}", tolerance * scale);
 }

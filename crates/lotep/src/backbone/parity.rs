@@ -116,7 +116,7 @@ fn pass(
 
 fn check(name: &str) {
     let Some(f) = fixtures::open(&format!("{name}.safetensors")) else { return };
-    let device = Device::flex().autodiff();
+    let device = fixtures::device().autodiff();
     let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device).tracked();
     let net = network(name, &weights, Compute::default());
     weights.finish().unwrap();
@@ -287,7 +287,7 @@ fn coatnet2() {
 #[test]
 fn swin_drops_paths_in_training_only() {
     let Some(f) = fixtures::open("swin.safetensors") else { return };
-    let device = Device::flex().autodiff();
+    let device = fixtures::device().autodiff();
     let exits = |seed: Option<u64>| {
         let mut weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device).tracked();
         if let Some(seed) = seed {
@@ -311,7 +311,7 @@ fn swin_drops_paths_in_training_only() {
 #[test]
 fn clip_visual_timm() {
     let Some(f) = fixtures::open("clip_visual_timm.safetensors") else { return };
-    let device = Device::flex();
+    let device = fixtures::device();
     for portable in [true, false] {
         let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device);
         let compute = Compute { portable, ..Compute::default() };
@@ -329,7 +329,7 @@ fn real_weights_agree_with_timm() {
         let Some(dir) = fixtures::path(&format!("data/backbones/{name}")) else { return };
         let Some(parity) = fixtures::path(&format!("data/parity/{name}.safetensors")) else { return };
         let f = Fixture(TensorFile::open(parity).unwrap());
-        let device = Device::flex();
+        let device = fixtures::device();
         let options = LoadOptions {
             backbone: dir.display().to_string(),
             arch: None,
@@ -350,7 +350,7 @@ fn real_weights_agree_with_timm() {
 /// the same, small and on made-up weights, and have the parameters that the formula counts.
 #[test]
 fn coatnets_agree_in_both_forms() {
-    let device = Device::flex().autodiff();
+    let device = fixtures::device().autodiff();
     let names = [
         "pico_rw",
         "nano_rw",
@@ -420,7 +420,7 @@ fn blocks_at_full_size() {
             arch: None,
             random_weights: true,
             image: None,
-            device: Device::flex(),
+            device: fixtures::device(),
             precision: Some(Precision::F32),
             recompute: false,
         };
@@ -456,7 +456,7 @@ fn bf16_stays_near_f32() {
         ("coatnet2", [2e-2, 5e-2]),
     ] {
         let Some(f) = fixtures::open(&format!("{name}.safetensors")) else { return };
-        let device = Device::flex().autodiff();
+        let device = fixtures::device().autodiff();
         let run = |precision, portable| {
             let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device);
             let net = network(name, &weights, Compute { precision, portable, recompute: false });

@@ -25,7 +25,7 @@ pub(crate) fn attention(
     let part = |i: usize| qkv.clone().narrow(0, i, 1).squeeze_dim::<4>(0);
     let q = precision.round(part(0) * (d as f64).powf(-0.5));
     let (k, mut v) = (precision.round(part(1)), precision.round(part(2)));
-    let mut scores = q.clone().matmul(k.transpose());
+    let mut scores = precision.widen(q.clone().matmul(k.transpose()));
     if let Some(bias) = bias {
         scores = scores + bias.clone().unsqueeze();
     }
@@ -41,9 +41,9 @@ pub(crate) fn attention(
             let x = precision.round(x.clone()).reshape([1, m, heads, d]).swap_dims(1, 2);
             x.expand([b, heads, m, d])
         };
-        scores = Tensor::cat(vec![q.matmul(heads_of(keys).transpose()), scores], 3);
+        scores = Tensor::cat(vec![precision.widen(q.matmul(heads_of(keys).transpose())), scores], 3);
         v = Tensor::cat(vec![heads_of(values), v], 2);
     }
     let weights = precision.round(softmax(scores, 3));
-    weights.matmul(v).swap_dims(1, 2).reshape([b, n, c])
+    precision.widen(weights.matmul(v)).swap_dims(1, 2).reshape([b, n, c])
 }

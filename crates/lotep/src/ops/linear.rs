@@ -31,7 +31,7 @@ impl Linear {
     /// Its weight `[out, in]` and its bias `[out]`, as its products see them.
     pub fn weights(&self) -> (Tensor<2>, Tensor<1>) {
         let bias = self.bias.clone().unwrap_or_else(|| Tensor::zeros([self.dims()[1]], &self.device()));
-        (self.weight.clone().transpose(), bias)
+        (self.precision.widen(self.weight.clone().transpose()), bias)
     }
 
     /// `[..., in]` to `[..., out]`.
@@ -41,7 +41,7 @@ impl Linear {
         let rows = shape.iter().product::<usize>() / inputs;
         // One flat product: a batched one would broadcast the weight and re-read it for each image.
         let x = self.precision.round(x.reshape([rows, inputs]));
-        let mut y = x.matmul(self.weight.clone());
+        let mut y = self.precision.widen(x.matmul(self.weight.clone()));
         if let Some(bias) = &self.bias {
             y = y + bias.clone().unsqueeze();
         }

@@ -63,20 +63,41 @@ pub(crate) use attention::attention;
 /// The environment asks for an instruction set that this machine lacks.
 pub fn auto_precision(device: &Device) -> Result<Precision> {
     let isa = lotep_kernels::Isa::from_environment().map_err(|e| input_error!("{e}"))?;
-    Ok(if is_cpu(device) && isa.has_fast_bf16() { Precision::Bf16 } else { Precision::F32 })
+    let fast = if is_cpu(device) { isa.has_fast_bf16() } else { multiplies_bf16(device) };
+    Ok(if fast { Precision::Bf16 } else { Precision::F32 })
+}
+
+/// Whether a device other than the CPU multiplies bfloat16 as it is.
+fn multiplies_bf16(device: &Device) -> bool {
+    device.supports_dtype(DType::BF16)
 }
 
 /// Rounding of tensors to a precision.
 trait Round {
-    /// Round an operand of a matrix product.
+    /// An operand of a matrix product, rounded. It is kept in bfloat16 on a device that multiplies it, and in f32
+    /// elsewhere, where the product is one of f32.
     fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D>;
+
+    /// The result of a product of rounded operands, in f32.
+    fn widen<const D: usize>(self, y: Tensor<D>) -> Tensor<D>;
 }
 
 impl Round for Precision {
     fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::F32 => x,
-            Self::Bf16 => x.cast(DType::BF16).cast(DType::F32),
+            Self::Bf16 => {
+                let device = x.device();
+                let x = x.cast(DType::BF16);
+                if !is_cpu(&device) && multiplies_bf16(&device) { x } else { x.cast(DType::F32) }
+            }
+        }
+    }
+
+    fn widen<const D: usize>(self, y: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::F32 => y,
+            Self::Bf16 => y.cast(DType::F32),
         }
     }
 }
