@@ -8,7 +8,7 @@ use lotep::data::{Known, open};
 fuzz_target!(|data: &[u8]| {
     let [kind, bytes @ ..] = data else { return };
     let dir = tempfile::tempdir().expect("a directory for the file");
-    let name = ["a.parquet", "a.tar", "a.csv", "a.json", "train_32x32.mat"][usize::from(*kind) % 5];
+    let name = ["a.parquet", "a.tar", "a.csv", "a.json", "train_32x32.mat", "a.tsv", "a.jsonl"][usize::from(*kind) % 7];
     let path = dir.path().join(name);
     std::fs::write(&path, bytes).expect("room for the file");
     let opened = if name == "train_32x32.mat" {

@@ -13,6 +13,9 @@ use serde::Serialize;
 /// Set by the first Ctrl-C; the second ends the program at once.
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// Whether a view of its own says that it stops.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
 /// Where and how to write.
 pub(crate) struct Ui {
     json: bool,
@@ -78,8 +81,15 @@ impl Ui {
             if STOP.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            _ = writeln!(std::io::stderr().lock(), "\nstopping after this step (again to stop at once)");
+            if !SILENT.load(Ordering::SeqCst) {
+                _ = writeln!(std::io::stderr().lock(), "\nstopping after this step (again to stop at once)");
+            }
         });
+    }
+
+    /// Leave it to a view of several lines to say that the program stops, or no longer.
+    pub(crate) fn silence_signals(silent: bool) {
+        SILENT.store(silent, Ordering::SeqCst);
     }
 
     /// Whether there is a terminal that wants to see things move.

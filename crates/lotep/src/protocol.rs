@@ -1,6 +1,7 @@
 //! The protocols that CLIP's methods are compared by (`spec/methods.md` 10): base to novel classes, few shots, other data
 //! sets. Every run is a training of its own in a directory of its own, so that what was stopped goes on.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::backbone::{Loaded, load};
-use crate::belongs::belongs;
-use crate::data::{Augment, ClassSplit, Dataset, Loader, LoaderConfig, Split, open};
+use crate::belongs::{PROTOCOL, belongs};
+use crate::data::{Augment, ClassSplit, Dataset, Known, Loader, LoaderConfig, Split, Splits, open};
 use crate::eval::evaluate;
 use crate::head::Mapping;
 use crate::model::Predictor;
@@ -36,8 +37,68 @@ pub enum Protocol {
         /// Training images of each class.
         shots: usize,
         /// The other data sets.
-        targets: Vec<PathBuf>,
+        targets: Vec<Target>,
     },
+}
+
+/// A data set to test on: a place, or `NAME=PLACE` of one that is known by name. As text and in files it is that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct Target {
+    /// Its name among those that are known, where it is read in its authors' form.
+    pub dataset: Option<Known>,
+    /// Where it is, or the directory that holds it.
+    pub path: PathBuf,
+}
+
+impl Target {
+    /// List its images.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn open(&self) -> Result<Splits> {
+        open(&self.path, self.dataset)
+    }
+
+    /// How its column is called.
+    fn name(&self) -> String {
+        match self.dataset {
+            Some(known) => known.to_string(),
+            None => self.path.file_stem().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned(),
+        }
+    }
+}
+
+impl From<String> for Target {
+    fn from(text: String) -> Self {
+        if let Some((name, path)) = text.split_once('=')
+            && let Ok(known) = name.parse()
+        {
+            return Self { dataset: Some(known), path: path.into() };
+        }
+        // A path may hold that sign too.
+        Self { dataset: None, path: text.into() }
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.to_string()
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(known) = self.dataset {
+            write!(f, "{known}=")?;
+        }
+        write!(f, "{}", self.path.display())
+    }
+}
+
+/// How a number of shots is called.
+fn shots_name(shots: usize) -> String {
+    if shots == 1 { "1 shot".into() } else { format!("{shots} shots") }
 }
 
 /// Accuracies under one heading, a seed each.
@@ -104,7 +165,7 @@ pub fn run(
     protocol.check()?;
     let configs: Vec<&TrainConfig> = candidates.iter().map(|candidate| &candidate.config).collect();
     let own = serde_json::json!({ "protocol": protocol, "seeds": seeds, "configs": configs });
-    belongs(dir, "protocol.json", &own, "protocol")?;
+    belongs(dir, PROTOCOL, &own, "protocol")?;
     let rows = candidates.iter().enumerate().map(|(i, candidate)| {
         let dir = if candidates.len() == 1 { dir.to_owned() } else { dir.join(format!("{:03}", i + 1)) };
         one(candidate, protocol, seeds, &dir, observer)
@@ -155,7 +216,7 @@ fn one(
             parameters = outcome.train.trainable_parameters;
             let own = tested(&outcome, &config)?;
             match protocol {
-                Protocol::FewShot { .. } => note(format!("{shots} shots"), own),
+                Protocol::FewShot { .. } => note(shots_name(shots), own),
                 Protocol::BaseToNovel { .. } => {
                     note("base".into(), own);
                     let mut splits = open(&config.data, config.dataset)?;
@@ -166,10 +227,10 @@ fn one(
                 Protocol::CrossData { targets, .. } => {
                     note("source".into(), own);
                     for target in targets {
-                        let mut splits = open(target, None)?;
+                        let mut splits = target.open()?;
                         splits.hold_out_test(config.test_fraction);
                         let data = splits.get(Split::Test)?;
-                        note(target_name(target), elsewhere(&run, &config, data, observer)?);
+                        note(target.name(), elsewhere(&run, &config, data, observer)?);
                     }
                 }
             }
@@ -181,19 +242,14 @@ fn one(
     Ok(Row { settings: candidate.settings.clone(), parameters, columns, harmonic })
 }
 
-/// How a target's column is called.
-fn target_name(target: &Path) -> String {
-    target.file_stem().unwrap_or(target.as_os_str()).to_string_lossy().into_owned()
-}
-
 impl Protocol {
     /// Refuse what would be two columns of one name.
     fn check(&self) -> Result<()> {
         let names: Vec<String> = match self {
             Self::BaseToNovel { .. } => Vec::new(),
-            Self::FewShot { shots } => shots.iter().map(|n| format!("{n} shots")).collect(),
+            Self::FewShot { shots } => shots.iter().map(|n| shots_name(*n)).collect(),
             Self::CrossData { targets, .. } => {
-                std::iter::once("source".to_owned()).chain(targets.iter().map(|t| target_name(t))).collect()
+                std::iter::once("source".to_owned()).chain(targets.iter().map(Target::name)).collect()
             }
         };
         match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
@@ -262,5 +318,21 @@ mod tests {
         let column = Column::new("base".into(), vec![80.0, 82.0, 84.0]);
         assert!((column.mean - 82.0).abs() < 1e-12 && (column.deviation.unwrap() - 2.0).abs() < 1e-12);
         assert_eq!(Column::new("base".into(), vec![80.0]).deviation, None);
+    }
+
+    #[test]
+    fn targets_are_places_or_known_sets() {
+        for (text, known, path, name) in [
+            ("sets/pets", None, "sets/pets", "pets"),
+            ("clip-pets=sets", Some("clip-pets"), "sets", "clip-pets"),
+            ("a=b/c.json", None, "a=b/c.json", "c"),
+        ] {
+            let target = Target::from(text.to_owned());
+            assert_eq!(target.dataset.map(|d| d.to_string()).as_deref(), known, "{text}");
+            assert_eq!((target.path.as_path(), target.name().as_str()), (Path::new(path), name));
+            assert_eq!(target.to_string(), text);
+            // What earlier versions wrote is a place.
+            assert_eq!(serde_json::from_value::<Target>(text.into()).unwrap(), target);
+        }
     }
 }

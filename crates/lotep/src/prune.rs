@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::belongs::belongs;
+use crate::belongs::{PRUNING, belongs};
 use crate::method::e2vpt::{SEGMENT_MASK, TOKEN_MASK};
 use crate::method::{E2vpt, MethodConfig};
 use crate::sweep::{Candidate, Pace, Trial, choose, judged, without_hint};
@@ -112,7 +112,7 @@ pub fn prune(
         bail!("prune: seed {twice} is given twice");
     }
     let own = serde_json::json!({ "config": config, "options": options });
-    belongs(dir, "prune.json", &own, "pruning")?;
+    belongs(dir, PRUNING, &own, "pruning")?;
     let importance = importance(config, method, options, dir, observer)?;
     let degrees = degrees(config, method, options, &importance);
     observer.event(Event::Plan(&format!("\n{} degrees of pruning to try", degrees.len())));

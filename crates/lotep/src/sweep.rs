@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::belongs::{SWEEP, free};
 use crate::jobs::{self, affordable_here};
 use crate::train::{Event, Observer, Outcome, RunDir, Select, TrainConfig, train, train_epochs};
 use crate::{Error, Result, bail, input_error, write_json};
@@ -276,7 +277,8 @@ fn open(candidates: &[Candidate], dir: &Path, halving: Option<usize>) -> Result<
     let fresh =
         |c: &Candidate| Trial { settings: c.settings.clone(), config: judged(&c.config), rounds: Vec::new() };
     let fresh: Vec<Trial> = candidates.iter().map(fresh).collect();
-    let path = dir.join("trials.json");
+    free(dir, SWEEP)?;
+    let path = dir.join(SWEEP);
     let text = match std::fs::read(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(State { halving, trials: fresh }),
         read => read.map_err(Error::io("read", &path))?,
@@ -294,7 +296,7 @@ fn open(candidates: &[Candidate], dir: &Path, halving: Option<usize>) -> Result<
 }
 
 fn save(state: &State, dir: &Path) -> Result<()> {
-    write_json(state, &dir.join("trials.json"))
+    write_json(state, &dir.join(SWEEP))
 }
 
 /// How many of a run's first epochs there are, and the best of them.

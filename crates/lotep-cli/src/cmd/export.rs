@@ -9,6 +9,7 @@ use lotep::{Result, bail, export, peft};
 use serde_json::json;
 
 use super::eval::accuracy;
+use super::labelled::check_test_fraction;
 use super::model::{Model, ModelArgs, ReadArgs};
 use crate::ui::Ui;
 
@@ -74,9 +75,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
 }
 
 fn remove_pruned(args: &Args, model: &Model, data: &Path, ui: &Ui) -> Result<()> {
-    if !(0.0..=0.9).contains(&args.test_fraction) {
-        bail!("test-fraction is {}; 0 to 0.9 is expected", args.test_fraction);
-    }
+    check_test_fraction(args.test_fraction)?;
     let Some(adapter) = &model.adapter else { bail!("export needs --adapter DIR") };
     if args.output.join("adapter_config.json").exists() {
         bail!("{} already holds an adapter: choose another --output", args.output.display());

@@ -10,6 +10,7 @@ pub(crate) mod experiment;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod inspect;
+mod labelled;
 pub(crate) mod methods;
 mod model;
 mod names;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lotep::Result;
-use lotep::protocol::{Protocol, Row, run as follow};
+use lotep::protocol::{Protocol, Row, Target, run as follow};
 
 use super::sweep::Settings;
 use super::train::MAX_SEED;
@@ -18,7 +18,7 @@ use crate::ui::{Ui, Watcher};
 Examples:
   lotep protocol base-to-novel --set backbone=CLIP --set data=photos --set method=ivlp,promptsrc,mmlop --output runs/novel
   lotep protocol few-shot --shots 1,2,4,8,16 --config clip.toml --output runs/few
-  lotep protocol cross-data --to flowers --to pets --config clip.toml --output runs/cross")]
+  lotep protocol cross-data --to flowers --to clip-pets=datasets --config clip.toml --output runs/cross")]
 pub(crate) struct Args {
     #[command(subcommand)]
     which: Which,
@@ -50,9 +50,9 @@ enum Which {
         /// Training images of each class.
         #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
         shots: u64,
-        /// Another data set to test on.
-        #[arg(long, value_name = "DIR", required = true)]
-        to: Vec<PathBuf>,
+        /// Another data set to test on; NAME=DIR reads the original download of a known one (`lotep datasets`).
+        #[arg(long, value_name = "DIR|NAME=DIR", required = true)]
+        to: Vec<String>,
     },
 }
 
@@ -75,9 +75,13 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         Which::FewShot { common, shots } => {
             (common, Protocol::FewShot { shots: shots.iter().map(|n| *n as usize).collect() })
         }
-        Which::CrossData { common, shots, to } => {
-            (common, Protocol::CrossData { shots: *shots as usize, targets: to.clone() })
-        }
+        Which::CrossData { common, shots, to } => (
+            common,
+            Protocol::CrossData {
+                shots: *shots as usize,
+                targets: to.iter().cloned().map(Target::from).collect(),
+            },
+        ),
     };
     let candidates = common.settings.candidates(&common.settings.recipe()?, &[], None, 0)?;
     Ui::catch_signals();

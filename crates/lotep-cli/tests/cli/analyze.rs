@@ -117,6 +117,29 @@ fn ranks_and_pictures_of_prompts() {
 }
 
 #[test]
+fn channels_beside_the_image_are_pictures_and_additions_to_weights_are_weighed() {
+    let case = Case::new();
+    let look = |method: &str, more: &[&str]| {
+        case.train(Net::ResNet, method, &[&["--method", method], more].concat()).done();
+        let output = case.path(&format!("looks-{method}"));
+        lotep!("analyze", "prompt", "--adapter", case.path(method).join("adapter"), "--output", output)
+            .done();
+        (read_json(&output.join("prompt.json"))["prompts"].clone(), output)
+    };
+    let (found, output) = look("vpt-below", &["--channels", "2"]);
+    assert_eq!(found.as_array().unwrap().len(), 1, "{found}");
+    assert_eq!((&found[0]["place"], &found[0]["shape"][0]), (&"channels".into(), &2.into()));
+    for file in ["channel-1.png", "channel-2.png"] {
+        assert!(fs::read(output.join(file)).unwrap().starts_with(b"\x89PNG"), "{file}");
+    }
+    let (found, output) = look("lora", &["--rank", "2"]);
+    let places: Vec<&str> = found.as_array().unwrap().iter().map(|e| e["place"].as_str().unwrap()).collect();
+    assert!(places.iter().any(|p| p.starts_with("layer2.") && p.ends_with(" weight")), "{places:?}");
+    assert!(found.as_array().unwrap().iter().any(|e| e["energy"].as_f64().unwrap() > 0.0), "{found}");
+    assert!(output.join("energy.svg").is_file() && !output.join("image.png").exists());
+}
+
+#[test]
 fn errors_are_those_of_eval() {
     let case = Case::new();
     let adapter = case.adapter(Net::Vit, "linear-probe");

@@ -178,6 +178,44 @@ fn every_method_for_clip() {
     }
 }
 
+/// Errors are those of `eval` on the same classes: the adapter's own, the data's half, the data's names, given names.
+#[test]
+fn errors_are_of_the_classes_that_are_asked_for() {
+    let case = Case::new();
+    train(&case, "coop", &[small("coop"), &["--class-split", "base"]].concat()).done();
+    let (adapter, images) = (case.path("coop/adapter"), case.images());
+    let both = |more: &[&str]| {
+        let mut eval = command(["eval", "--format", "json", "--adapter"]);
+        eval.arg(&adapter).arg("--data").arg(&images).args(more);
+        let output = case.path("looks");
+        let mut errors = command(["analyze", "errors", "--adapter"]);
+        errors.arg(&adapter).arg("--data").arg(&images).arg("--output").arg(&output).args(more);
+        let eval = run(eval);
+        let errors = run(errors);
+        assert_eq!(eval.code, errors.code, "{eval}{errors}");
+        if eval.code == Some(1) {
+            assert_eq!(eval.message(), errors.message());
+            return None;
+        }
+        let (eval, found) = (eval.done().json(), read_json(&output.join("errors.json")));
+        for key in ["top1", "images"] {
+            assert_eq!(found["accuracy"][key], eval[key], "{more:?}");
+        }
+        Some(found["classes"].as_array().unwrap().len())
+    };
+    assert_eq!(both(&["--class-split", "base"]), Some(CLASSES / 2));
+    assert_eq!(both(&["--class-split", "novel", "--data-classes"]), Some(CLASSES / 2));
+    assert_eq!(both(&["--data-classes"]), Some(CLASSES));
+    let names = fs::read_dir(images.join("test")).unwrap();
+    let mut names: Vec<String> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.push("something else".into());
+    assert_eq!(both(&["--classes", &names.join(",")]), Some(CLASSES + 1));
+    // Classes that the adapter has not learnt are none of its own.
+    assert_eq!(both(&[]), None);
+    assert_eq!(both(&["--class-split", "novel"]), None);
+}
+
 /// A run that was stopped goes on to the same bits: random crops, the average over epochs.
 #[test]
 fn resuming_reaches_the_same_bits() {
@@ -389,7 +427,7 @@ fn protocols_make_tables() {
     let before = fs::read(case.path("few/result.json")).unwrap();
     let coop = ["--set", "method=coop", "--shots", "1"];
     follow("few-shot", "few", &coop).refused(&["few", "another protocol", "--output"]);
-    follow("few-shot", "cross/shots-1-seed-1", &coop).refused(&["other results", "config.toml"]);
+    follow("few-shot", "cross/shots-1-seed-1", &coop).refused(&["a training run (config.toml)", "--output"]);
     assert_eq!(fs::read(case.path("few/result.json")).unwrap(), before);
     follow("cross-data", "twice", &[&coop[..], &["--to", &to, "--to", &to]].concat())
         .refused(&["two columns"]);

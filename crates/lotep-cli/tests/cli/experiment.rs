@@ -169,6 +169,56 @@ fn adapters_are_measured_on_other_sets() {
     experiment(&case, &few).refused(&["data `Other`"]);
 }
 
+/// A pruning and a protocol as runs: resumed, told from others, reported with what all of it cost.
+#[test]
+fn prunings_and_protocols_are_runs() {
+    let case = Case::new();
+    let path = recipe(&case, "");
+    let text = fs::read_to_string(&path).unwrap();
+    let vit = case.backbone(Net::Vit).display().to_string();
+    let text = text.replace(&case.backbone(Net::ResNet).display().to_string(), &vit);
+    let (head, _) = text.split_once("[[method]]").unwrap();
+    let few = "run = \"few-shot\"\nargs = [\"--shots\", \"1,2\"]\nseeds";
+    let methods = "[[method]]\nname = \"Probe\"\nmethod = \"linear-probe\"\n";
+    fs::write(&path, head.replace("seeds", few) + methods).unwrap();
+    let ran = experiment(&case, &["--epochs", "1"]).done();
+    assert!(ran.stdout.contains("1 shot ") && ran.stdout.contains("2 shots"), "{ran}");
+    lotep!("experiment", "report", case.path("e")).done();
+    let report = case.path("e/report");
+    let table = fs::read_to_string(report.join("table.md")).unwrap();
+    assert!(table.contains("| 1 shot | 2 shots |") && !table.contains("images a class"), "{table}");
+    // The number of images is what varies.
+    let plot = fs::read_to_string(report.join("vary-1.svg")).unwrap();
+    assert!(plot.contains("training images of each class") && !plot.contains("NaN"), "{plot}");
+    let again = experiment(&case, &["--epochs", "1"]).done();
+    assert!(!again.stderr.contains("begun"), "{again}");
+    let record = case.path("e/runs/tiny-drawn-small-probe-s0/protocol.json");
+    let other = fs::read_to_string(&record).unwrap().replace("\"batch_size\": 16", "\"batch_size\": 8");
+    fs::write(&record, other).unwrap();
+    experiment(&case, &["--epochs", "1"]).refused(&["holds another run", "batch_size is 8, 16 is expected"]);
+
+    fs::remove_dir_all(case.path("e")).unwrap();
+    let prune = "run = \"prune\"\nargs = [\"--token-percentages\", \"40\", \"--segment-percentages\", \"25\", \"--compat\", \"repo\"]\nseeds";
+    let methods = "[[method]]\nname = \"E\"\nmethod = \"e2vpt\"\nwith = { tokens = 3, segments = 8 }\n";
+    fs::write(&path, head.replace("seeds", prune) + methods).unwrap();
+    let small = ["--epochs", "1", "--seeds", "0", "--set", "val_fraction=0.34"];
+    experiment(&case, &small).done();
+    let run = case.path("e/runs/tiny-drawn-small-e-s0");
+    let table = lotep!("experiment", "table", case.path("e"), "--format", "json").done().json();
+    let row = &table["tables"][0]["rows"][0];
+    let last = read_json(&run.join("result.json"))["runs"][0]["train"]["seconds"].as_f64().unwrap();
+    assert!(row["seconds"].as_f64().unwrap() > last, "the search costs too: {row}");
+    // As if it had been stopped in its search.
+    fs::remove_file(run.join("result.json")).unwrap();
+    fs::remove_dir_all(run.join("final")).unwrap();
+    let dry = experiment(&case, &[&small[..], &["--dry-run"]].concat()).done();
+    assert!(dry.stdout.contains("after 2 epochs"), "{dry}");
+    let on = experiment(&case, &small).done();
+    assert!(on.stderr.contains("1 run, 0 of them done"), "{on}");
+    let again = experiment(&case, &small).done();
+    assert!(again.stderr.contains("1 run, 1 of them done") && !again.stderr.contains("begun"), "{again}");
+}
+
 #[test]
 fn what_is_missing_is_said_before_anything_runs() {
     let case = Case::new();
@@ -188,6 +238,10 @@ fn what_is_missing_is_said_before_anything_runs() {
     wrong("seeds = [0, 1]", "seeds = [0, 0]", &["tiny-drawn-small-probe-s0"]);
     wrong("method = \"LoTeP\"\ntop1", "method = \"LoTuP\"\ntop1", &["recipe.toml", "LoTuP"]);
     wrong("[settings]", "[settings", &["recipe.toml is not a recipe: line"]);
+    let to = "run = \"cross-data\"\nargs = [\"--shots\", \"1\"]\nto = [\"elsewhere\", \"clip-pets\"]\nseeds";
+    wrong("seeds", to, &["data to test on", "elsewhere", "does not hold clip-pets"]);
+    experiment(&case, &["--only", "to=elsewhere", "--only", "method=Probe"]).refused(&["elsewhere"]);
+    experiment(&case, &["--only", "to=nowhere"]).refused(&["no such to", "elsewhere, clip-pets"]);
     fs::write(&path, text).unwrap();
     experiment(&case, &["--only", "method=Else"]).refused(&["--only method=Else", "Probe, LoTeP"]);
     experiment(&case, &["--model", "Tiny=gone"]).refused(&["gone"]);

@@ -27,6 +27,7 @@ mod hub;
 mod inspect;
 #[cfg(unix)]
 mod interrupt;
+mod one_work;
 mod output;
 mod peft;
 mod predict;

@@ -119,6 +119,11 @@ fn look_at(sample: &Sample, decode: bool) -> Result<Header> {
     let bytes = match &sample.source {
         Source::File(path) => std::fs::read(path).map_err(Error::io("read", path))?,
         Source::Packed(packed) => packed.read()?.into_owned(),
+        Source::Raw(raw) => {
+            let [height, width] = raw.size();
+            raw.read()?;
+            return Ok(Header { format: "raw", width, height });
+        }
         Source::Pixels { width, height, .. } => {
             return Ok(Header { format: "raw", width: *width, height: *height });
         }

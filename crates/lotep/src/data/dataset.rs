@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::decode::{Rgb8, decode_bytes, decode_file};
 use super::known::Known;
 use super::packed::Packed;
+use super::raw::Raw;
 use super::{cifar, coop, folder, list, parquet, shards, tar};
 use crate::{Error, Result, bail, input_error};
 
@@ -20,6 +21,8 @@ pub enum Source {
     File(PathBuf),
     /// An image file inside another file: of a tar archive, of a table.
     Packed(Packed),
+    /// Grey pixels inside another file.
+    Raw(Raw),
     /// Pixels that are in memory already, as a data set's own binary format gives them.
     Pixels {
         /// The file that they were read from.
@@ -50,6 +53,7 @@ impl Sample {
         match &self.source {
             Source::File(path) => path.display().to_string(),
             Source::Packed(packed) => packed.name(),
+            Source::Raw(raw) => raw.name(),
             Source::Pixels { file, index, .. } => format!("{}#{index}", file.display()),
         }
     }
@@ -62,6 +66,7 @@ impl Sample {
         match &self.source {
             Source::File(path) => decode_file(path),
             Source::Packed(packed) => decode_bytes(&packed.read()?, &packed.name()),
+            Source::Raw(raw) => raw.read(),
             Source::Pixels { rgb, width, height, .. } => {
                 Ok(Rgb8 { width: *width as usize, height: *height as usize, data: rgb.to_vec() })
             }

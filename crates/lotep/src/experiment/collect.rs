@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::recipe::Program;
+use crate::belongs::{PROTOCOL, PRUNING};
 use crate::protocol::Row;
 use crate::prune::Pruned;
 use crate::train::{Outcome, RunDir, TrainConfig};
@@ -72,7 +73,9 @@ fn look(dir: &Path, program: Program) -> Result<State> {
             let pruned: Pruned = serde_json::from_str(&text).map_err(damaged)?;
             let first = pruned.runs.first().ok_or_else(|| input_error!("{} has no runs", path.display()))?;
             let mean = pruned.mean.ok_or_else(|| input_error!("{} has no accuracy", path.display()))?;
-            Facts { measures: vec![(TOP1.into(), mean)], ..of_training(first, &path)? }
+            // The search is most of what it costs.
+            let seconds = trained(dir).seconds;
+            Facts { measures: vec![(TOP1.into(), mean)], seconds, ..of_training(first, &path)? }
         }
         Program::BaseToNovel | Program::FewShot | Program::CrossData => {
             #[derive(Deserialize)]
@@ -110,9 +113,12 @@ fn of_training(outcome: &Outcome, path: &Path) -> Result<Facts> {
 
 /// A protocol's row, with what its trainings cost together.
 fn of_protocol(row: &Row, dir: &Path) -> Result<Facts> {
+    let entries = std::fs::read_dir(dir).map_err(Error::io("read", dir))?.flatten();
+    let mut places: Vec<_> = entries.map(|entry| entry.path()).collect();
+    places.sort();
     let mut parts = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))?.flatten() {
-        if let State::Done(facts) = look(&entry.path(), Program::Train).unwrap_or(State::Waiting) {
+    for place in places {
+        if let State::Done(facts) = look(&place, Program::Train).unwrap_or(State::Waiting) {
             parts.push(facts);
         }
     }
@@ -123,8 +129,22 @@ fn of_protocol(row: &Row, dir: &Path) -> Result<Facts> {
         parameters: row.parameters,
         seconds: parts.iter().map(|f| f.seconds).sum(),
         peak_rss_mb: parts.iter().filter_map(|f| f.peak_rss_mb).reduce(f64::max),
+        data: common(parts.iter().map(|f| f.data.as_str())),
         ..(**first).clone()
     })
+}
+
+/// What all of some statements say, of clauses and lists in them: trainings on few images differ in how many.
+fn common<'a>(mut statements: impl Iterator<Item = &'a str>) -> String {
+    let first = statements.next().unwrap_or_default();
+    let mut clauses: Vec<Vec<&str>> = first.split("; ").map(|clause| clause.split(", ").collect()).collect();
+    for statement in statements {
+        let said =
+            |part: &&str| statement.split("; ").flat_map(|clause| clause.split(", ")).any(|p| p == *part);
+        clauses.iter_mut().for_each(|clause| clause.retain(said));
+    }
+    let clauses = clauses.into_iter().filter(|clause| !clause.is_empty()).map(|clause| clause.join(", "));
+    clauses.collect::<Vec<_>>().join("; ")
 }
 
 /// A directory without a result.
@@ -140,12 +160,57 @@ fn unfinished(dir: &Path, program: Program) -> Result<State> {
     if program == Program::Train && !run.config().exists() && !run.checkpoint().exists() {
         return Err(input_error!("{} holds something that is no run", dir.display()));
     }
-    Ok(State::Unfinished(epochs(&run)))
+    Ok(State::Unfinished(trained(dir).epochs))
 }
 
-/// Epochs that a run's metrics speak of.
-pub(super) fn epochs(run: &RunDir) -> usize {
-    std::fs::read_to_string(run.metrics()).map_or(0, |text| text.lines().count())
+/// What the metrics of the trainings in a directory speak of.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Trained {
+    /// Epochs, of all together.
+    pub(super) epochs: usize,
+    /// Seconds of training, likewise.
+    pub(super) seconds: f64,
+}
+
+/// The trainings in a directory: a run, or what a pruning or a protocol is made of.
+pub(super) fn trained(dir: &Path) -> Trained {
+    /// `degrees/trials/001`.
+    const DEPTH: usize = 3;
+    fn step(dir: &Path, left: usize, sum: &mut Trained) {
+        if let Ok(text) = std::fs::read_to_string(RunDir::new(dir).metrics()) {
+            sum.epochs += text.lines().count();
+            // Each line has the seconds so far.
+            let last = text.lines().last().and_then(|line| serde_json::from_str::<Value>(line).ok());
+            sum.seconds += last.and_then(|line| line["seconds"].as_f64()).unwrap_or(0.0);
+            return;
+        }
+        let Some(left) = left.checked_sub(1) else { return };
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                step(&entry.path(), left, sum);
+            }
+        }
+    }
+    let mut sum = Trained::default();
+    step(dir, DEPTH, &mut sum);
+    sum
+}
+
+/// The settings that a finished run of `program` in `dir` was made with.
+///
+/// # Errors
+/// They can't be read.
+pub fn settings(dir: &Path, program: Program) -> Result<TrainConfig> {
+    let (name, place) = match program {
+        Program::Train => ("result.json", "/run/config"),
+        Program::Prune => (PRUNING, "/config"),
+        Program::BaseToNovel | Program::FewShot | Program::CrossData => (PROTOCOL, "/configs/0"),
+    };
+    let path = dir.join(name);
+    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let damaged = |e: serde_json::Error| input_error!("{} is damaged: {e}", path.display());
+    let whole: Value = serde_json::from_str(&text).map_err(damaged)?;
+    serde_json::from_value(whole.pointer(place).cloned().unwrap_or_default()).map_err(damaged)
 }
 
 /// The first setting in which a finished run is not what is asked for; what was left open is anything.
@@ -203,5 +268,21 @@ mod tests {
             let State::Damaged(why) = state(&at("half"), program) else { panic!("it is damaged") };
             assert!(why.contains("result.json is damaged"), "{why}");
         }
+    }
+
+    #[test]
+    fn what_is_made_of_trainings_sums_them_up() {
+        let dir = tempfile::tempdir().unwrap();
+        for (run, seconds) in [("masks", 1.5), ("degrees/trials/001", 2.0), ("degrees/trials/002", 4.0)] {
+            let run = dir.path().join(run);
+            std::fs::create_dir_all(&run).unwrap();
+            let lines = format!("{{\"seconds\": 0.5}}\n{{\"seconds\": {seconds}}}\n");
+            std::fs::write(run.join("metrics.jsonl"), lines).unwrap();
+        }
+        assert_eq!(trained(dir.path()), Trained { epochs: 6, seconds: 7.5 });
+        assert_eq!(state(dir.path(), Program::Prune), State::Unfinished(6));
+        let said = ["a, b; 1 shot; 8 train, 9 test images", "a, b; 2 shots; 16 train, 9 test images"];
+        assert_eq!(common(said.into_iter()), "a, b; 9 test images");
+        assert_eq!(common([].into_iter()), "");
     }
 }

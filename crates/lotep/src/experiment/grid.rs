@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::recipe::{MethodRow, Recipe};
+use crate::data::Known;
+use crate::protocol::Target;
 use crate::{Result, bail, input_error};
 
 /// How much of a recipe is done here.
@@ -27,7 +29,7 @@ pub struct Scale {
     /// Other settings, `KEY=VALUE` as in config.toml.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<String>,
-    /// Names of models, data sets and methods that are left, `AXIS=NAME`.
+    /// Names of models, data sets, methods and sets to test on that are left, `AXIS=NAME`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub only: Vec<String>,
     /// Other places of models, `NAME=PATH`.
@@ -54,7 +56,22 @@ impl Scale {
         }
         said
     }
+
+    /// The data sets that are tested but not learnt, `cross-data`'s, under `data_root`.
+    pub fn targets(&self, recipe: &Recipe, data_root: &Path) -> Vec<Target> {
+        let only = self.only.iter().filter_map(|text| split(text, "only").ok());
+        let only: Vec<&str> = only.filter(|(axis, _)| *axis == TO).map(|(_, name)| name).collect();
+        let left = recipe.to.iter().filter(|to| only.is_empty() || only.contains(&to.as_str()));
+        let target = |to: &String| match to.parse::<Known>() {
+            Ok(known) => Target { dataset: Some(known), path: data_root.to_owned() },
+            Err(_) => Target { dataset: None, path: data_root.join(to) },
+        };
+        left.map(target).collect()
+    }
 }
+
+/// What `--only` calls them.
+const TO: &str = "to";
 
 /// One run of the grid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,14 +134,15 @@ fn split<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
 /// # Errors
 /// The scale names something that the recipe has not got, nothing is left, or two runs would have one directory.
 pub fn expand(recipe: &Recipe, scale: &Scale, data_root: &Path) -> Result<Vec<Run>> {
-    let mut only: [Vec<&str>; 3] = Default::default();
+    let mut only: [Vec<&str>; 4] = Default::default();
     for text in &scale.only {
         let (axis, name) = split(text, "only")?;
         let (slot, names): (usize, Vec<&str>) = match axis {
             "model" => (0, recipe.model.iter().map(|m| m.name.as_str()).collect()),
             "data" => (1, recipe.data.iter().map(|d| d.name.as_str()).collect()),
             "method" => (2, recipe.method.iter().map(|m| m.name.as_str()).collect()),
-            _ => bail!("--only {text}: model=NAME, data=NAME or method=NAME is expected"),
+            TO => (3, recipe.to.iter().map(String::as_str).collect()),
+            _ => bail!("--only {text}: model=NAME, data=NAME, method=NAME or to=NAME is expected"),
         };
         if !names.contains(&name) {
             bail!("--only {text}: the recipe has no such {axis}; it has {}", names.join(", "));

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::collect::epochs;
-use crate::train::RunDir;
+use super::collect::trained;
 use crate::{Error, Result};
 
 /// A process to be run.
@@ -24,7 +23,7 @@ pub struct Job {
     pub result: Option<PathBuf>,
     /// The run whose epochs show how far it is.
     pub run: PathBuf,
-    /// How many there will be.
+    /// How many there will be; 0 where that is not known.
     pub epochs: usize,
 }
 
@@ -58,6 +57,8 @@ struct Running<'a> {
 
 /// How often processes are looked at.
 const PAUSE: Duration = Duration::from_millis(100);
+/// At every so many of these looks files are read too.
+const FILES: usize = 10;
 /// How long they may take to save and end when asked to.
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -75,18 +76,27 @@ pub fn run_jobs(
     let mut waiting: VecDeque<usize> = (0..jobs.len()).collect();
     let mut running: Vec<(usize, Running<'_>)> = Vec::new();
     let mut ended: Vec<Option<Ended>> = vec![None; jobs.len()];
+    let mut looks = 0_usize;
     loop {
         while running.len() < at_once.max(1)
             && let Some(index) = waiting.pop_front()
         {
-            match start(program, &jobs[index]) {
-                Ok(started) => running.push((index, started)),
+            let epochs = match start(program, &jobs[index]) {
+                Ok(started) => {
+                    let epochs = started.epochs;
+                    running.push((index, started));
+                    epochs
+                }
                 Err(error) => {
                     stop(running);
                     return Err(error);
                 }
-            }
+            };
             news(News::Begun(&jobs[index]));
+            // It goes on where it was.
+            if epochs > 0 {
+                news(News::Moved(&jobs[index], epochs));
+            }
         }
         if running.is_empty() {
             return Ok(ended.into_iter().flatten().collect());
@@ -98,9 +108,11 @@ pub fn run_jobs(
             ));
         }
         std::thread::sleep(PAUSE);
+        looks += 1;
+        let at_files = looks.is_multiple_of(FILES);
         let mut left = Vec::with_capacity(running.len());
         for (index, mut r) in running {
-            let now = epochs(&RunDir::new(&r.job.run));
+            let now = if at_files { trained(&r.job.run).epochs } else { r.epochs };
             if now != r.epochs {
                 r.epochs = now;
                 news(News::Moved(r.job, now));
@@ -147,7 +159,7 @@ fn start<'a>(program: &Path, job: &'a Job) -> Result<Running<'a>> {
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command.spawn().map_err(Error::io("start", program))?;
-    Ok(Running { job, child, begun: Instant::now(), epochs: epochs(&RunDir::new(&job.run)) })
+    Ok(Running { job, child, begun: Instant::now(), epochs: trained(&job.run).epochs })
 }
 
 /// What a result is called until it is whole.

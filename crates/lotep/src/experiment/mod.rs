@@ -11,7 +11,7 @@ mod report;
 mod table;
 mod write;
 
-pub use collect::{Facts, State, differs, state};
+pub use collect::{Facts, State, differs, settings, state};
 pub use grid::{Run, Scale, expand};
 pub use jobs::{Ended, Job, News, run_jobs};
 pub use plots::plots;

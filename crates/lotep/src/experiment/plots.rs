@@ -98,7 +98,8 @@ fn by_parameters(table: &Table) -> String {
         paper,
     };
     let mut series = Vec::new();
-    for row in &table.rows {
+    // What learns nothing has no place on this axis.
+    for row in table.rows.iter().filter(|row| row.parameters != Some(0.0)) {
         let cell = &row.cells[column];
         series.push(one(row.name.clone(), row.parameters, cell.mean, cell.deviation, false));
         if let (Some(_), Some(_)) = (row.paper_parameters, cell.paper) {

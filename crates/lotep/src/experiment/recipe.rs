@@ -192,9 +192,10 @@ pub struct Recipe {
     /// More arguments of each run's command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Data sets that are tested but not learnt, under the data root; for `cross-data`.
+    /// Data sets that are tested but not learnt, for `cross-data`: those that are known by name, which are found under the
+    /// data root, or places there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub to: Vec<PathBuf>,
+    pub to: Vec<String>,
     /// What the columns are.
     #[serde(default)]
     pub columns: Columns,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::grid::{Run, Scale};
 use super::recipe::Recipe;
+use crate::belongs::{EXPERIMENT, free};
 use crate::{Error, Result, bail, input_error, write_json};
 
 /// What an experiment's directory is: from it and the result files of its runs everything else is made.
@@ -30,7 +31,7 @@ impl Record {
     }
 
     fn path(dir: &Path) -> PathBuf {
-        dir.join("experiment.json")
+        dir.join(EXPERIMENT)
     }
 
     /// What an adapter was measured to do on the recipe's `also[index]`.
@@ -69,6 +70,7 @@ pub fn open(dir: &Path) -> Result<Record> {
 /// # Errors
 /// The directory holds something else, another experiment, or the same of another scale: nothing is written then.
 pub fn begin(record: &Record, dir: &Path) -> Result<()> {
+    free(dir, EXPERIMENT)?;
     if Record::path(dir).exists() {
         let found = open(dir)?;
         let here = dir.display();

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::collect::{State, state};
+use super::recipe::Program;
 use super::record::{Record, open};
 use super::table::{Found, Table, tables};
 use crate::analysis::cka::Comparison;
@@ -93,6 +94,10 @@ pub fn report(dir: &Path) -> Result<Report> {
         .vary
         .as_ref()
         .map(|vary| (vary.name.clone(), vary.values.iter().map(super::grid::value_text).collect()));
+    let tables = tables(recipe, &found);
+    // Of few images their number is what varies.
+    let few = tables.first().filter(|_| recipe.run == Program::FewShot).map(|table| table.columns.clone());
+    let varies = varies.or(few.map(|shots| ("training images of each class".to_owned(), shots)));
     let mut cka = Vec::new();
     for run in &record.runs {
         let path = dir.join("cka").join(&run.id).join("cka.json");
@@ -116,7 +121,7 @@ pub fn report(dir: &Path) -> Result<Report> {
         machines,
         done: [done, record.runs.len()],
         damaged,
-        tables: tables(recipe, &found),
+        tables,
         varies,
         data,
         cka,

@@ -126,7 +126,9 @@ pub(super) fn tables(recipe: &Recipe, found: &[Found<'_>]) -> Vec<Table> {
     if !train {
         let mut measures: Vec<String> =
             distinct(found.iter().filter_map(facts).flat_map(|f| f.measures.iter().map(|m| m.0.clone())));
-        for m in recipe.expected.iter().filter_map(|e| e.measure.clone()).filter(|m| m != HARMONIC) {
+        for m in
+            recipe.expected.iter().filter_map(|e| e.measure.clone()).filter(|m| m != HARMONIC && m != OTHERS)
+        {
             if !measures.contains(&m) {
                 measures.push(m);
             }
@@ -137,6 +139,9 @@ pub(super) fn tables(recipe: &Recipe, found: &[Found<'_>]) -> Vec<Table> {
         }
         if recipe.run == Program::BaseToNovel {
             measures = vec!["base".into(), "novel".into(), HARMONIC.into()];
+        }
+        if recipe.run == Program::CrossData && measures.len() > 2 {
+            measures.push(OTHERS.into());
         }
         for model in &models {
             let mut places: Vec<(String, Option<&str>)> =
@@ -235,6 +240,8 @@ fn by_axes(recipe: &Recipe) -> bool {
 
 /// The mean of base and novel classes that their papers order methods by.
 pub(super) const HARMONIC: &str = "harmonic mean";
+/// The mean of the data sets that were tested only.
+const OTHERS: &str = "mean of the others";
 
 fn table(recipe: &Recipe, found: &[Found<'_>], caption: String, columns: &[Column<'_>], sum: bool) -> Table {
     let by_variant = recipe.columns == Columns::Variant && by_axes(recipe);
@@ -256,6 +263,11 @@ fn table(recipe: &Recipe, found: &[Found<'_>], caption: String, columns: &[Colum
                 let mean = mean(0).zip(mean(1)).map(|(base, novel)| harmonic_mean(base, novel));
                 let (seeds, wanted) = cells.first().map_or((0, 0), |c| (c.seeds, c.wanted));
                 Cell { mean, seeds, wanted, ..Cell::default() }
+            } else if column.measure == OTHERS {
+                // The source comes first.
+                let means: Option<Vec<f64>> = cells.iter().skip(1).map(|c| c.mean).collect();
+                let (seeds, wanted) = cells.first().map_or((0, 0), |c| (c.seeds, c.wanted));
+                Cell { mean: means.and_then(|m| moments(&m).0), seeds, wanted, ..Cell::default() }
             } else {
                 column.cell(&mine)
             };
@@ -428,5 +440,26 @@ pub(super) mod tests {
         assert_eq!(tables[0].columns, ["2", "3"]);
         let means = |r: usize| tables[0].rows[r].cells.iter().map(|c| c.mean.unwrap()).collect::<Vec<_>>();
         assert_eq!((means(0), means(1)), (vec![0.5, 0.5], vec![2.5, 4.5]));
+    }
+
+    #[test]
+    fn sets_that_are_only_tested_have_a_mean_of_their_own() {
+        let mut recipe = small();
+        (recipe.run, recipe.vary) = (Program::CrossData, None);
+        recipe.expected.clear();
+        let scale = Scale { only: vec!["data=C".into(), "method=Probe".into()], ..Scale::default() };
+        let runs = expand(&recipe, &scale, Path::new("")).unwrap();
+        let state = |run: &Run| {
+            let State::Done(mut facts) = done(0.0) else { panic!("it is done") };
+            let measures = [("source", 90.0), ("a", 10.0 + run.seed as f64), ("b", 30.0)];
+            facts.measures = measures.map(|(name, top1)| (name.to_owned(), top1)).to_vec();
+            State::Done(facts)
+        };
+        let states: Vec<State> = runs.iter().map(state).collect();
+        let found: Vec<Found<'_>> = runs.iter().zip(&states).collect();
+        let tables = tables(&recipe, &found);
+        assert_eq!(tables[0].columns, ["source", "a", "b", "mean of the others"]);
+        // Seeds 1 and 2.
+        assert_eq!(tables[0].rows[0].cells[3].mean, Some(f64::midpoint(11.5, 30.0)));
     }
 }

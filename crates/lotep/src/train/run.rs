@@ -14,6 +14,7 @@ use super::records::{Outcome, Records};
 use super::setup::Setup;
 use super::step::{Input, Stepper};
 use crate::adapter::Adapter;
+use crate::belongs::{RUN, free};
 use crate::data::Loader;
 use crate::eval::{Accuracy, evaluate};
 use crate::head::{Counts, Mapping};
@@ -37,7 +38,7 @@ impl RunDir {
     }
     /// The resolved configuration.
     pub fn config(&self) -> PathBuf {
-        self.0.join("config.toml")
+        self.0.join(RUN)
     }
     /// A line an epoch.
     pub fn metrics(&self) -> PathBuf {
@@ -68,6 +69,7 @@ pub fn train(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    free(dir.path(), RUN)?;
     if !resume && (dir.checkpoint().exists() || dir.result().exists()) {
         bail!(
             "{} already holds a run: continue it with --resume, or choose another --output",
@@ -90,6 +92,7 @@ pub fn train_epochs(
     epochs: usize,
     observer: &mut dyn Observer,
 ) -> Result<()> {
+    free(dir.path(), RUN)?;
     open(config, dir, observer)?.fit(epochs.min(config.epochs), observer)
 }
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use lotep::analysis::Watched;
 use lotep::analysis::cka::{Cka, Comparison};
-use lotep::data::{Epoch, Known, Loader, Split, open};
+use lotep::data::{Epoch, Loader};
 use lotep::model::pixels;
 use lotep::plot::{Chart, Heat, Point, Series, chart, heat};
 use lotep::{Error, Result, bail};
 
 use super::{Output, file_part};
+use crate::cmd::labelled::ImagesArgs;
 use crate::cmd::model::{Model, ModelArgs, ReadArgs};
 use crate::ui::Ui;
 
@@ -26,15 +27,8 @@ pub(crate) struct Args {
     /// adapted. May be given several times; NAME=DIR gives it a name in the results.
     #[arg(long, value_name = "DIR|NAME", default_value = "base")]
     against: Vec<String>,
-    /// Images: train/CLASS/*, test/CLASS/*, or CLASS/*.
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
-    /// Read the original download of a known data set.
-    #[arg(long, value_name = "NAME")]
-    dataset: Option<String>,
-    /// Which part of the data.
-    #[arg(long, default_value = "test", value_parser = ["train", "val", "test", "all"])]
-    split: String,
+    #[command(flatten)]
+    data: ImagesArgs,
     /// How many of the images, drawn at random.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(4..))]
     images: u64,
@@ -61,13 +55,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     if args.read.on_corrupt != "fail" {
         bail!("on-corrupt skip: networks can only be compared on the same images");
     }
-    let known = args.dataset.as_deref().map(str::parse::<Known>).transpose()?;
-    let mut splits = open(&args.data, known)?;
-    let split: Split = args.split.parse()?;
-    if split != Split::All {
-        splits.hold_out_test(0.2);
-    }
-    let data = Arc::new(splits.get(split)?);
+    let data = Arc::new(args.data.open()?);
     let first = args.model.load(ui)?;
     let name = args.label.clone().unwrap_or_else(|| label(&args.model));
     let against: Vec<(&str, &str)> = args.against.iter().map(|text| named(text)).collect();
@@ -99,7 +87,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     for batch in 0..batches {
         let mut grams = Vec::with_capacity(networks.len());
         for (network, epoch) in networks.iter().zip(&mut epochs) {
-            let Some(images) = epoch.next() else { bail!("{} ended early", args.data.display()) };
+            let Some(images) = epoch.next() else { bail!("{} ended early", args.data.data.display()) };
             grams.push(network.grams(pixels(images?, &network.transform, network.device()))?);
         }
         for (sum, other) in sums.iter_mut().zip(&grams[1..]) {

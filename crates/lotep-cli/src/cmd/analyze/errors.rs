@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use lotep::Result;
 use lotep::analysis::errors::errors;
-use lotep::data::{Known, Loader, Split, open};
+use lotep::data::Loader;
 use lotep::plot::{Bar, bars};
-use lotep::{Result, bail};
 
 use super::Output;
-use crate::cmd::eval::align;
-use crate::cmd::model::{ModelArgs, ReadArgs};
+use crate::cmd::labelled::{ImagesArgs, ScoredArgs, align};
+use crate::cmd::model::ReadArgs;
 use crate::ui::Ui;
 
 /// Show what goes wrong: the confusion matrix, accuracy class by class, and the surest mistakes as a contact sheet.
@@ -19,19 +19,9 @@ use crate::ui::Ui;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    /// Images: train/CLASS/*, test/CLASS/*, or CLASS/*.
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
-    /// Read the original download of a known data set.
-    #[arg(long, value_name = "NAME")]
-    dataset: Option<String>,
-    /// Which part of the data.
-    #[arg(long, default_value = "test", value_parser = ["train", "val", "test", "all"])]
-    split: String,
-    /// Share of the images that is the test split when there is no test/, as for `train`.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
-    test_fraction: f64,
+    model: ScoredArgs,
+    #[command(flatten)]
+    images: ImagesArgs,
     /// Images on the contact sheet.
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=600))]
     worst: u64,
@@ -43,17 +33,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let known = args.dataset.as_deref().map(str::parse::<Known>).transpose()?;
-    let split: Split = args.split.parse()?;
-    if !(0.0..=0.9).contains(&args.test_fraction) {
-        bail!("test-fraction is {}; 0 to 0.9 is expected", args.test_fraction);
-    }
-    let mut splits = open(&args.data, known)?;
-    if split != Split::All {
-        splits.hold_out_test(args.test_fraction);
-    }
-    let data = splits.get(split)?;
-    let model = args.model.load(ui)?;
+    let data = args.images.open()?;
+    let model = args.model.load(&data, ui)?;
     let data = Arc::new(align(data, model.classes(), model.loaded.config.classes)?);
     let transform = model.transform();
     let loader = Loader::new(data.clone(), args.read.loader(transform.clone())?);
@@ -82,7 +63,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         let a = found.accuracy;
         ui.out(&format!(
             "{} split: top1 {:.2}%  top5 {:.2}%  ({} images)",
-            args.split, a.top1, a.top5, a.images
+            args.images.split, a.top1, a.top5, a.images
         ))?;
         ui.out("worst classes:")?;
         for c in classes.iter().take(10) {

@@ -12,8 +12,8 @@ use crate::ui::Ui;
 
 /// Show learnt prompts: the image's as a picture, how strong each one is by layer, and where in each layer.
 ///
-/// Writes prompt.json, energy.svg, image.png (grey is zero, the largest magnitude white or black) and a map for each
-/// prompted block.
+/// Writes prompt.json, energy.svg, image.png (grey is zero, the largest magnitude white or black; of vpt-below one picture
+/// for each of its channels) and a map for each prompted block. Of a LoRA it is what is added to weights that is weighed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -36,10 +36,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         |e: &lotep::analysis::prompts::Energy| Bar { name: e.place.clone(), value: e.rms, ..Bar::default() };
     let items: Vec<Bar> = found.energies.iter().map(bar).collect();
     let title = format!("{} on {}", adapter.config.method.name(), adapter.config.backbone.name);
-    output.write("energy.svg", bars(&title, "root mean square of the prompt", &items, true))?;
-    if let Some(png) = &found.image {
-        output.write("image.png", png)?;
-        files.push("image.png".into());
+    output.write("energy.svg", bars(&title, "root mean square", &items, true))?;
+    for (name, png) in &found.images {
+        let name = format!("{name}.png");
+        output.write(&name, png)?;
+        files.push(name);
     }
     for (block, svg) in &found.maps {
         let name = format!("block-{}.svg", file_part(block));

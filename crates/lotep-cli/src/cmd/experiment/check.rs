@@ -4,7 +4,8 @@ use std::path::Path;
 
 use lotep::backbone;
 use lotep::data::{Known, open};
-use lotep::experiment::{Program, Recipe, Run, State, differs, state};
+use lotep::experiment::{Program, Recipe, Run, Scale, State, differs, settings, state};
+use lotep::method::MethodConfig;
 use lotep::train::TrainConfig;
 use lotep::{Result, bail, input_error};
 use toml::{Table, Value};
@@ -26,6 +27,7 @@ pub(super) fn config(run: &Run) -> Result<TrainConfig> {
 /// Check that every model and data set is there.
 pub(super) fn present(
     recipe: &Recipe,
+    scale: &Scale,
     runs: &[Run],
     configs: &[TrainConfig],
     data_root: &Path,
@@ -53,6 +55,11 @@ pub(super) fn present(
             }
         }
     }
+    for to in scale.targets(recipe, data_root) {
+        if let Err(error) = to.open() {
+            missing.push(format!("data to test on: {error}"));
+        }
+    }
     for also in &recipe.also {
         let known = also.dataset.as_deref().map(str::parse::<Known>).transpose();
         if let Err(error) = known.and_then(|known| open(&also.place(data_root), known)) {
@@ -78,7 +85,7 @@ pub(super) fn states(
         let found = state(&place, program);
         match &found {
             State::Damaged(why) => bail!("{why}: move {} away to have it run again", place.display()),
-            State::Done(_) if program == Program::Train => same(&place, config)?,
+            State::Done(_) => same(&place, config, program)?,
             _ => {}
         }
         states.push(found);
@@ -87,9 +94,16 @@ pub(super) fn states(
 }
 
 /// Check that a finished run is the one that is asked for.
-fn same(place: &Path, config: &TrainConfig) -> Result<()> {
-    let done = lotep::analysis::efficiency::finished(place)?;
-    match differs(config, &done.outcome.run.config) {
+fn same(place: &Path, config: &TrainConfig, program: Program) -> Result<()> {
+    let done = settings(place, program)?;
+    let mut asked = config.clone();
+    // A pruning's own options decide on that.
+    if let (MethodConfig::E2vpt(asked), MethodConfig::E2vpt(done)) = (&mut asked.method, &done.method)
+        && program == Program::Prune
+    {
+        asked.layout = done.layout;
+    }
+    match differs(&asked, &done) {
         Some(how) => bail!(
             "{} holds another run: its {how}; move it away, or choose another --output",
             place.display()

@@ -1,8 +1,9 @@
 //! The view of running processes: on a terminal a line each and a bar, else a line an event.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use lotep::experiment::{Ended, Job, News};
 
 use crate::ui::Ui;
@@ -12,8 +13,11 @@ pub(super) struct Live<'a> {
     ui: &'a Ui,
     screen: Option<(MultiProgress, ProgressBar)>,
     lines: BTreeMap<String, ProgressBar>,
+    /// Runs that were done before.
+    before: usize,
     done: usize,
     all: usize,
+    stopping: bool,
 }
 
 impl<'a> Live<'a> {
@@ -23,16 +27,17 @@ impl<'a> Live<'a> {
             let screen = MultiProgress::new();
             let bar = screen.add(ProgressBar::new(all as u64));
             if let Ok(style) =
-                ProgressStyle::with_template("{prefix:>12} {bar:30} {pos}/{len}  {elapsed}  {eta} left")
+                ProgressStyle::with_template("{prefix:>12} {bar:20} {pos}/{len}  {elapsed}{wide_msg}")
             {
                 bar.set_style(style);
             }
             bar.set_prefix("runs");
             bar.set_position(done as u64);
-            bar.reset_eta();
+            // What the signal's handler writes would go between the lines.
+            Ui::silence_signals(true);
             (screen, bar)
         });
-        Self { ui, screen, lines: BTreeMap::new(), done, all }
+        Self { ui, screen, lines: BTreeMap::new(), before: done, done, all, stopping: false }
     }
 
     /// Hear what happens; false once the user asked to stop.
@@ -41,7 +46,12 @@ impl<'a> Live<'a> {
             News::Begun(job) => self.begun(job),
             News::Moved(job, epochs) => {
                 if let Some(line) = self.lines.get(&job.id) {
-                    line.set_message(format!("{}  epoch {epochs}/{}", job.id, job.epochs));
+                    let far = match job.epochs {
+                        0 => format!("{epochs} epochs so far"),
+                        all if epochs >= all => format!("epoch {all}/{all}, testing"),
+                        all => format!("epoch {epochs}/{all}"),
+                    };
+                    line.set_message(format!("{}  {far}", job.id));
                 }
             }
             News::Ended(job, how, seconds) => {
@@ -57,11 +67,29 @@ impl<'a> Live<'a> {
                     line.tick();
                 }
                 if let Some((_, bar)) = &self.screen {
+                    bar.set_message(self.left(bar.elapsed()));
                     bar.tick();
                 }
             }
         }
-        !Ui::stopped()
+        if Ui::stopped() && !self.stopping {
+            self.stopping = true;
+            if let Some((screen, bar)) = &self.screen {
+                bar.set_message("  stopping");
+                _ = screen.println("stopping: what runs is saved (Ctrl-C again does not wait for it)");
+            }
+        }
+        !self.stopping
+    }
+
+    /// How long the others take, if they are like those that have ended in this time; nothing before one has.
+    fn left(&self, elapsed: Duration) -> String {
+        let ended = self.done.saturating_sub(self.before);
+        let Some(left) = self.all.checked_sub(self.done).filter(|left| ended > 0 && *left > 0) else {
+            return String::new();
+        };
+        let left = elapsed.mul_f64(left as f64 / ended as f64);
+        format!("  {:#} left", HumanDuration(left))
     }
 
     fn begun(&mut self, job: &Job) {
@@ -69,7 +97,7 @@ impl<'a> Live<'a> {
             return self.ui.note(&format!("begun   {}", job.id));
         };
         let line = screen.insert_before(bar, ProgressBar::new_spinner());
-        if let Ok(style) = ProgressStyle::with_template("{spinner:>12} {msg}  {elapsed}") {
+        if let Ok(style) = ProgressStyle::with_template("{spinner:>12} {elapsed:>4}  {wide_msg}") {
             line.set_style(style);
         }
         line.set_message(job.id.clone());
@@ -96,6 +124,7 @@ impl Drop for Live<'_> {
         }
         if let Some((_, bar)) = &self.screen {
             bar.finish_and_clear();
+            Ui::silence_signals(false);
         }
     }
 }

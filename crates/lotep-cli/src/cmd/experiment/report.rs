@@ -99,8 +99,11 @@ pub(super) fn print(report: &Report, ui: &Ui) -> Result<()> {
                 let paper = cell.paper.map_or(String::new(), |p| format!(" ({p:.2})"));
                 line += &wide(&format!("{own}{deviation}{paper}"));
             }
-            let number = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.0}"));
-            ui.out(&format!("{line}  {:>12}  {:>8}", number(row.parameters), number(row.seconds)))?;
+            let number =
+                |v: Option<f64>, digits: usize| v.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
+            let digits = usize::from(row.seconds.is_some_and(|s| s < 10.0));
+            let (parameters, seconds) = (number(row.parameters, 0), number(row.seconds, digits));
+            ui.out(&format!("{line}  {parameters:>12}  {seconds:>8}"))?;
         }
     }
     for line in &report.rules {

@@ -48,7 +48,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SEED,…", value_delimiter = ',', help_heading = "Less than the whole recipe",
           value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     seeds: Vec<u64>,
-    /// Leave the others out: model=NAME, data=NAME or method=NAME, as the recipe calls them. May be given several times.
+    /// Leave the others out: model=NAME, data=NAME, method=NAME or, of sets to test on, to=NAME, as the recipe calls them. May be
+    /// given several times.
     #[arg(long, value_name = "AXIS=NAME", help_heading = "Less than the whole recipe")]
     only: Vec<String>,
     /// Another setting of all runs, as in config.toml; a method's own begin with `method.`.
@@ -72,7 +73,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let runs = expand(&recipe, &scale, &args.data_root)?;
     let configs = runs.iter().map(config).collect::<Result<Vec<_>>>()?;
-    present(&recipe, &runs, &configs, &args.data_root)?;
+    present(&recipe, &scale, &runs, &configs, &args.data_root)?;
     let record = Record::new(recipe, scale, runs);
     if !args.dry_run {
         begin(&record, &args.output)?;
@@ -87,7 +88,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     if !scaled.is_empty() {
         ui.note(&format!("scaled    {}", scaled.join("; ")));
     }
-    ui.note(&format!("{} runs, {done} of them done", runs.len()));
+    let count = if runs.len() == 1 { "1 run".to_owned() } else { format!("{} runs", runs.len()) };
+    ui.note(&format!("{count}, {done} of them done"));
     if args.dry_run {
         return plan(runs, &states, ui);
     }
@@ -99,7 +101,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             let text = toml::to_string(&run.settings)
                 .map_err(|e| input_error!("cannot write the settings of {}: {e}", run.id))?;
             write_atomic(&file, text.as_bytes())?;
-            jobs.push(job(args, recipe, run, config, &file));
+            jobs.push(job(args, &record, run, config, &file));
         }
     }
     Ui::catch_signals();
@@ -140,7 +142,8 @@ fn work(
 }
 
 /// The process of a run.
-fn job(args: &Args, recipe: &Recipe, run: &Run, config: &TrainConfig, file: &Path) -> Job {
+fn job(args: &Args, record: &Record, run: &Run, config: &TrainConfig, file: &Path) -> Job {
+    let recipe = &record.recipe;
     let dir = Record::run_dir(&args.output, run);
     let words: &[&str] = match recipe.run {
         Program::Train => &["train", "--resume"],
@@ -154,8 +157,8 @@ fn job(args: &Args, recipe: &Recipe, run: &Run, config: &TrainConfig, file: &Pat
     if recipe.run != Program::Train {
         arguments.extend(["--seeds".into(), run.seed.to_string().into()]);
     }
-    for to in &recipe.to {
-        arguments.extend(["--to".into(), args.data_root.join(to).into()]);
+    for to in record.scale.targets(recipe, &args.data_root) {
+        arguments.extend(["--to".into(), to.to_string().into()]);
     }
     arguments.extend(recipe.args.iter().map(OsString::from));
     Job {
@@ -164,7 +167,8 @@ fn job(args: &Args, recipe: &Recipe, run: &Run, config: &TrainConfig, file: &Pat
         log: args.output.join("logs").join(format!("{}.log", run.id)),
         result: None,
         run: dir,
-        epochs: config.epochs,
+        // Of what is made of several trainings nobody knows beforehand.
+        epochs: if recipe.run == Program::Train { config.epochs } else { 0 },
     }
 }
 
@@ -192,8 +196,9 @@ fn measurements(args: &Args, record: &Record) -> Vec<Job> {
                 id: format!("{} on {}", run.id, also.name),
                 args: arguments,
                 log: args.output.join("logs").join(format!("{}.also.log", run.id)),
+                // Nothing is trained there.
+                run: result.clone(),
                 result: Some(result),
-                run: dir.clone(),
                 epochs: 0,
             });
         }
@@ -263,7 +268,8 @@ fn measured(state: &State) -> String {
         }
         State::Damaged(why) => why.clone(),
         State::Waiting => "not begun".into(),
-        State::Unfinished(epochs) => format!("after epoch {epochs}"),
+        State::Unfinished(1) => "after 1 epoch".into(),
+        State::Unfinished(epochs) => format!("after {epochs} epochs"),
     }
 }
 

@@ -8,20 +8,30 @@ use crate::data::dataset::{Dataset, Sample, Source, Split, Splits, name_of};
 use crate::data::files::{entries, listed, walk};
 use crate::data::gather::{Named, numbered};
 use crate::data::list::records;
+use crate::data::mat::{self, Value};
 use crate::{Error, Result, bail};
 
 /// ImageNet-1K as it is unpacked: the 50,000 validation images are what is tested on. They are in folders, or flat beside
-/// Kaggle's `LOC_val_solution.csv`.
+/// Kaggle's `LOC_val_solution.csv` or the development kit.
 pub(super) fn imagenet(dir: &Path) -> Result<Splits> {
     let base = [dir.join("ILSVRC/Data/CLS-LOC"), dir.join("images"), dir.to_owned()];
     let base = base.into_iter().find(|base| base.join("train").is_dir()).unwrap_or_else(|| dir.to_owned());
     let train = folders(&base.join("train"), dir, wnid)?;
     let val = base.join("val");
     let solution = dir.join("LOC_val_solution.csv");
-    let test = if entries(&val)?.dirs.is_empty() && solution.is_file() {
-        solved(&val, &solution, &train)?
-    } else {
-        folders(&val, dir, wnid)?
+    let kit = ["ILSVRC2012_devkit_t12/data", "data", ""].map(|place| dir.join(place));
+    let kit = kit.into_iter().find(|kit| kit.join(GROUND_TRUTH).is_file());
+    let flat = entries(&val)?.dirs.is_empty();
+    let test = match kit {
+        _ if flat && solution.is_file() => solved(&val, &solution, &train)?,
+        Some(kit) if flat => numbered_by_kit(&val, &kit, &train)?,
+        _ if flat => bail!(
+            "{} is flat: class folders, LOC_val_solution.csv or ILSVRC2012_devkit_t12 in {} are expected, to say what its \
+             images are",
+            val.display(),
+            dir.display()
+        ),
+        _ => folders(&val, dir, wnid)?,
     };
     let layout = "ImageNet-1K, tested on its validation images".into();
     Ok(Splits { train: Some(train), val: None, test: Some(test), layout })
@@ -83,6 +93,37 @@ fn solved(val: &Path, solution: &Path, train: &Dataset) -> Result<Dataset> {
             bail!("{}: {image} is of `{wnid}`, which is none of ImageNet-1K's classes", solution.display());
         };
         let file = listed(solution, val, &format!("{image}.JPEG"))?;
+        samples.push(Sample { source: Source::File(file), label });
+    }
+    samples.sort_by_key(|sample| sample.label);
+    Ok(Dataset::new(train.name.clone(), train.classes.clone(), samples))
+}
+
+/// What the development kit says of the validation images: a class's number a line.
+const GROUND_TRUTH: &str = "ILSVRC2012_validation_ground_truth.txt";
+
+/// The development kit's answers: the challenge's own numbers, which `meta.mat` has the identifiers of.
+fn numbered_by_kit(val: &Path, kit: &Path, train: &Dataset) -> Result<Dataset> {
+    let meta = kit.join("meta.mat");
+    let [synsets] = mat::read(&meta, ["synsets"])?;
+    let Value::Struct(synsets) = synsets else { bail!("{}: synsets are no structure", meta.display()) };
+    let mut labels: BTreeMap<usize, usize> = BTreeMap::new();
+    for synset in &synsets {
+        let number = synset.get("ILSVRC2012_ID").and_then(Value::wholes).and_then(|n| n.first().copied());
+        let (Some(number), Some(name)) = (number, synset.get("WNID").and_then(Value::text)) else {
+            bail!("{} has a synset without ILSVRC2012_ID or WNID", meta.display());
+        };
+        // Behind the 1,000 classes are the synsets above them.
+        labels.extend(wnid(name).map(|label| (number, label)));
+    }
+    let answers = kit.join(GROUND_TRUTH);
+    let text = std::fs::read_to_string(&answers).map_err(Error::io("read", &answers))?;
+    let mut samples = Vec::new();
+    for (index, line) in text.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate() {
+        let Some(&label) = line.parse().ok().and_then(|number: usize| labels.get(&number)) else {
+            bail!("{}, line {}: `{line}` is no class of {}", answers.display(), index + 1, meta.display());
+        };
+        let file = listed(&answers, val, &format!("ILSVRC2012_val_{:08}.JPEG", index + 1))?;
         samples.push(Sample { source: Source::File(file), label });
     }
     samples.sort_by_key(|sample| sample.label);

@@ -4,6 +4,7 @@ mod birds;
 mod class_folders;
 mod gtsrb;
 mod matlab;
+mod originals;
 mod table;
 mod text_lists;
 mod vtab;
@@ -72,9 +73,10 @@ impl Known {
     pub fn find(self, path: &Path) -> Result<PathBuf> {
         let about = self.about();
         let below = about.places().into_iter().map(|folder| path.join(folder));
-        let is_it = |dir: &PathBuf| about.markers.iter().any(|marker| dir.join(marker).exists());
-        let mut places = [path.to_owned()].into_iter().chain(below);
-        places.find(is_it).ok_or_else(|| {
+        let places: Vec<PathBuf> = [path.to_owned()].into_iter().chain(below).collect();
+        // The first form that is anywhere: what is prepared needs nothing else.
+        let with = |marker: &&str| places.iter().find(|dir| dir.join(marker).exists());
+        about.markers.iter().find_map(with).cloned().ok_or_else(|| {
             input_error!(
                 "{} does not hold {} ({}), nor does {} there: expected {}; get it from {} (`lotep datasets {}`)",
                 path.display(),
@@ -156,3 +158,5 @@ impl fmt::Display for Known {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vtab_tests;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::text_lists::{self, Lists};
-use super::{About, birds, class_folders, gtsrb, matlab, vtab};
+use super::{About, birds, class_folders, gtsrb, matlab, originals, vtab};
 use crate::Result;
 use crate::data::dataset::Splits;
 use crate::data::{cifar, coop};
@@ -73,22 +73,36 @@ const fn prepared(
         classes,
         images: [800, 200, test],
         folders,
-        markers: &["train800.txt"],
+        markers: &[vtab::PREPARED],
         get: "github.com/ZhangYuanhan-AI/NOAH, or made by TensorFlow Datasets",
         holds: "train800.txt, val200.txt and test.txt (`PATH LABEL` a line) and the images below",
         read: vtab::prepared,
     }
 }
 
-/// A row of VTAB-1k that is also chosen from the original download by lists of names.
-const fn vtab(row: About, read: fn(&Path) -> Result<Splits>) -> About {
-    About {
-        markers: &["train800.txt", vtab::NAMES],
-        holds: "train800.txt, val200.txt and test.txt (`PATH LABEL` a line) and the images below; or vtab_trainval_splits.json, \
-                with the original download in the same directory",
-        read,
-        ..row
-    }
+/// What a row of VTAB-1k says that is read from its prepared form or from something else too.
+macro_rules! or_else {
+    ($other:literal) => {
+        concat!(
+            "train800.txt, val200.txt and test.txt (`PATH LABEL` a line) and the images below; or ",
+            $other
+        )
+    };
+}
+
+/// A row of VTAB-1k that is also chosen from the original download by lists of names, in the same directory.
+const fn by_names(row: About, holds: &'static str, read: fn(&Path) -> Result<Splits>) -> About {
+    About { markers: &[vtab::PREPARED, vtab::NAMES], holds, read, ..row }
+}
+
+/// A row of VTAB-1k that is also drawn from the original download.
+const fn drawn(
+    row: About,
+    markers: &'static [&'static str],
+    holds: &'static str,
+    read: fn(&Path) -> Result<Splits>,
+) -> About {
+    About { markers, holds, read, ..row }
 }
 
 pub(super) static TABLE: [About; 50] = [
@@ -234,7 +248,8 @@ pub(super) static TABLE: [About; 50] = [
         folders: &["imagenet-1k", "ILSVRC2012"],
         markers: &["train/n01440764", "images/train/n01440764", "ILSVRC/Data/CLS-LOC/train"],
         get: "www.image-net.org, or Kaggle's ImageNet Object Localization Challenge",
-        holds: "train/WNID/*, and val/WNID/* or Kaggle's val/* with LOC_val_solution.csv; the validation images are tested on",
+        holds: "train/WNID/*, and val/WNID/*, or val/* with Kaggle's LOC_val_solution.csv or the development kit \
+                (ILSVRC2012_devkit_t12); the validation images are tested on",
         read: class_folders::imagenet,
     },
     About {
@@ -420,45 +435,140 @@ pub(super) static TABLE: [About; 50] = [
         holds: "images/*.jpg, images_variant_train.txt, images_variant_val.txt, images_variant_test.txt",
         read: |dir| text_lists::read(dir, &AIRCRAFT),
     },
-    vtab(prepared("vtab-cifar100", "VTAB-1k: CIFAR-100", 100, 10_000, &["vtab-1k/cifar"]), |dir| {
-        vtab::named(dir, "cifar(num_classes=100)", "cifar100")
-    }),
-    prepared("vtab-caltech101", "VTAB-1k: Caltech-101", 102, 6_084, &["vtab-1k/caltech101"]),
-    vtab(prepared("vtab-dtd", "VTAB-1k: Describable Textures", 47, 1_880, &["vtab-1k/dtd"]), |dir| {
-        vtab::named(dir, "dtd", "dtd")
-    }),
-    vtab(
+    by_names(
+        prepared("vtab-cifar100", "VTAB-1k: CIFAR-100", 100, 10_000, &["vtab-1k/cifar"]),
+        or_else!("vtab_trainval_splits.json and the binary version of CIFAR-100"),
+        |dir| vtab::choose(dir, &vtab::CIFAR),
+    ),
+    drawn(
+        prepared(
+            "vtab-caltech101",
+            "VTAB-1k: Caltech-101",
+            102,
+            6_084,
+            &["vtab-1k/caltech101", "caltech-101"],
+        ),
+        &[vtab::PREPARED, "101_ObjectCategories"],
+        or_else!(
+            "101_ObjectCategories/CLASS/*.jpg, of which 30 a class are learnt from: drawn here, VTAB's own are in no list"
+        ),
+        |dir| vtab::choose(dir, &vtab::CALTECH),
+    ),
+    by_names(
+        prepared("vtab-dtd", "VTAB-1k: Describable Textures", 47, 1_880, &["vtab-1k/dtd"]),
+        or_else!("vtab_trainval_splits.json and the authors' dtd/"),
+        |dir| vtab::choose(dir, &vtab::DTD),
+    ),
+    by_names(
         prepared("vtab-flowers102", "VTAB-1k: Oxford Flowers", 102, 6_149, &["vtab-1k/oxford_flowers102"]),
-        |dir| vtab::named(dir, "oxford_flowers102", "flowers102"),
+        or_else!("vtab_trainval_splits.json and the authors' flowers-102/"),
+        |dir| vtab::choose(dir, &vtab::FLOWERS),
     ),
-    vtab(
+    by_names(
         prepared("vtab-pets", "VTAB-1k: Oxford-IIIT Pets", 37, 3_669, &["vtab-1k/oxford_iiit_pet"]),
-        |dir| vtab::named(dir, "oxford_iiit_pet", "pets"),
+        or_else!("vtab_trainval_splits.json and the authors' oxford-iiit-pet/"),
+        |dir| vtab::choose(dir, &vtab::PETS),
     ),
-    prepared("vtab-svhn", "VTAB-1k: SVHN", 10, 26_032, &["vtab-1k/svhn"]),
-    prepared("vtab-sun397", "VTAB-1k: SUN397", 397, 21_750, &["vtab-1k/sun397"]),
+    drawn(
+        prepared("vtab-svhn", "VTAB-1k: SVHN", 10, 26_032, &["vtab-1k/svhn", "svhn", "SVHN"]),
+        &[vtab::PREPARED, "train_32x32.mat"],
+        or_else!("train_32x32.mat and test_32x32.mat: drawn here, VTAB's own are in no list"),
+        |dir| vtab::choose(dir, &vtab::SVHN),
+    ),
+    by_names(
+        prepared("vtab-sun397", "VTAB-1k: SUN397", 397, 21_750, &["vtab-1k/sun397"]),
+        or_else!(
+            "vtab_trainval_splits.json, SUN397/a/abbey/* and so on, and TensorFlow Datasets' sun397_tfds_te.txt, without which \
+                  the images to test on are drawn"
+        ),
+        |dir| vtab::choose(dir, &vtab::SUN),
+    ),
     prepared("vtab-camelyon", "VTAB-1k: Patch Camelyon", 2, 32_768, &["vtab-1k/patch_camelyon"]),
-    prepared("vtab-eurosat", "VTAB-1k: EuroSAT", 10, 5_400, &["vtab-1k/eurosat"]),
-    prepared("vtab-resisc45", "VTAB-1k: RESISC45", 45, 6_300, &["vtab-1k/resisc45"]),
-    prepared(
-        "vtab-retinopathy",
-        "VTAB-1k: Diabetic Retinopathy",
-        5,
-        42_670,
-        &["vtab-1k/diabetic_retinopathy"],
+    by_names(
+        prepared("vtab-eurosat", "VTAB-1k: EuroSAT", 10, 5_400, &["vtab-1k/eurosat"]),
+        or_else!("vtab_trainval_splits.json and 2750/CLASS/*.jpg, of which those to test on are drawn"),
+        |dir| vtab::choose(dir, &vtab::EUROSAT),
     ),
-    prepared("vtab-clevr-count", "VTAB-1k: CLEVR, number of objects", 8, 15_000, &["vtab-1k/clevr_count"]),
-    prepared(
-        "vtab-clevr-dist",
-        "VTAB-1k: CLEVR, distance of the closest object",
-        6,
-        15_000,
-        &["vtab-1k/clevr_dist"],
+    by_names(
+        prepared("vtab-resisc45", "VTAB-1k: RESISC45", 45, 6_300, &["vtab-1k/resisc45"]),
+        or_else!(
+            "vtab_trainval_splits.json and NWPU-RESISC45/CLASS/*.jpg, of which those to test on are drawn"
+        ),
+        |dir| vtab::choose(dir, &vtab::RESISC),
+    ),
+    by_names(
+        prepared(
+            "vtab-retinopathy",
+            "VTAB-1k: Diabetic Retinopathy",
+            5,
+            42_670,
+            &["vtab-1k/diabetic_retinopathy"],
+        ),
+        or_else!(
+            "vtab_trainval_splits.json and Kaggle's trainLabels.csv, retinopathy_solution.csv, train/*.jpeg and test/*.jpeg, \
+                  which are not brought to Graham's radius and colours"
+        ),
+        |dir| vtab::choose(dir, &vtab::RETINOPATHY),
+    ),
+    by_names(
+        prepared(
+            "vtab-clevr-count",
+            "VTAB-1k: CLEVR, number of objects",
+            8,
+            15_000,
+            &["vtab-1k/clevr_count"],
+        ),
+        or_else!("vtab_trainval_splits.json and CLEVR_v1.0/"),
+        |dir| vtab::choose(dir, &vtab::CLEVR_COUNT),
+    ),
+    by_names(
+        prepared(
+            "vtab-clevr-dist",
+            "VTAB-1k: CLEVR, distance of the closest object",
+            6,
+            15_000,
+            &["vtab-1k/clevr_dist"],
+        ),
+        or_else!("vtab_trainval_splits.json and CLEVR_v1.0/"),
+        |dir| vtab::choose(dir, &vtab::CLEVR_DIST),
     ),
     prepared("vtab-dmlab", "VTAB-1k: DMLab", 6, 22_735, &["vtab-1k/dmlab"]),
-    prepared("vtab-kitti", "VTAB-1k: KITTI, distance of the closest vehicle", 4, 711, &["vtab-1k/kitti"]),
+    by_names(
+        prepared("vtab-kitti", "VTAB-1k: KITTI, distance of the closest vehicle", 4, 711, &["vtab-1k/kitti"]),
+        or_else!(
+            "vtab_trainval_splits.json, training/image_2/*.png and training/label_2/*.txt, of which those to test on are \
+                  drawn, image by image and not drive by drive"
+        ),
+        |dir| vtab::choose(dir, &vtab::KITTI),
+    ),
     prepared("vtab-dsprites-loc", "VTAB-1k: dSprites, location", 16, 73_728, &["vtab-1k/dsprites_loc"]),
     prepared("vtab-dsprites-ori", "VTAB-1k: dSprites, orientation", 16, 73_728, &["vtab-1k/dsprites_ori"]),
-    prepared("vtab-smallnorb-azi", "VTAB-1k: SmallNORB, azimuth", 18, 12_150, &["vtab-1k/smallnorb_azi"]),
-    prepared("vtab-smallnorb-ele", "VTAB-1k: SmallNORB, elevation", 9, 12_150, &["vtab-1k/smallnorb_ele"]),
+    drawn(
+        prepared(
+            "vtab-smallnorb-azi",
+            "VTAB-1k: SmallNORB, azimuth",
+            18,
+            12_150,
+            &["vtab-1k/smallnorb_azi", "smallnorb"],
+        ),
+        &[vtab::PREPARED, originals::NORB],
+        or_else!(
+            "the authors' six files smallnorb-*.mat, decompressed: drawn here, VTAB's own are in no list"
+        ),
+        |dir| vtab::choose(dir, &vtab::NORB_AZIMUTH),
+    ),
+    drawn(
+        prepared(
+            "vtab-smallnorb-ele",
+            "VTAB-1k: SmallNORB, elevation",
+            9,
+            12_150,
+            &["vtab-1k/smallnorb_ele", "smallnorb"],
+        ),
+        &[vtab::PREPARED, originals::NORB],
+        or_else!(
+            "the authors' six files smallnorb-*.mat, decompressed: drawn here, VTAB's own are in no list"
+        ),
+        |dir| vtab::choose(dir, &vtab::NORB_ELEVATION),
+    ),
 ];

@@ -8,16 +8,16 @@ use crate::data::mat::written::{bytes, cell, deflated, file, numbers, structure,
 use crate::data::test_files::{shared, write_bytes, write_image};
 use crate::data::{Dataset, open};
 
-fn known(name: &str) -> Known {
+pub(super) fn known(name: &str) -> Known {
     name.parse().unwrap()
 }
 
-fn write(path: impl AsRef<Path>, text: &str) {
+pub(super) fn write(path: impl AsRef<Path>, text: &str) {
     write_bytes(path, text.as_bytes());
 }
 
 /// `FILE class` of each image.
-fn images(data: Option<Dataset>) -> Vec<String> {
+pub(super) fn images(data: Option<Dataset>) -> Vec<String> {
     let data = data.unwrap();
     let one = |s: &crate::data::Sample| {
         format!("{} {}", s.name().rsplit('/').next().unwrap(), data.classes[s.label])
@@ -25,7 +25,7 @@ fn images(data: Option<Dataset>) -> Vec<String> {
     data.samples.iter().map(one).collect()
 }
 
-fn refused(root: &Path, name: &str) -> String {
+pub(super) fn refused(root: &Path, name: &str) -> String {
     let message = open(root, Some(known(name))).unwrap_err().to_string();
     assert!(!message.contains('\n'), "{message}");
     message
@@ -312,6 +312,34 @@ fn imagenet_and_its_variants_share_their_numbers() {
     );
     assert_eq!(labels(&open(root, Some(known("imagenet"))).unwrap().test), [1]);
 
+    // So are those of the challenge itself, whose development kit has numbers of its own.
+    std::fs::remove_file(root.join("imagenet/LOC_val_solution.csv")).unwrap();
+    assert!(
+        refused(root, "imagenet")
+            .contains("val is flat: class folders, LOC_val_solution.csv or ILSVRC2012_devkit")
+    );
+    let kit = root.join("imagenet/ILSVRC2012_devkit_t12/data");
+    let synset =
+        |id: u16, wnid: &str| vec![numbers("", &[id]), text("", wnid), text("", "words, more words")];
+    let synsets = [synset(1, goldfish), synset(2, last), synset(3, tench), synset(1001, "n00001740")];
+    let fields = ["ILSVRC2012_ID", "WNID", "words"];
+    write_bytes(kit.join("meta.mat"), &file(&[deflated(&structure("synsets", &fields, &synsets))]));
+    write(kit.join("ILSVRC2012_validation_ground_truth.txt"), "2\n");
+    assert_eq!(labels(&open(root, Some(known("imagenet"))).unwrap().test), [999]);
+    for (truth, words) in [
+        ("1001\n", "line 1: `1001` is no class of"),
+        ("one\n", "line 1: `one` is no class of"),
+        ("2\n3\n", "ILSVRC2012_val_00000002.JPEG`, which is not in"),
+    ] {
+        write(kit.join("ILSVRC2012_validation_ground_truth.txt"), truth);
+        assert!(refused(root, "imagenet").contains(words), "{}", refused(root, "imagenet"));
+    }
+    write_bytes(
+        kit.join("meta.mat"),
+        &file(&[deflated(&structure("synsets", &fields[1..], &[synset(1, last)[1..].to_vec()]))]),
+    );
+    assert!(refused(root, "imagenet").contains("meta.mat has a synset without ILSVRC2012_ID"));
+
     for (folder, name, label) in [("imagenet-r", goldfish, 1), ("imagenet-sketch", tench, 0)] {
         write_image(root.join(folder).join(name).join("1.jpg"), 1);
         let test = open(root, Some(known(folder))).unwrap().test.unwrap();
@@ -366,6 +394,8 @@ fn vtab_prepared_and_by_names() {
     write(prepared.join("train800.txt"), "images/train/000000.jpg 2\n");
     write(prepared.join("val200.txt"), "images/val/000000.jpg 0\n");
     write(prepared.join("test.txt"), "images/test/000000.jpg 10\n");
+    // Lists for other tasks beside it change nothing.
+    write(dir.path().join(vtab::NAMES), "{}");
     let splits = open(dir.path(), Some(known("vtab-sun397"))).unwrap();
     assert_eq!(images(splits.train), ["000000.jpg 2"]);
     assert_eq!(
