@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lotep::data::{ClassSplit, Dataset, Known, Loader, Split, open};
+use lotep::data::{ClassSplit, Dataset, Known, Loader, Split, nameless, open};
 use lotep::eval::{Accuracy, evaluate};
 use lotep::{Result, bail};
 use serde_json::json;
@@ -59,12 +59,19 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     if split != Split::All {
         splits.hold_out_test(args.test_fraction);
     }
-    let data = splits.with_classes(args.class_split.parse::<ClassSplit>()?)?.get(split)?;
+    let mut data = splits.with_classes(args.class_split.parse::<ClassSplit>()?)?.get(split)?;
+    if args.data_classes {
+        data = data.answers();
+    }
     let names = args.names.names()?.or_else(|| args.data_classes.then(|| data.classes.clone()));
     let mut model = args.model.load_for(names, &args.names.template, ui)?;
     // A CLIP alone has no other classifier than the data's names.
     if model.loaded.words.is_some() && model.adapter.is_none() && model.named.is_none() {
-        model.score_by(data.classes.clone(), &args.names.template)?;
+        data = data.answers();
+        model.score_by(data.classes.clone(), &args.names.template, ui)?;
+    }
+    if let Some(line) = model.named.as_ref().and_then(|named| nameless(&args.data, known, &named.names)) {
+        ui.note(&format!("warning: {line}"));
     }
     ui.note(&format!("backbone  {}", model.loaded.describe()));
     let (accuracy, skipped) = accuracy(&model, data, &args.read, ui)?;
