@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lotep::Result;
-use lotep::protocol::{Protocol, Row, run as follow};
+use lotep::protocol::{Protocol, Row, Target, run as follow};
 
 use super::sweep::Settings;
 use super::train::MAX_SEED;
@@ -11,14 +11,15 @@ use crate::ui::{Ui, Watcher};
 
 /// Compare CLIP's methods as their papers do: base to novel classes, few shots, other data sets.
 ///
-/// Settings with several values are rows of the table, each trained with every seed. A protocol that was stopped goes on
-/// where it was when the same command is given again.
+/// Settings with several values are rows of the table, each trained with every seed; epochs, rates, depths and averages that
+/// are not set are those of the method's paper in this protocol. All data to test on is opened before anything is
+/// trained. A protocol that was stopped goes on where it was when the same command is given again.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   lotep protocol base-to-novel --set backbone=CLIP --set data=photos --set method=ivlp,promptsrc,mmlop --output runs/novel
   lotep protocol few-shot --shots 1,2,4,8,16 --config clip.toml --output runs/few
-  lotep protocol cross-data --to flowers --to pets --config clip.toml --output runs/cross")]
+  lotep protocol cross-data --to flowers --to Pets=clip-pets:downloads --config clip.toml --output runs/cross")]
 pub(crate) struct Args {
     #[command(subcommand)]
     which: Which,
@@ -50,9 +51,10 @@ enum Which {
         /// Training images of each class.
         #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
         shots: u64,
-        /// Another data set to test on.
-        #[arg(long, value_name = "DIR", required = true)]
-        to: Vec<PathBuf>,
+        /// Another data set to test on: where it is, as `train --data` takes it; before that, with a colon, its name in `lotep
+        /// datasets` if it is as its authors publish it; before all, with =, what its column is called.
+        #[arg(long, value_name = "[NAME=][DATASET:]PLACE", required = true)]
+        to: Vec<Target>,
     },
 }
 

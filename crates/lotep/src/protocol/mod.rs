@@ -1,21 +1,20 @@
 //! The protocols that CLIP's methods are compared by (`spec/methods.md` 10): base to novel classes, few shots, other data
 //! sets. Every run is a training of its own in a directory of its own, so that what was stopped goes on.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod others;
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Adapter;
-use crate::backbone::{Loaded, load};
 use crate::belongs::belongs;
-use crate::data::{Augment, ClassSplit, Dataset, Loader, LoaderConfig, Split, open};
-use crate::eval::evaluate;
+use crate::data::{ClassSplit, few_shot};
 use crate::head::Mapping;
-use crate::model::Predictor;
 use crate::sweep::Candidate;
-use crate::train::{Event, Observer, Outcome, RunDir, TrainConfig, class_texts, train};
-use crate::{Error, Result, bail, device, write_json};
+use crate::train::{Comparison, Event, Observer, Outcome, RunDir, TrainConfig, train};
+use crate::{Result, bail, write_json};
+use others::Other;
+pub use others::Target;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,7 +35,7 @@ pub enum Protocol {
         /// Training images of each class.
         shots: usize,
         /// The other data sets.
-        targets: Vec<PathBuf>,
+        targets: Vec<Target>,
     },
 }
 
@@ -85,9 +84,12 @@ pub fn harmonic_mean(a: f64, b: f64) -> f64 {
 
 /// Run every candidate through the protocol with every seed; what of that is done already in `dir` is not done again.
 ///
+/// All that will be tested is opened before anything is trained. A method is trained as its paper does in this protocol,
+/// but for the settings that the candidate was given.
+///
 /// # Errors
-/// There is nothing to run, a setting is wrong, a method doesn't know classes that it has not learnt, or the observer stops
-/// it (what is done is kept).
+/// There is nothing to run, a setting is wrong, data to test on is missing, a method doesn't know classes that it has not
+/// learnt, or the observer stops it (what is done is kept).
 pub fn run(
     candidates: &[Candidate],
     protocol: &Protocol,
@@ -102,12 +104,14 @@ pub fn run(
         bail!("seed {twice} is given twice");
     }
     protocol.check()?;
+    candidates.iter().try_for_each(|candidate| protocol.suits(&candidate.config))?;
+    let others = others::all(protocol, candidates, observer)?;
     let configs: Vec<&TrainConfig> = candidates.iter().map(|candidate| &candidate.config).collect();
     let own = serde_json::json!({ "protocol": protocol, "seeds": seeds, "configs": configs });
     belongs(dir, "protocol.json", &own, "protocol")?;
-    let rows = candidates.iter().enumerate().map(|(i, candidate)| {
+    let rows = candidates.iter().zip(&others).enumerate().map(|(i, (candidate, others))| {
         let dir = if candidates.len() == 1 { dir.to_owned() } else { dir.join(format!("{:03}", i + 1)) };
-        one(candidate, protocol, seeds, &dir, observer)
+        one(candidate, protocol, others, seeds, &dir, observer)
     });
     let rows = rows.collect::<Result<Vec<_>>>()?;
     write_json(
@@ -120,18 +124,12 @@ pub fn run(
 fn one(
     candidate: &Candidate,
     protocol: &Protocol,
+    others: &[Other],
     seeds: &[u64],
     dir: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Row> {
     let base = &candidate.config;
-    if !matches!(protocol, Protocol::FewShot { .. }) && base.head().mapping != Mapping::Text {
-        bail!(
-            "{} has a classifier for the classes that it learns and knows no others: a method that scores classes by \
-             their names is expected (`lotep methods`), or the setting mapping=text",
-            base.method.name()
-        );
-    }
     let mut columns: Vec<(String, Vec<f64>)> = Vec::new();
     let mut note = |name: String, top1: f64| match columns.iter_mut().find(|(n, _)| *n == name) {
         Some((_, values)) => values.push(top1),
@@ -139,39 +137,29 @@ fn one(
     };
     let mut parameters = 0;
     for &seed in seeds {
-        let shots = match protocol {
-            Protocol::FewShot { shots } => shots.clone(),
-            Protocol::BaseToNovel { shots } | Protocol::CrossData { shots, .. } => vec![*shots],
-        };
-        for shots in shots {
-            let class_split = match protocol {
-                Protocol::BaseToNovel { .. } => ClassSplit::Base,
-                _ => base.class_split,
+        for shots in protocol.shots() {
+            let (class_split, column) = match protocol {
+                Protocol::BaseToNovel { .. } => (ClassSplit::Base, "base".to_owned()),
+                Protocol::FewShot { .. } => (base.class_split, format!("{shots} shots")),
+                Protocol::CrossData { .. } => (base.class_split, SOURCE.to_owned()),
             };
-            let config = TrainConfig { seed, shots: Some(shots), class_split, ..base.clone() };
+            let mut config = TrainConfig { seed, shots: Some(shots), class_split, ..base.clone() };
+            let counted = config.clone();
+            let images = || match counted.splits(class_split)?.train {
+                Some(train) => Ok(few_shot(&train, shots, seed).samples.len()),
+                None => bail!("{} has no training images", counted.data.display()),
+            };
+            let said = config.as_in_paper(protocol.comparison(), shots, images, &candidate.given)?;
             let run = RunDir::new(dir.join(format!("shots-{shots}-seed-{seed}")));
             observer.event(Event::Plan(&format!("\n{}: {shots} shots, seed {seed}", candidate.settings)));
+            if !said.is_empty() {
+                observer.event(Event::Plan(&format!("as in its paper: {}", said.join(", "))));
+            }
             let outcome = train(&config, &run, true, observer)?;
             parameters = outcome.train.trainable_parameters;
-            let own = tested(&outcome, &config)?;
-            match protocol {
-                Protocol::FewShot { .. } => note(format!("{shots} shots"), own),
-                Protocol::BaseToNovel { .. } => {
-                    note("base".into(), own);
-                    let mut splits = open(&config.data, config.dataset)?;
-                    splits.hold_out_test(config.test_fraction);
-                    let data = splits.with_classes(ClassSplit::Novel)?.get(Split::Test)?;
-                    note("novel".into(), elsewhere(&run, &config, data, observer)?);
-                }
-                Protocol::CrossData { targets, .. } => {
-                    note("source".into(), own);
-                    for target in targets {
-                        let mut splits = open(target, None)?;
-                        splits.hold_out_test(config.test_fraction);
-                        let data = splits.get(Split::Test)?;
-                        note(target_name(target), elsewhere(&run, &config, data, observer)?);
-                    }
-                }
+            note(column, tested(&outcome, &config)?);
+            for (other, top1) in others.iter().zip(others::measure(others, &run, &config, observer)?) {
+                note(other.column.clone(), top1);
             }
         }
     }
@@ -181,19 +169,45 @@ fn one(
     Ok(Row { settings: candidate.settings.clone(), parameters, columns, harmonic })
 }
 
-/// How a target's column is called.
-fn target_name(target: &Path) -> String {
-    target.file_stem().unwrap_or(target.as_os_str()).to_string_lossy().into_owned()
-}
+/// The column of the data set that was learnt, where others are tested.
+const SOURCE: &str = "source";
 
 impl Protocol {
+    /// Numbers of training images of each class.
+    fn shots(&self) -> Vec<usize> {
+        match self {
+            Self::FewShot { shots } => shots.clone(),
+            Self::BaseToNovel { shots } | Self::CrossData { shots, .. } => vec![*shots],
+        }
+    }
+
+    fn comparison(&self) -> Comparison {
+        match self {
+            Self::BaseToNovel { .. } => Comparison::BaseToNovel,
+            Self::FewShot { .. } => Comparison::FewShot,
+            Self::CrossData { .. } => Comparison::CrossData,
+        }
+    }
+
+    /// Refuse a method that would not know the classes that it is tested on.
+    fn suits(&self, config: &TrainConfig) -> Result<()> {
+        if !matches!(self, Self::FewShot { .. }) && config.head().mapping != Mapping::Text {
+            bail!(
+                "{} has a classifier for the classes that it learns and knows no others: a method that scores classes by \
+                 their names is expected (`lotep methods`), or the setting mapping=text",
+                config.method.name()
+            );
+        }
+        Ok(())
+    }
+
     /// Refuse what would be two columns of one name.
     fn check(&self) -> Result<()> {
         let names: Vec<String> = match self {
             Self::BaseToNovel { .. } => Vec::new(),
             Self::FewShot { shots } => shots.iter().map(|n| format!("{n} shots")).collect(),
             Self::CrossData { targets, .. } => {
-                std::iter::once("source".to_owned()).chain(targets.iter().map(|t| target_name(t))).collect()
+                std::iter::once(SOURCE.to_owned()).chain(targets.iter().map(|t| t.name.clone())).collect()
             }
         };
         match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
@@ -209,43 +223,6 @@ fn tested(outcome: &Outcome, config: &TrainConfig) -> Result<f64> {
     match outcome.train.test {
         Some(accuracy) => Ok(accuracy.top1),
         None => bail!("{} has no test images: a test fraction above 0 is needed", config.data.display()),
-    }
-}
-
-/// The accuracy of a run's adapter on other classes, by their names.
-fn elsewhere(run: &RunDir, config: &TrainConfig, data: Dataset, observer: &mut dyn Observer) -> Result<f64> {
-    let device = device::open(&config.device)?;
-    let loaded: Loaded = load(&config.load_options(&device), &mut ())?;
-    let adapter = Adapter::load(&run.adapter(), &loaded)?;
-    let (method, head) = (&adapter.config.method, adapter.config.head);
-    let texts = class_texts(&loaded, method, head, &data.classes)?;
-    let predictor = Predictor::adapted(&loaded, method, head, &adapter.params, texts.as_ref())?;
-    let transform = adapter.config.input.transform.clone();
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let images = data.samples.len();
-    let loader = Loader::new(
-        Arc::new(data),
-        LoaderConfig {
-            batch_size: 32,
-            transform: transform.clone(),
-            augment: Augment::None,
-            workers: if config.workers == 0 { cores } else { config.workers },
-            prefetch: 2,
-            on_corrupt: config.on_corrupt,
-            cache_bytes: 0,
-            drop_last: false,
-        },
-    );
-    observer.event(Event::Begin { what: "other classes", images, done: 0 });
-    let accuracy = evaluate(&predictor, &loader, &transform, |done| {
-        observer.event(Event::Advance { done, running: None });
-        !observer.stop()
-    });
-    match accuracy {
-        Err(Error::Interrupted(why)) => {
-            Err(Error::Interrupted(format!("{why}: give the same command again to go on")))
-        }
-        other => Ok(other?.top1),
     }
 }
 

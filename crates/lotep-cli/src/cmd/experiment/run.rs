@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let runs = expand(&recipe, &scale, &args.data_root)?;
     let configs = runs.iter().map(config).collect::<Result<Vec<_>>>()?;
-    present(&recipe, &runs, &configs, &args.data_root)?;
+    present(&recipe, &runs, &configs, &args.data_root, ui)?;
     let record = Record::new(recipe, scale, runs);
     if !args.dry_run {
         begin(&record, &args.output)?;
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             let text = toml::to_string(&run.settings)
                 .map_err(|e| input_error!("cannot write the settings of {}: {e}", run.id))?;
             write_atomic(&file, text.as_bytes())?;
-            jobs.push(job(args, recipe, run, config, &file));
+            jobs.push(job(args, recipe, run, config, &file)?);
         }
     }
     Ui::catch_signals();
@@ -140,7 +140,7 @@ fn work(
 }
 
 /// The process of a run.
-fn job(args: &Args, recipe: &Recipe, run: &Run, config: &TrainConfig, file: &Path) -> Job {
+fn job(args: &Args, recipe: &Recipe, run: &Run, config: &TrainConfig, file: &Path) -> Result<Job> {
     let dir = Record::run_dir(&args.output, run);
     let words: &[&str] = match recipe.run {
         Program::Train => &["train", "--resume"],
@@ -154,18 +154,18 @@ fn job(args: &Args, recipe: &Recipe, run: &Run, config: &TrainConfig, file: &Pat
     if recipe.run != Program::Train {
         arguments.extend(["--seeds".into(), run.seed.to_string().into()]);
     }
-    for to in &recipe.to {
-        arguments.extend(["--to".into(), args.data_root.join(to).into()]);
+    for target in &recipe.targets {
+        arguments.extend(["--to".into(), target.target(&args.data_root)?.to_string().into()]);
     }
     arguments.extend(recipe.args.iter().map(OsString::from));
-    Job {
+    Ok(Job {
         id: run.id.clone(),
         args: arguments,
         log: args.output.join("logs").join(format!("{}.log", run.id)),
         result: None,
         run: dir,
         epochs: config.epochs,
-    }
+    })
 }
 
 /// Measurements of adapters on other data sets, where the recipe wants them: what is not there yet.
