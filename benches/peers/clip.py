@@ -9,6 +9,8 @@ Run with a Python that has torch, transformers, numpy, safetensors and pillow (s
 `check` makes a ViT-B/16 CLIP of random weights in transformers, saves it with a small vocabulary of letters, and compares
 the logits of `lotep predict --classes` in f32 with transformers' in float64, and its tokenizer's numbers with ours through
 them: max|difference| / max|reference| below 1e-5 is agreement, exit status 1 else. The same for weights under open_clip's names.
+Then PromptSRC's first step on the same images from the same prompts, with all its losses: each term (1e-5) and the gradient of
+every prompt (5e-5) of the example `clip_step` in f32 against PyTorch's in float64.
 
 `speed` times a training step of PromptSRC (4 words and 4 tokens in 9 blocks of both towers, the frozen image tower on the
 same images, all its losses; the frozen text features are computed once on both sides). In PyTorch in f32, bfloat16 autocast
@@ -25,7 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from full_size import REPOSITORY, example as built_here
+
 DEPTH, COUNT = 9, 4
 PEERS = [(dtype, length) for dtype in ("f32", "autocast", "bf16") for length in (77, 16)]
 
@@ -34,6 +37,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["check", "speed"])
     parser.add_argument("--program", type=Path, default=REPOSITORY / "target" / "release" / "lotep")
+    parser.add_argument("--example", type=Path, help="the example clip_step, built already")
     parser.add_argument("--batches", default="4,32")
     parser.add_argument("--classes", default="50")
     parser.add_argument("--rounds", type=int, default=3)
@@ -45,7 +49,7 @@ def main():
     if args.peer:
         dtype, length, batch, classes, steps = args.peer
         return print(json.dumps(peer(dtype, int(length), int(batch), int(classes), int(steps))))
-    return check(args.program) if args.what == "check" else speed(args)
+    return check(args.program, args.example) if args.what == "check" else speed(args)
 
 
 def small_vocabulary(folder):
@@ -113,7 +117,105 @@ def built(seed=1):
     return model
 
 
-def check(program):
+def says(model, ids, ends, words):
+    """Features of texts, `words` in the first blocks in the place of those behind the start; with words, of length one."""
+    import torch
+    import torch.nn.functional as F
+
+    text = model.text_model
+    length = ids.shape[1]
+    x = text.embeddings.token_embedding(ids)
+    mask = torch.full((length, length), float("-inf"), dtype=x.dtype).triu(1)[None, None]
+    for i, layer in enumerate(text.encoder.layers):
+        if i < len(words):
+            x = torch.cat([x[:, :1], words[i].expand(len(ids), -1, -1), x[:, 1 + words[i].shape[1]:]], 1)
+        if i == 0:
+            x = x + text.embeddings.position_embedding.weight[:length]
+        x = layer(x, attention_mask=mask)
+        x = x[0] if isinstance(x, tuple) else x
+    x = text.final_layer_norm(x[torch.arange(len(ids)), ends])
+    return F.normalize(model.text_projection(x), dim=-1) if words else model.text_projection(x)
+
+
+def sees(model, images, tokens):
+    """Features of images, of length one, `tokens` at the end of the sequence in the first blocks."""
+    import torch
+    import torch.nn.functional as F
+
+    vision = model.vision_model
+    x = vision.embeddings(images)
+    if tokens:
+        x = torch.cat([x, tokens[0].expand(len(x), -1, -1)], 1)
+    x = vision.pre_layrnorm(x)
+    for i, layer in enumerate(vision.encoder.layers):
+        if 0 < i < len(tokens):
+            x = torch.cat([x[:, :-tokens[i].shape[1]], tokens[i].expand(len(x), -1, -1)], 1)
+        x = layer(x, attention_mask=None)
+        x = x[0] if isinstance(x, tuple) else x
+    return F.normalize(model.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
+
+
+def terms(scale, t, i, z, s, labels):
+    """PromptSRC's loss: of texts and images as prompted (t, i) and as they were (z, s), all of length one."""
+    import torch.nn.functional as F
+
+    logits, own = scale * i @ t.T, scale * s @ z.T
+    divergence = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(own, 1), reduction="sum", log_target=True)
+    return {
+        "entropy": F.cross_entropy(logits, labels), "text": 25 * F.l1_loss(t, z), "image": 10 * F.l1_loss(i, s),
+        "logits": divergence / logits.numel(),
+    }
+
+
+def check_step(example, folder, model, tokenizer, names, pixels, normalised):
+    """PromptSRC's first step, its terms and the gradient of everything that it learns: ours in f32, PyTorch's in float64."""
+    import torch
+    import torch.nn.functional as F
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    torch.manual_seed(2)
+    labels = torch.arange(len(pixels)) * 3 % len(names)
+    learnt = {f"text.{i}.words": 0.04 * torch.randn(COUNT, 512) for i in range(DEPTH)}
+    learnt |= {f"image.{i}.tokens": 0.04 * torch.randn(COUNT, 768) for i in range(DEPTH)}
+    step = {"names": names, "method": {"method": "promptsrc", "depth": DEPTH, "tokens": COUNT}}
+    given = {"pixels": pixels.float().contiguous(), "labels": labels.float(), **learnt}
+    save_file(given, folder / "step.safetensors", {"step": json.dumps(step)})
+    subprocess.run([example, folder / "hf", folder / "step.safetensors", folder / "gradients.safetensors"], check=True)
+    with safe_open(folder / "gradients.safetensors", "pt") as file:
+        sentences = json.loads(file.metadata()["sentences"])
+        ours = {name: file.get_tensor(name).double() for name in file.keys()}
+
+    def read(template, words):
+        ids = tokenizer([template.format(name) for name in names], padding=True, return_tensors="pt").input_ids
+        return says(model, ids, (ids == 49407).int().argmax(1), words)
+
+    leaves = {name: value.double().requires_grad_() for name, value in learnt.items()}
+    words = [leaves[f"text.{i}.words"] for i in range(DEPTH)]
+    tokens = [leaves[f"image.{i}.tokens"] for i in range(DEPTH)]
+    with torch.no_grad():
+        z = F.normalize(torch.stack([read(sentence, []) for sentence in sentences]).mean(0), dim=-1)
+        s = sees(model, normalised, [])
+    model.requires_grad_(False)
+    parts = terms(model.logit_scale.exp(), read("a photo of a {}.", words), sees(model, normalised, tokens), z, s, labels)
+    loss = sum(parts.values())
+    loss.backward()
+    worst = 0.0
+    for name, value in [*parts.items(), ("all", loss)]:
+        found = ours["loss" if name == "all" else f"loss.{name}"].item()
+        error = abs(found - value.item()) / abs(value.item())
+        print(f"| PromptSRC's loss, {name} | f32 | {error:.1e} | {value.item():.4f} |")
+        worst = max(worst, error / 1e-5)
+    for tower in ("text", "image"):
+        errors = {name: ((ours[f"grad.{name}"] - leaf.grad).abs().max() / leaf.grad.abs().max()).item()
+                  for name, leaf in leaves.items() if name.startswith(tower)}
+        name = max(errors, key=errors.get)
+        print(f"| PromptSRC's gradients, {tower} | f32 | {errors[name]:.1e} | worst of {len(errors)}: {name} |")
+        worst = max(worst, errors[name] / 5e-5)
+    return worst
+
+
+def check(program, example):
     import numpy as np
     import torch
     from PIL import Image
@@ -157,6 +259,9 @@ def check(program):
                 spread = expected.std() / np.abs(expected).max()
                 print(f"| clip vit_base_patch16, {layout} names | {precision} | {error:.1e} | spread {spread:.2f} |")
                 worst = max(worst, error / limit)
+        pixels = torch.tensor(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).double() / 255
+        example = example or built_here("clip_step")
+        worst = max(worst, check_step(example, folder, model, tokenizer, names, pixels, x))
     sys.exit(0 if worst <= 1 else 1)
 
 
@@ -169,37 +274,11 @@ def peer(dtype, length, batch, classes, steps):
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     model = built().to(kind)
     model.requires_grad_(False)
-    text, vision = model.text_model, model.vision_model
     learn = lambda *shape: (0.02 * torch.randn(shape, dtype=kind)).requires_grad_()
     words = [learn(1, COUNT, 512) for _ in range(DEPTH)]
     tokens = [learn(1, COUNT, 768) for _ in range(DEPTH)]
     ids = torch.randint(1, 40000, (classes, length))
     ends = torch.full((classes,), min(9, length - 1))
-    mask = torch.full((length, length), float("-inf"), dtype=kind).triu(1)[None, None]
-    only = lambda out: out[0] if isinstance(out, tuple) else out
-
-    def says():
-        x = text.embeddings.token_embedding(ids)
-        for i, layer in enumerate(text.encoder.layers):
-            if i < DEPTH:
-                x = torch.cat([x[:, :1], words[i].expand(classes, -1, -1), x[:, 1 + COUNT:]], 1)
-            if i == 0:
-                x = x + text.embeddings.position_embedding.weight[:length]
-            x = only(layer(x, attention_mask=mask))
-        x = text.final_layer_norm(x[torch.arange(classes), ends])
-        return F.normalize(model.text_projection(x), dim=-1)
-
-    def sees(images, prompted):
-        x = vision.embeddings(images)
-        if prompted:
-            x = torch.cat([x, tokens[0].expand(len(x), -1, -1)], 1)
-        x = vision.pre_layrnorm(x)
-        for i, layer in enumerate(vision.encoder.layers):
-            if prompted and 0 < i < DEPTH:
-                x = torch.cat([x[:, :-COUNT], tokens[i].expand(len(x), -1, -1)], 1)
-            x = only(layer(x, attention_mask=None))
-        return F.normalize(model.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
-
     images = torch.rand(batch, 3, 224, 224, dtype=kind)
     labels = torch.arange(batch) % classes
     fixed = F.normalize(torch.randn(classes, 512, dtype=kind), dim=-1)
@@ -208,13 +287,9 @@ def peer(dtype, length, batch, classes, steps):
     def step():
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
-            t, i = says(), sees(images, True)
             with torch.no_grad():
-                s = sees(images, False)
-                own = 100 * s @ fixed.T
-            logits = 100 * i @ t.T
-            loss = F.cross_entropy(logits, labels) + 25 * F.l1_loss(t, fixed) + 10 * F.l1_loss(i, s)
-            loss = loss + F.kl_div(F.log_softmax(logits, 1), F.log_softmax(own, 1), reduction="sum", log_target=True) / logits.numel()
+                s = sees(model, images, [])
+            loss = sum(terms(100, says(model, ids, ends, words), sees(model, images, tokens), fixed, s, labels).values())
         loss.backward()
         optimizer.step()
 

@@ -110,15 +110,15 @@ def main():
         sys.exit(f"error: {len(failed)} of {len(rows)} fail: {', '.join(failed)}")
 
 
-def example():
-    """The example's executable, built once: a row must not depend on what is edited while another is made."""
+def example(name="full_size"):
+    """An example's executable, built once: a row must not depend on what is edited while another is made."""
     print("building the example", flush=True)
-    command = ["cargo", "build", "--release", "-q", "--example", "full_size", "--message-format", "json"]
+    command = ["cargo", "build", "--release", "-q", "--example", name, "--message-format", "json"]
     built = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
     if built.returncode != 0:
-        sys.exit("error: the example does not build: cargo build --release --example full_size")
+        sys.exit(f"error: the example does not build: cargo build --release --example {name}")
     messages = map(json.loads, built.stdout.splitlines())
-    return next(m["executable"] for m in messages if m.get("target", {}).get("name") == "full_size")
+    return next(m["executable"] for m in messages if m.get("target", {}).get("name") == name)
 
 
 def environment(directory):

@@ -38,4 +38,4 @@ table zero-shot 0.01 --set method=zero-shot
 table coop 0.01 --set method=coop --set method.tokens=4 --set "method.context=a photo of a"
 table maple 0.01 --set method=maple --set method.depth=3
 table promptsrc 0.01 --set method=promptsrc --set method.depth=3
-table clip-lora 0.001 --set method=clip-lora
+table clip-lora 0.001 --set method=clip-lora --set method.dropout=0

@@ -15,7 +15,8 @@ pub(crate) fn shared() -> PathBuf {
 /// Where the networks' parity is tested: the CPU, or what `LOTEP_TEST_DEVICE` names (see `--device`). GPUs multiply f32
 /// with fewer bits (TF32): `LOTEP_TEST_SLACK` is a factor on every tolerance, and every error is printed.
 pub(crate) fn device() -> Device {
-    std::env::var("LOTEP_TEST_DEVICE").map_or_else(|_| Device::flex(), |name| crate::device::open(&name).unwrap())
+    std::env::var("LOTEP_TEST_DEVICE")
+        .map_or_else(|_| Device::flex(), |name| crate::device::open(&name).unwrap())
 }
 
 fn slack() -> Option<f64> {

@@ -151,7 +151,7 @@ impl Predictor {
         if method.conditioned(params, Tensor::zeros([1, features], &loaded.device)).is_some() {
             return Scores::OwnNames(texts.clone(), method.clone(), params.clone());
         }
-        Scores::Names(texts.clone(), texts.vectors(texts.all_raw(prompts)))
+        Scores::Names(texts.clone(), texts.prompted_vectors(prompts))
     }
 
     /// The same with the classifier that the network was trained with.

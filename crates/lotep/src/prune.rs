@@ -2,6 +2,7 @@
 //! has the least influence on the loss is pruned, to several degrees; what remains is trained anew from where it began,
 //! and the degree is chosen on held-out training images. Then all training images are used, the test split once a seed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -211,7 +212,7 @@ fn degrees(
                 method.tokens, method.segments
             );
             let config = TrainConfig { method: MethodConfig::E2vpt(pruned), ..config.clone() };
-            degrees.push(Candidate { settings, config });
+            degrees.push(Candidate { settings, config, given: BTreeSet::new() });
         }
     }
     degrees

@@ -5,6 +5,7 @@
 //! whole run from the beginning, so that one that goes to the end is the run it would have been alone. The test split is
 //! looked at once, for the one that is chosen.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ pub struct Candidate {
     pub settings: String,
     /// All of them. Whatever they say, the epoch best on held-out images is kept.
     pub config: TrainConfig,
+    /// Which of them somebody chose, by their keys in config.toml, the method's own as `method.KEY`; others are defaults.
+    pub given: BTreeSet<String>,
 }
 
 /// How a sweep goes about its candidates.

@@ -29,8 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let data = args.images.open()?;
-    let model = args.model.load(&data, ui)?;
+    let (model, data) = args.model.load(&args.images, ui)?;
     ui.note(&format!("backbone  {}", model.loaded.describe()));
     let (accuracy, skipped) = accuracy(&model, data, &args.read, ui)?;
     if ui.json() {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lotep::data::{ClassSplit, Dataset, Known, Split, open};
+use lotep::data::{ClassSplit, Dataset, Known, Split, nameless, open};
 use lotep::{Result, bail};
 
 use super::datasets::known_names;
@@ -37,14 +37,18 @@ impl ImagesArgs {
     /// # Errors
     /// As [`open`]; there is no such part, or a half of the classes is too small to be told apart.
     pub(crate) fn open(&self) -> Result<Dataset> {
-        let known = self.dataset.as_deref().map(str::parse::<Known>).transpose()?;
         let split: Split = self.split.parse()?;
         check_test_fraction(self.test_fraction)?;
-        let mut splits = open(&self.data, known)?;
+        let mut splits = open(&self.data, self.known()?)?;
         if split != Split::All {
             splits.hold_out_test(self.test_fraction);
         }
         splits.with_classes(self.class_split.parse::<ClassSplit>()?)?.get(split)
+    }
+
+    /// The known data set that they are.
+    fn known(&self) -> Result<Option<Known>> {
+        self.dataset.as_deref().map(str::parse::<Known>).transpose()
     }
 }
 
@@ -72,18 +76,28 @@ pub(crate) struct ScoredArgs {
 }
 
 impl ScoredArgs {
-    /// Load the model, to score `data`.
+    /// Load the model, and those of the images that it is to score. Names that say nothing are warned of.
     ///
     /// # Errors
-    /// As [`ModelArgs::load_for`].
-    pub(crate) fn load(&self, data: &Dataset, ui: &Ui) -> Result<Model> {
+    /// As [`ImagesArgs::open`] and [`ModelArgs::load_for`].
+    pub(crate) fn load(&self, images: &ImagesArgs, ui: &Ui) -> Result<(Model, Dataset)> {
+        let mut data = images.open()?;
+        if self.data_classes {
+            data = data.answers();
+        }
         let names = self.names.names()?.or_else(|| self.data_classes.then(|| data.classes.clone()));
         let mut model = self.model.load_for(names, &self.names.template, ui)?;
         // A CLIP alone has no other classifier than the data's names.
         if model.loaded.words.is_some() && model.adapter.is_none() && model.named.is_none() {
-            model.score_by(data.classes.clone(), &self.names.template)?;
+            data = data.answers();
+            model.score_by(data.classes.clone(), &self.names.template, ui)?;
         }
-        Ok(model)
+        if let Some(named) = &model.named
+            && let Some(line) = nameless(&images.data, images.known()?, &named.names)
+        {
+            ui.note(&format!("warning: {line}"));
+        }
+        Ok((model, data))
     }
 }
 

@@ -54,7 +54,7 @@ impl ModelArgs {
     pub(crate) fn load_for(&self, names: Option<Vec<String>>, template: &[String], ui: &Ui) -> Result<Model> {
         let Some(names) = names else { return self.load(ui) };
         let mut model = self.unnamed(precision(&self.precision), ui)?;
-        model.score_by(names, template)?;
+        model.score_by(names, template, ui)?;
         Ok(model)
     }
 
@@ -62,7 +62,7 @@ impl ModelArgs {
     pub(crate) fn load_in(&self, precision: Option<Precision>, ui: &Ui) -> Result<Model> {
         let mut model = self.unnamed(precision, ui)?;
         if let Some(adapter) = model.adapter.as_ref().filter(|a| a.config.head.mapping == Mapping::Text) {
-            model.score_by(adapter.config.classes.clone(), &[])?;
+            model.score_by(adapter.config.classes.clone(), &[], ui)?;
         }
         Ok(model)
     }

@@ -7,6 +7,7 @@ use lotep::train::class_texts;
 use lotep::{Error, Result, bail};
 
 use super::model::Model;
+use crate::ui::Ui;
 
 /// What is told apart, in words.
 #[derive(clap::Args)]
@@ -54,7 +55,7 @@ impl Model {
     ///
     /// # Errors
     /// The network reads no names, or the adapter has a classifier of its own; a name makes no text.
-    pub(crate) fn score_by(&mut self, names: Vec<String>, template: &[String]) -> Result<()> {
+    pub(crate) fn score_by(&mut self, names: Vec<String>, template: &[String], ui: &Ui) -> Result<()> {
         let method = match &self.adapter {
             Some(a) if a.config.head.mapping == Mapping::Text => a.config.method.clone(),
             Some(a) => bail!(
@@ -68,6 +69,9 @@ impl Model {
         let Some(texts) = class_texts(&self.loaded, &method, HEAD, &names)? else {
             bail!("{} does not score classes by their names", method.name())
         };
+        for line in texts.warnings() {
+            ui.note(&format!("warning: {line}"));
+        }
         self.named = Some(Named { names, method, texts });
         Ok(())
     }

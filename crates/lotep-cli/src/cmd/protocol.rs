@@ -11,14 +11,15 @@ use crate::ui::{Ui, Watcher};
 
 /// Compare CLIP's methods as their papers do: base to novel classes, few shots, other data sets.
 ///
-/// Settings with several values are rows of the table, each trained with every seed. A protocol that was stopped goes on
-/// where it was when the same command is given again.
+/// Settings with several values are rows of the table, each trained with every seed; epochs, rates, depths and averages that
+/// are not set are those of the method's paper in this protocol. All data to test on is opened before anything is
+/// trained. A protocol that was stopped goes on where it was when the same command is given again.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   lotep protocol base-to-novel --set backbone=CLIP --set data=photos --set method=ivlp,promptsrc,mmlop --output runs/novel
   lotep protocol few-shot --shots 1,2,4,8,16 --config clip.toml --output runs/few
-  lotep protocol cross-data --to flowers --to clip-pets=datasets --config clip.toml --output runs/cross")]
+  lotep protocol cross-data --to flowers --to Pets=clip-pets:downloads --config clip.toml --output runs/cross")]
 pub(crate) struct Args {
     #[command(subcommand)]
     which: Which,
@@ -50,9 +51,10 @@ enum Which {
         /// Training images of each class.
         #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
         shots: u64,
-        /// Another data set to test on; NAME=DIR reads the original download of a known one (`lotep datasets`).
-        #[arg(long, value_name = "DIR|NAME=DIR", required = true)]
-        to: Vec<String>,
+        /// Another data set to test on: where it is, as `train --data` takes it; before that, with a colon, its name in `lotep
+        /// datasets` if it is as its authors publish it; before all, with =, what its column is called.
+        #[arg(long, value_name = "[NAME=][DATASET:]PLACE", required = true)]
+        to: Vec<Target>,
     },
 }
 
@@ -75,13 +77,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
         Which::FewShot { common, shots } => {
             (common, Protocol::FewShot { shots: shots.iter().map(|n| *n as usize).collect() })
         }
-        Which::CrossData { common, shots, to } => (
-            common,
-            Protocol::CrossData {
-                shots: *shots as usize,
-                targets: to.iter().cloned().map(Target::from).collect(),
-            },
-        ),
+        Which::CrossData { common, shots, to } => {
+            (common, Protocol::CrossData { shots: *shots as usize, targets: to.clone() })
+        }
     };
     let candidates = common.settings.candidates(&common.settings.recipe()?, &[], None, 0)?;
     Ui::catch_signals();

@@ -218,8 +218,10 @@ impl Settings {
             let varied = point.iter().filter(|(key, _)| axes.iter().filter(many).any(|a| a.0 == *key));
             let settings: Vec<String> = varied.map(|(key, value)| format!("{key}={value}")).collect();
             let settings = if settings.is_empty() { "as given".to_owned() } else { settings.join(" ") };
+            let own = method.keys().map(|key| format!("method.{key}"));
+            let given = file.keys().cloned().chain(own).collect();
             let config = settle(file, method).map_err(|e| input_error!("{settings}: {e}"))?;
-            Ok(Candidate { settings, config })
+            Ok(Candidate { settings, config, given })
         };
         numbers.into_iter().map(candidate).collect()
     }

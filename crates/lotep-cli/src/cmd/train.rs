@@ -132,7 +132,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SHARE", help_heading = "Method")]
     fourier: Option<f64>,
 
-    /// VPT, E2VPT: share of the tokens' values that is dropped while training; LoRA: of what its additions see [default: 0]
+    /// VPT, E2VPT: share of the tokens' values that is dropped while training; LoRA, CLIP-LoRA: of what their additions see
+    /// [default: 0; CLIP-LoRA 0.25]
     #[arg(long, value_name = "SHARE", help_heading = "Method")]
     dropout: Option<f64>,
     /// E2VPT: keys and values of the method's own in each attention [default: 5]

@@ -24,10 +24,11 @@ macro_rules! lotep {
 }
 pub(crate) use lotep;
 
-/// The program, not yet started. It asks no hub, whatever a test calls its networks.
+/// The program, not yet started. It asks no hub, whatever a test calls its networks, and keeps nothing for later.
 pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lotep"));
     command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command.env("LOTEP_TEXT_CACHE", "off");
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

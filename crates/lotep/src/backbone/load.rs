@@ -295,6 +295,16 @@ impl Loaded {
         TextTower::load(config, length, &weights, compute)
     }
 
+    /// The same in the portable form, for what the fast one can't learn inside.
+    ///
+    /// # Errors
+    /// As [`text_tower`](Self::text_tower).
+    pub(crate) fn unpacked_text_tower(&self, length: usize) -> Result<TextTower> {
+        let weights = self.text_weights()?.unpacked(&["text.blocks.".to_owned()]);
+        let compute = Compute { precision: self.precision, portable: false, recompute: self.recompute };
+        TextTower::load(&self.words()?.config, length, &weights, compute)
+    }
+
     /// Weights by name, in the order of `names`.
     ///
     /// # Errors

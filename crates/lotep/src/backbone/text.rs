@@ -241,10 +241,11 @@ impl TextTower {
 
 /// What is learnt inside block `l`.
 fn learnt(hooks: &dyn Hooks, l: usize) -> Inside {
-    let low_rank = |leaf| hooks.low_rank(&format!("text.blocks.{l}.{leaf}"));
+    let name = format!("text.blocks.{l}");
+    let low_rank = |leaf| hooks.low_rank(&format!("{name}.{leaf}"));
     Inside {
         keys_values: None,
-        dropout: None,
+        dropout: hooks.dropout().map(|dropout| dropout.at(&name)),
         qkv: low_rank("attn.qkv"),
         proj: low_rank("attn.proj"),
         fc1: low_rank("mlp.fc1"),

@@ -99,6 +99,19 @@ impl Dataset {
         let (name, classes, among) = (self.name.clone(), self.classes.clone(), self.among.clone());
         Self { name, classes, samples, among }
     }
+
+    /// The same with those classes alone that are answers, labels counted anew: for whoever is told the classes by name.
+    #[must_use]
+    pub fn answers(self) -> Self {
+        let Some(among) = self.among else { return self };
+        let classes = among.iter().map(|&label| self.classes[label].clone()).collect();
+        let kept = |sample: Sample| {
+            let label = among.binary_search(&sample.label).ok()?;
+            Some(Sample { label, ..sample })
+        };
+        let samples = self.samples.into_iter().filter_map(kept).collect();
+        Self::new(self.name, classes, samples)
+    }
 }
 
 /// A part of a data set.
@@ -301,6 +314,18 @@ mod tests {
         assert_eq!(splits.get(Split::All).unwrap().samples.len(), 3);
         let message = splits.get(Split::Val).unwrap_err().to_string();
         assert!(message.contains("no val split") && message.ends_with("it has: train, test"), "{message}");
+    }
+
+    #[test]
+    fn classes_that_are_no_answers_can_be_left_out() {
+        let sample = |label: usize| Sample { source: Source::File(format!("{label}.png").into()), label };
+        let classes: Vec<String> = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        let all = Dataset::new("d".into(), classes, vec![sample(1), sample(3), sample(3)]);
+        assert_eq!(all.clone().answers().classes.len(), 4);
+        let some = Dataset { among: Some([1, 3].into()), ..all }.answers();
+        assert_eq!(some.classes, ["b", "d"]);
+        assert_eq!(some.samples.iter().map(|s| s.label).collect::<Vec<_>>(), [0, 1, 1]);
+        assert!(some.among.is_none() && some.samples[2].name() == "3.png");
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub use check::{DataReport, SplitReport, Spread, check};
 pub use dataset::{Dataset, Sample, Source, Split, Splits, open};
 pub use decode::{Rgb8, decode_bytes, decode_file};
 pub use files::list_images;
-pub use known::{About, Known};
+pub use known::{About, Known, nameless};
 pub use loader::{Batch, Loader, LoaderConfig, OnCorrupt};
 pub use packed::Packed;
 pub use pipeline::Epoch;

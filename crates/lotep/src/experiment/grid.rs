@@ -5,9 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::recipe::{MethodRow, Recipe};
-use crate::data::Known;
-use crate::protocol::Target;
+use super::recipe::{Data, MethodRow, Recipe};
 use crate::{Result, bail, input_error};
 
 /// How much of a recipe is done here.
@@ -57,16 +55,12 @@ impl Scale {
         said
     }
 
-    /// The data sets that are tested but not learnt, `cross-data`'s, under `data_root`.
-    pub fn targets(&self, recipe: &Recipe, data_root: &Path) -> Vec<Target> {
+    /// The data sets that are tested but not learnt, `cross-data`'s.
+    pub fn targets<'a>(&self, recipe: &'a Recipe) -> impl Iterator<Item = &'a Data> {
         let only = self.only.iter().filter_map(|text| split(text, "only").ok());
-        let only: Vec<&str> = only.filter(|(axis, _)| *axis == TO).map(|(_, name)| name).collect();
-        let left = recipe.to.iter().filter(|to| only.is_empty() || only.contains(&to.as_str()));
-        let target = |to: &String| match to.parse::<Known>() {
-            Ok(known) => Target { dataset: Some(known), path: data_root.to_owned() },
-            Err(_) => Target { dataset: None, path: data_root.join(to) },
-        };
-        left.map(target).collect()
+        let only: Vec<String> =
+            only.filter(|(axis, _)| *axis == TO).map(|(_, name)| name.to_owned()).collect();
+        recipe.targets.iter().filter(move |target| only.is_empty() || only.contains(&target.name))
     }
 }
 
@@ -141,7 +135,7 @@ pub fn expand(recipe: &Recipe, scale: &Scale, data_root: &Path) -> Result<Vec<Ru
             "model" => (0, recipe.model.iter().map(|m| m.name.as_str()).collect()),
             "data" => (1, recipe.data.iter().map(|d| d.name.as_str()).collect()),
             "method" => (2, recipe.method.iter().map(|m| m.name.as_str()).collect()),
-            TO => (3, recipe.to.iter().map(String::as_str).collect()),
+            TO => (3, recipe.targets.iter().map(|t| t.name.as_str()).collect()),
             _ => bail!("--only {text}: model=NAME, data=NAME, method=NAME or to=NAME is expected"),
         };
         if !names.contains(&name) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::protocol::Target;
 use crate::{Error, Result, bail, input_error};
 
 /// What every run of an experiment is.
@@ -93,6 +94,15 @@ impl Data {
     /// Where it is.
     pub fn place(&self, root: &Path) -> PathBuf {
         if is_empty(&self.path) { root.to_owned() } else { root.join(&self.path) }
+    }
+
+    /// The same as a protocol's target.
+    ///
+    /// # Errors
+    /// There is no data set of that name.
+    pub fn target(&self, root: &Path) -> Result<Target> {
+        let dataset = self.dataset.as_deref().map(str::parse).transpose()?;
+        Ok(Target { name: self.name.clone(), data: self.place(root), dataset })
     }
 }
 
@@ -192,16 +202,15 @@ pub struct Recipe {
     /// More arguments of each run's command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Data sets that are tested but not learnt, for `cross-data`: those that are known by name, which are found under the
-    /// data root, or places there.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub to: Vec<String>,
     /// What the columns are.
     #[serde(default)]
     pub columns: Columns,
     /// Data sets whose test split every adapter is measured on as well, under the data root; for `train`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Data>,
+    /// Data sets that are tested but not learnt, under the data root; for `cross-data`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<Data>,
     /// Every run is repeated with each.
     pub seeds: Vec<u64>,
     /// Settings of all runs, as in config.toml. Those of a model win over them, then those of the data, of the method, and
@@ -279,11 +288,22 @@ impl Recipe {
         if self.columns == Columns::Variant && self.vary.is_none() {
             bail!("columns is variant, but there is no [vary]");
         }
-        if self.run != Program::CrossData && !self.to.is_empty() {
-            bail!("`to` is for run = \"cross-data\"");
+        if (self.run == Program::CrossData) == self.targets.is_empty() {
+            bail!("[[targets]] are what run = \"cross-data\" is for: one goes with the other");
         }
         if self.run != Program::Train && !self.also.is_empty() {
             bail!("[[also]] is for run = \"train\"");
+        }
+        for (table, rows) in [("also", &self.also), ("targets", &self.targets)] {
+            for row in rows {
+                if row.group.is_some() || !row.settings.is_empty() {
+                    bail!("[[{table}]] `{}`: group and settings are for what is learnt, [[data]]", row.name);
+                }
+                // Columns of a protocol's table are told from places by the sign.
+                if row.name.is_empty() || row.name.contains('=') {
+                    bail!("[[{table}]] `{}`: a name without = is expected", row.name);
+                }
+            }
         }
         let groups: Vec<&str> = self.data.iter().filter_map(|d| d.group.as_deref()).collect();
         for e in &self.expected {
@@ -384,6 +404,10 @@ top1 = 70.5
             ("epochs = 4", "seed = 4", "set `seed`"),
             ("values = [2, 3]", "values = []", "no values"),
             ("source = ", "sauce = ", "sauce"),
+            ("[settings]", "run = \"cross-data\"\n[settings]", "one goes with the other"),
+            ("[settings]", "[[targets]]\nname = \"T\"\n[settings]", "one goes with the other"),
+            ("[settings]", "[[also]]\nname = \"T\"\ngroup = \"g\"\n[settings]", "[[also]] `T`: group"),
+            ("[settings]", "[[also]]\nname = \"T=1\"\n[settings]", "without ="),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("r.toml");

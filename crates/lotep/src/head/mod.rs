@@ -4,6 +4,7 @@
 pub mod linear;
 mod sources;
 mod text;
+mod text_cache;
 
 use burn::tensor::Tensor;
 use rand_chacha::ChaCha8Rng;

@@ -2,13 +2,16 @@
 //! blocks of both of CLIP's towers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::texts::{IMAGE_STREAM, clip};
+use super::vpt::check_dropout;
 use super::{Method, Prompts, Site, TextPlan, seeded};
-use crate::backbone::LowRank;
+use crate::backbone::{Backbone, Loaded, LowRank};
+use crate::ops::Training;
 use crate::params::{Group, Params, uniform};
 use crate::safetensors::NamedTensor;
 use crate::{Result, bail};
@@ -21,11 +24,13 @@ pub struct ClipLora {
     pub rank: usize,
     /// The additions are scaled by `alpha / sqrt(rank)`.
     pub alpha: f64,
+    /// Share of what the additions see that is dropped while training.
+    pub dropout: f64,
 }
 
 impl Default for ClipLora {
     fn default() -> Self {
-        Self { rank: 2, alpha: 1.0 }
+        Self { rank: 2, alpha: 1.0, dropout: 0.25 }
     }
 }
 
@@ -73,6 +78,7 @@ impl Method for ClipLora {
         if !(self.alpha > 0.0 && self.alpha <= 1e6) {
             bail!("clip-lora: alpha {} is out of range; above 0, up to 1000000", self.alpha);
         }
+        check_dropout("clip-lora", self.dropout)?;
         let mut params = Params::default();
         for (stream, layer, width) in Self::layers(site) {
             if !(1..=width).contains(&self.rank) {
@@ -91,7 +97,21 @@ impl Method for ClipLora {
     }
 
     fn prompts(&self, site: &Site<'_>, params: &Params) -> Prompts {
-        Prompts { updates: self.updates(site, params), ..Prompts::default() }
+        Prompts { updates: self.updates(site, params), update_dropout: self.dropout, ..Prompts::default() }
+    }
+
+    /// Fused blocks know no dropout inside: with some, both towers are trained in their portable form.
+    fn training_network(
+        &self,
+        loaded: &Loaded,
+        _leaves: &Params,
+        _training: &Training,
+    ) -> Result<Option<Arc<dyn Backbone>>> {
+        if self.dropout == 0.0 {
+            return Ok(None);
+        }
+        let blocks: Vec<String> = loaded.blocks.iter().map(|block| block.name.clone()).collect();
+        loaded.unpacked(&blocks).map(Some)
     }
 
     /// The image tower's: the text tower has spoken before anything is predicted.
@@ -111,6 +131,6 @@ impl Method for ClipLora {
     }
 
     fn texts(&self) -> Option<TextPlan> {
-        Some(TextPlan::plain(vec!["a photo of a {}".into()]))
+        Some(TextPlan { updated: true, ..TextPlan::plain(vec!["a photo of a {}".into()]) })
     }
 }

@@ -56,6 +56,8 @@ pub struct TextPlan {
     pub templates: Vec<String>,
     /// Tokens behind the start that are learnt.
     pub replaced: usize,
+    /// Whether the text tower's weights are added to.
+    pub updated: bool,
     /// What holds prompted features to the frozen ones.
     pub consistency: Consistency,
     /// Whether what all classes' text features moved by together is taken back (MMLoP's uniform drift correction).
@@ -65,7 +67,8 @@ pub struct TextPlan {
 impl TextPlan {
     /// Sentences as they are.
     pub fn plain(templates: Vec<String>) -> Self {
-        Self { templates, replaced: 0, consistency: Consistency::NONE, drift_correction: false }
+        let consistency = Consistency::NONE;
+        Self { templates, replaced: 0, updated: false, consistency, drift_correction: false }
     }
 
     /// A sentence whose first `replaced` tokens are learnt: `context` in front of the name, or, if that is empty, words
@@ -75,6 +78,11 @@ impl TextPlan {
         let stand_ins = || vec!["x"; replaced.min(1 << 10)].join(" ");
         let words = if context.is_empty() { stand_ins() } else { context.to_owned() };
         Self { replaced, ..Self::plain(vec![format!("{words} {{}}.")]) }
+    }
+
+    /// Whether what the text tower says of a class changes with what is learnt.
+    pub(crate) fn is_learnt(&self) -> bool {
+        self.replaced > 0 || self.updated
     }
 
     /// Whether the frozen text tower has to say something of each class, in sixty sentences.

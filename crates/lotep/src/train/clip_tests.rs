@@ -68,7 +68,7 @@ fn moved(params: &Params, device: &Device) -> Params {
     params
 }
 
-/// The mean loss of a step and its gradients, or the loss alone.
+/// The mean loss of a step and its gradients.
 fn step(
     loaded: &Loaded,
     method: &MethodConfig,
@@ -76,10 +76,32 @@ fn step(
     params: &Params,
     labels: &[usize],
 ) -> (f64, Vec<Vec<f32>>) {
+    step_in_parts(loaded, method, texts, params, labels, None, labels.len())
+}
+
+/// The same of a step that drops by this seed, so many images at a time.
+fn step_in_parts(
+    loaded: &Loaded,
+    method: &MethodConfig,
+    texts: &SharedTexts,
+    params: &Params,
+    labels: &[usize],
+    seed: Option<u64>,
+    part: usize,
+) -> (f64, Vec<Vec<f32>>) {
     let frozen = Frozen::new(loaded);
     let run = || {
-        let mut stepper = Stepper::new(&frozen, method, HEAD, Site::of(loaded)).with_texts(Some(texts));
-        stepper.accumulate(params, Input::Pixels(pixels(loaded, labels.len())), labels).unwrap();
+        let site = Site::of(loaded);
+        let stepper = match seed {
+            Some(seed) => Stepper::seeded(&frozen, method, HEAD, site, seed),
+            None => Stepper::new(&frozen, method, HEAD, site),
+        };
+        let mut stepper = stepper.with_texts(Some(texts));
+        let all = pixels(loaded, labels.len());
+        for (i, labels) in labels.chunks(part).enumerate() {
+            let some = all.clone().narrow(0, i * part, labels.len());
+            stepper.accumulate(params, Input::Pixels(some), labels).unwrap();
+        }
         stepper
     };
     let grads = run().mean_gradients().map(|g| g.into_data().iter::<f32>().collect()).collect();
@@ -90,6 +112,21 @@ fn step(
 }
 
 fn slopes_agree(loaded: &Loaded, method: &MethodConfig, classes: usize, labels: &[usize]) {
+    slopes_agree_with(loaded, method, classes, labels, None);
+}
+
+/// The same where a step drops by a seed.
+fn slopes_agree_with(
+    loaded: &Loaded,
+    method: &MethodConfig,
+    classes: usize,
+    labels: &[usize],
+    seed: Option<u64>,
+) {
+    let step =
+        |loaded: &Loaded, method: &MethodConfig, texts: &SharedTexts, params: &Params, labels: &[usize]| {
+            step_in_parts(loaded, method, texts, params, labels, seed, labels.len())
+        };
     let texts = texts(loaded, method, classes);
     let params = moved(&init_params(loaded, method, HEAD, classes, 0).unwrap(), &loaded.device);
     let (_, grads) = step(loaded, method, &texts, &params, labels);
@@ -146,6 +183,65 @@ fn many_classes_are_taken_in_turns() {
     slopes_agree(&loaded(), &method, 260, &[0, 259]);
 }
 
+/// CLIP-LoRA's dropout is in both towers: the same step is the same, in parts but for the order of sums; what is dropped is
+/// another in another step, and for each text whichever go through the tower together.
+#[test]
+fn both_towers_drop() {
+    let loaded = loaded();
+    let lora = |dropout: f64| -> MethodConfig {
+        serde_json::from_value(serde_json::json!({ "method": "clip-lora", "dropout": dropout })).unwrap()
+    };
+    let method = lora(0.25);
+    assert_eq!(method, MethodConfig::named("clip-lora").unwrap());
+    slopes_agree_with(&loaded, &method, 4, &[0, 3, 1], Some(5));
+    slopes_agree_with(&loaded, &method, 260, &[0, 259], Some(5));
+    let (classes, labels) = (70, [1, 3, 0]);
+    let params = moved(&init_params(&loaded, &method, HEAD, classes, 0).unwrap(), &loaded.device);
+    let texts = texts(&loaded, &method, classes);
+    let run = |method: &MethodConfig, seed, part| {
+        let (loss, grads) = step_in_parts(&loaded, method, &texts, &params, &labels, seed, part);
+        grads.into_iter().flatten().chain([loss as f32]).collect::<Vec<f32>>()
+    };
+    let whole = run(&method, Some(5), 3);
+    assert_eq!(run(&method, Some(5), 3), whole);
+    assert_close(&run(&method, Some(5), 1), &whole, 5e-5, "in parts");
+    assert_ne!(run(&method, Some(6), 3), whole);
+    let without = run(&lora(0.0), Some(5), 3);
+    assert_ne!(without, whole);
+    assert_close(&run(&method, None, 3), &without, 5e-5, "evaluated");
+
+    let prompts = |first| method.prompts(&Site::of(&loaded), &params).training(5, first);
+    let values = |x: Tensor<2>| x.without_autodiff().into_data().iter::<f32>().collect::<Vec<_>>();
+    let together = values(texts.raw(&prompts(0), 0, classes));
+    assert_close(&values(texts.all_raw(prompts)), &together, 1e-5, "in turns");
+    let kept = values(texts.all_raw(|_| method.prompts(&Site::of(&loaded), &params)));
+    let far = kept.iter().zip(&together).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(far > 1e-2, "the text tower drops: {far}");
+}
+
+/// Sentences that nothing learnt changes are encoded once, and score as they would prompted by nothing.
+#[test]
+fn texts_that_stay_are_not_encoded_again() {
+    let loaded = loaded();
+    let method: MethodConfig = serde_json::from_value(serde_json::json!({
+        "method": "vpt-deep", "tokens": 2,
+    }))
+    .unwrap();
+    let stays = texts(&loaded, &method, 4);
+    let vectors = rows(stays.same().unwrap().clone());
+    let coop = serde_json::json!({ "method": "coop", "tokens": 4, "context": "a photo of a" });
+    let coop: MethodConfig = serde_json::from_value(coop).unwrap();
+    let params = init_params(&loaded, &coop, HEAD, 4, 0).unwrap();
+    let prompted = texts(&loaded, &coop, 4);
+    assert!(prompted.same().is_none());
+    let prompted = rows(prompted.prompted_vectors(&coop.prompts(&Site::of(&loaded), &params)));
+    for (a, b) in vectors.iter().flatten().zip(prompted.iter().flatten()) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    slopes_agree(&loaded, &method, 4, &[0, 3, 1]);
+    slopes_agree(&loaded, &method, 300, &[0, 299]);
+}
+
 fn rows(x: Tensor<2>) -> Vec<Vec<f64>> {
     let width = x.dims()[1];
     let values: Vec<f64> = x.into_data().iter::<f64>().collect();
@@ -187,7 +283,7 @@ fn losses_are_those_of_the_papers() {
         let (frozen, prompts) = (Frozen::new(&loaded), method.prompts(&Site::of(&loaded), &params));
         let images = rows(unit(frozen.projected(pixels(&loaded, 3), &prompts)));
         let seen = rows(unit(frozen.projected(pixels(&loaded, 3), &NoHooks)));
-        let t = rows(unit(texts.all_raw(&prompts)));
+        let t = rows(unit(texts.all_raw(|_| prompts.clone())));
         let z = texts.frozen().map_or_else(|| t.clone(), |z| rows(z.clone()));
         let moved_by: Vec<f64> =
             (0..12).map(|j| (0..classes).map(|c| t[c][j] - z[c][j]).sum::<f64>() / classes as f64).collect();
@@ -289,7 +385,7 @@ fn what_starts_as_nothing_is_zero_shot() {
     let params = moved(&init_params(&loaded, &method, HEAD, 4, 0).unwrap(), &loaded.device);
     let (texts, prompts) = (texts(&loaded, &method, 4), method.prompts(&Site::of(&loaded), &params));
     let images = unit(Frozen::new(&loaded).projected(pixels(&loaded, 2), &prompts));
-    let added = texts.logits(images, texts.vectors(texts.all_raw(&prompts)));
+    let added = texts.logits(images, texts.prompted_vectors(&prompts));
     let added: Vec<f32> = added.into_data().iter::<f32>().collect();
     let merged = scores(lora, Some(0));
     assert_close(&merged, &added, 2e-5, "merged");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::optim::OptimizerKind;
+use super::papers::{Comparison, paper};
 use super::schedule::Schedule;
 use crate::backbone::{Architecture, Loaded};
 use crate::data::{Augment, ClassSplit, Known, OnCorrupt};
@@ -297,7 +298,7 @@ struct Usual {
     prompt_weight_decay: f64,
 }
 
-/// The lengths and batches of the papers (`spec/methods.md` 10 and 11), or of LoR-VP's.
+/// The lengths and batches of CLIP's methods' papers, or of LoR-VP's.
 fn usual(method: &MethodConfig) -> Usual {
     let (epochs, batch_size, warmup_epochs, prompt_weight_decay) = match method {
         // At the border's rate decay would be most of what it learns; the frames' papers have none either.
@@ -306,13 +307,10 @@ fn usual(method: &MethodConfig) -> Usual {
         | MethodConfig::AutoVp(_)
         | MethodConfig::VptPad(_)
         | MethodConfig::VptBelow(_) => (20, 64, 0.0, 0.0),
-        MethodConfig::CoOp(_) => (50, 32, 1.0, 5e-4),
-        MethodConfig::CoCoOp(_) => (10, 1, 1.0, 5e-4),
-        MethodConfig::Ivlp(_) | MethodConfig::PromptSrc(_) => (20, 4, 1.0, 5e-4),
-        MethodConfig::MaPLe(_) => (5, 4, 1.0, 5e-4),
-        MethodConfig::Mmlop(_) => (30, 4, 1.0, 5e-4),
-        MethodConfig::ClipLora(_) => (50, 32, 0.0, 1e-2),
-        _ => (20, 64, 0.0, 1e-4),
+        method => match paper(method, Comparison::None, 0, None) {
+            Some(p) => (p.alone(), p.batch_size, p.warmup_epochs, p.weight_decay),
+            None => (20, 64, 0.0, 1e-4),
+        },
     };
     Usual { epochs, batch_size, warmup_epochs, prompt_weight_decay }
 }
@@ -340,6 +338,9 @@ fn default_optimizer(method: &MethodConfig, architecture: &Architecture) -> Opti
 
 /// The learning rates that suit a method and an update rule on a family: the classifier's and the prompts'.
 fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: OptimizerKind) -> [f64; 2] {
+    if let Some(paper) = paper(method, Comparison::None, 0, None) {
+        return [paper.rate; 2];
+    }
     let lotep = matches!(method, MethodConfig::LotepCp(_) | MethodConfig::LotepTk(_));
     match (method, optimizer, architecture) {
         (MethodConfig::Full(_), _, _) => [0.002, 1e-4],
@@ -347,10 +348,6 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
         (MethodConfig::Border(_), _, _) => [0.02, 40.0],
         (MethodConfig::IlmVp(_), _, _) => [0.02, 0.1],
         (MethodConfig::AutoVp(_), _, _) => [0.01, 0.001],
-        (MethodConfig::CoOp(_) | MethodConfig::CoCoOp(_), _, _) => [0.002, 0.002],
-        (MethodConfig::Ivlp(_) | MethodConfig::PromptSrc(_) | MethodConfig::Mmlop(_), _, _) => [0.0025; 2],
-        (MethodConfig::MaPLe(_), _, _) => [0.0035; 2],
-        (MethodConfig::ClipLora(_), _, _) => [2e-4; 2],
         (_, OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
         (_, OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
         // Tokens begin small, where a norm makes their gradients large.

@@ -2,13 +2,47 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::Tensor;
+
 use super::config::TrainConfig;
 use super::observe::{Event, Observer};
 use super::run::{RunDir, open};
+use super::setup::class_texts;
 use super::step::{Input, Stepper};
-use crate::method::Site;
-use crate::model::pixels;
+use crate::backbone::Loaded;
+use crate::head::Head;
+use crate::method::{MethodConfig, Site};
+use crate::model::{Frozen, pixels};
+use crate::params::Params;
+use crate::safetensors::NamedTensor;
 use crate::{Error, Result, bail};
+
+/// The mean loss of one training step on images `[B, 3, H, W]` in [0, 1], and its gradients by the parameters' names, in
+/// which nothing is dropped: to be compared with others' implementations. `names` are the classes', of which the images
+/// are `labels`.
+///
+/// # Errors
+/// The parameters are not the method's, or a name makes no text.
+pub fn step_gradients(
+    loaded: &Loaded,
+    method: &MethodConfig,
+    head: Head,
+    params: &Params,
+    names: &[String],
+    (pixels, labels): (Tensor<4>, &[usize]),
+) -> Result<(f64, Vec<NamedTensor>)> {
+    let frozen = Frozen::new(loaded);
+    let texts = class_texts(loaded, method, head, names)?;
+    let mut stepper = Stepper::new(&frozen, method, head, Site::of(loaded)).with_texts(texts.as_deref());
+    stepper.accumulate(params, Input::Pixels(pixels), labels)?;
+    let (loss, gradients) = stepper.loss_and_gradients();
+    let named = params.learnt().zip(gradients).map(|(param, gradient)| NamedTensor {
+        name: param.name.clone(),
+        shape: param.shape.clone(),
+        values: gradient.into_data().iter::<f32>().collect(),
+    });
+    Ok((loss, named.collect()))
+}
 
 /// The mean over mini-batches of the mean loss's gradient, or of its magnitude, by the names of the parameters; at the last
 /// checkpoint of the run in `dir`, whose training images are taken as in its first epoch.

@@ -9,6 +9,7 @@ mod gradients;
 pub mod loss;
 mod observe;
 pub mod optim;
+mod papers;
 mod records;
 mod run;
 mod schedule;
@@ -19,7 +20,10 @@ mod text_step;
 
 pub use config::{Select, TrainConfig};
 pub(crate) use gradients::mean_gradients;
+pub use gradients::step_gradients;
+pub(crate) use observe::Downloads;
 pub use observe::{EpochRecord, Event, Observer, Silent};
+pub(crate) use papers::Comparison;
 pub use records::{Outcome, RunFacts, TrainFacts};
 pub use run::{RunDir, train, train_epochs};
 pub use schedule::Schedule;

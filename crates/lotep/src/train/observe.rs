@@ -80,7 +80,7 @@ pub trait Observer {
 }
 
 /// Downloads, as a run's observer hears of them.
-pub(super) struct Downloads<'a>(pub(super) &'a mut dyn Observer);
+pub(crate) struct Downloads<'a>(pub(crate) &'a mut dyn Observer);
 
 impl Watch for Downloads<'_> {
     fn download(&mut self, file: &str, done: u64, size: u64) {

@@ -10,7 +10,8 @@ use super::config::{Select, TrainConfig};
 use super::observe::{Downloads, Event, Observer};
 use crate::backbone::{LoadOptions, Loaded, Preprocess, load};
 use crate::data::{
-    Augment, Dataset, Loader, LoaderConfig, Transform, few_shot, open, stratified_split, subset,
+    Augment, ClassSplit, Dataset, Loader, LoaderConfig, Splits, Transform, few_shot, nameless, open,
+    stratified_split, subset,
 };
 use crate::head::{ClassTexts, Head, Mapping, SharedTexts};
 use crate::method::{Method, MethodConfig, Site};
@@ -44,6 +45,20 @@ pub(super) struct Setup {
 }
 
 impl TrainConfig {
+    /// The images of this run, of these of the classes.
+    ///
+    /// # Errors
+    /// They aren't there, or have no validation images to join.
+    pub(crate) fn splits(&self, classes: ClassSplit) -> Result<Splits> {
+        let mut splits = open(&self.data, self.dataset)?;
+        splits.hold_out_test(self.test_fraction);
+        let splits = splits.with_classes(classes)?;
+        if self.join_val && splits.val.is_none() {
+            bail!("{} has no validation images to join to the training images", self.data.display());
+        }
+        Ok(if self.join_val { splits.join_val() } else { splits })
+    }
+
     /// How the backbone is loaded for this run.
     pub fn load_options(&self, device: &Device) -> LoadOptions {
         // Where its weights are learnt a network takes the portable form, in which rounding costs time and saves none.
@@ -118,7 +133,15 @@ impl Setup {
         let images = Images::new(&config, &loaded)?;
         observer.event(Event::Plan(&format!("data      {}", images.protocol)));
         let params = init_params(&loaded, &config.method, config.head(), images.classes.len(), config.seed)?;
+        if config.head().mapping == Mapping::Text
+            && let Some(line) = nameless(&config.data, config.dataset, &images.classes)
+        {
+            observer.event(Event::Warning(&line));
+        }
         let texts = class_texts(&loaded, &config.method, config.head(), &images.classes)?;
+        for line in texts.iter().flat_map(|texts| texts.warnings()) {
+            observer.event(Event::Warning(line));
+        }
         observer.event(Event::Plan(&format!(
             "method    {}: {} parameters in prompts, {} in the head",
             config.method.name(),
@@ -131,13 +154,7 @@ impl Setup {
 
 impl Images {
     fn new(config: &TrainConfig, loaded: &Loaded) -> Result<Self> {
-        let mut splits = open(&config.data, config.dataset)?;
-        splits.hold_out_test(config.test_fraction);
-        let splits = splits.with_classes(config.class_split)?;
-        if config.join_val && splits.val.is_none() {
-            bail!("{} has no validation images to join to the training images", config.data.display());
-        }
-        let splits = if config.join_val { splits.join_val() } else { splits };
+        let splits = config.splits(config.class_split)?;
         let Some(mut train) = splits.train else {
             bail!("{} has no training images", config.data.display());
         };

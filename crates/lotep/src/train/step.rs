@@ -127,8 +127,12 @@ impl<'a> Stepper<'a> {
                     prompts = prompts.training(seed, self.sums.images);
                 }
                 if let Some(texts) = self.texts {
-                    let (method, site) = (self.method, self.site);
-                    let stage = self.stage.get_or_insert_with(|| TextStage::new(texts, method, site, params));
+                    let stage = if let Some(stage) = &self.stage {
+                        stage
+                    } else {
+                        let stage = TextStage::new(texts, self.method, self.site, params, self.dropping)?;
+                        self.stage.insert(stage)
+                    };
                     let part = stage.images(frozen, &leaves, &prompts, pixels, labels);
                     if let Some(mut tape) = self.count(part.loss, part.logits, labels) {
                         let said = part.said.and_then(|said| said.grad_remove(&mut tape));
@@ -193,10 +197,15 @@ impl<'a> Stepper<'a> {
 
     /// The gradients of the mean loss over the images so far, of what is learnt; none if there were no images or the loss
     /// was not finite.
-    pub(crate) fn mean_gradients(mut self) -> impl Iterator<Item = Tensor<1>> {
+    pub(crate) fn mean_gradients(self) -> impl Iterator<Item = Tensor<1>> {
+        self.loss_and_gradients().1
+    }
+
+    /// The mean loss over the images so far, and the same gradients.
+    pub(crate) fn loss_and_gradients(mut self) -> (f64, impl Iterator<Item = Tensor<1>>) {
         self.finish_texts();
         let scale = 1.0 / self.sums.images.max(1) as f64;
-        self.grads.into_iter().flatten().map(move |grad| grad * scale)
+        (self.sums.loss * scale, self.grads.into_iter().flatten().map(move |grad| grad * scale))
     }
 
     /// Update the parameters with the mean gradient, unless there were no images or the loss was not finite.

@@ -8,6 +8,7 @@
 use burn::tensor::Tensor;
 
 use super::loss::cross_entropy_sum;
+use crate::Result;
 use crate::backbone::NoHooks;
 use crate::head::{ClassTexts, unit};
 use crate::method::{Consistency, Method, MethodConfig, Prompts, Site};
@@ -24,6 +25,8 @@ pub(super) struct TextStage<'a> {
     site: Site<'a>,
     plain: Params,
     leaves: Params,
+    /// The step's seed for what is dropped inside the tower, where something is.
+    dropping: Option<u64>,
     /// The pass over all texts, tracked, where it is kept.
     tracked: Option<Tensor<2>>,
     /// What came out, outside autodiff; nothing where each image has texts of its own.
@@ -43,24 +46,58 @@ pub(super) struct Part {
 }
 
 impl<'a> TextStage<'a> {
+    /// Prompt all texts. `dropping` is the step's seed for what is left to chance in it; nothing is dropped without.
+    ///
+    /// # Errors
+    /// The tower's weights can no longer be read.
     pub(super) fn new(
         texts: &'a ClassTexts,
         method: &'a MethodConfig,
         site: Site<'a>,
         params: &Params,
-    ) -> Self {
+        dropping: Option<u64>,
+    ) -> Result<Self> {
         let leaves = params.leaves();
+        let updated = texts.plan().updated;
+        let dropping = dropping.filter(|_| updated && method.prompts(&site, params).update_dropout > 0.0);
+        if let (Some(_), Some(loaded)) = (dropping, site.loaded) {
+            texts.unpack(loaded)?;
+        }
         let features = site.loaded.and_then(|l| l.words.as_ref()).map_or(0, |words| words.config.features);
         let own = method.conditioned(params, Tensor::zeros([1, features], site.device)).is_some();
-        let (said, tracked) = if own {
-            (None, None)
-        } else if texts.texts() <= KEPT {
-            let raw = texts.raw(&method.prompts(&site, &leaves), 0, texts.texts());
-            (Some(raw.clone().without_autodiff()), Some(raw))
-        } else {
-            (Some(texts.all_raw(&method.prompts(&site, params))), None)
+        let mut stage = Self {
+            texts,
+            method,
+            site,
+            plain: params.clone(),
+            leaves,
+            dropping,
+            tracked: None,
+            said: None,
+            grad: None,
         };
-        Self { texts, method, site, plain: params.clone(), leaves, tracked, said, grad: None }
+        if own {
+            return Ok(stage);
+        }
+        if let Some(vectors) = texts.same() {
+            stage.said = Some(vectors.clone());
+        } else if texts.texts() <= KEPT {
+            let raw = texts.raw(&stage.prompts(&stage.leaves, 0), 0, texts.texts());
+            stage.said = Some(raw.clone().without_autodiff());
+            stage.tracked = Some(raw);
+        } else {
+            stage.said = Some(texts.all_raw(|first| stage.prompts(params, first)));
+        }
+        Ok(stage)
+    }
+
+    /// The method's prompts for texts from number `first` on.
+    fn prompts(&self, params: &Params, first: usize) -> Prompts {
+        let prompts = self.method.prompts(&self.site, params);
+        match self.dropping {
+            Some(seed) => prompts.training(seed, first),
+            None => prompts,
+        }
     }
 
     /// The loss of some images. `prompts` are the method's as this part tracks `leaves`, its parameters.
@@ -82,7 +119,9 @@ impl<'a> TextStage<'a> {
                 return Part { loss: cross_entropy_sum(logits.clone(), labels), logits, said: None };
             }
         };
-        let logits = self.texts.logits(images.clone(), self.texts.vectors(said.clone()));
+        let vectors =
+            if self.texts.same().is_some() { said.clone() } else { self.texts.vectors(said.clone()) };
+        let logits = self.texts.logits(images.clone(), vectors);
         let mut loss = cross_entropy_sum(logits.clone(), labels);
         let consistency = self.texts.plan().consistency;
         if consistency.sees_images() {
@@ -122,10 +161,12 @@ impl<'a> TextStage<'a> {
 
     /// The gradients of a step of so many images in what is learnt, of the sum over them, as far as they come through the
     /// text tower, in the order of the parameters; and what holding the texts adds to the summed loss.
-    pub(super) fn finish(self, images: usize) -> (Vec<Option<Tensor<1>>>, f64) {
+    pub(super) fn finish(&self, images: usize) -> (Vec<Option<Tensor<1>>>, f64) {
         let mut sums: Vec<Option<Tensor<1>>> = vec![None; self.leaves.learnt().count()];
-        let Some(said) = self.said else { return (sums, 0.0) };
-        let mut upper = self.grad.unwrap_or_else(|| said.zeros_like());
+        let Some(said) = self.said.clone().filter(|_| self.texts.same().is_none()) else {
+            return (sums, 0.0);
+        };
+        let mut upper = self.grad.clone().unwrap_or_else(|| said.zeros_like());
         let (weight, mut added) = (self.texts.plan().consistency.text, 0.0);
         if let Some(z) = self.texts.frozen().filter(|_| weight > 0.0) {
             let leaf = said.clone().autodiff().require_grad();
@@ -152,15 +193,15 @@ impl<'a> TextStage<'a> {
                 });
             }
         };
-        if let Some(raw) = self.tracked {
-            back(&self.leaves, raw, upper);
+        if let Some(raw) = &self.tracked {
+            back(&self.leaves, raw.clone(), upper);
             return (sums, added);
         }
         let texts = self.texts.texts();
         for first in (0..texts).step_by(KEPT) {
             let count = KEPT.min(texts - first);
             let leaves = self.plain.leaves();
-            let raw = self.texts.raw(&self.method.prompts(&self.site, &leaves), first, count);
+            let raw = self.texts.raw(&self.prompts(&leaves, first), first, count);
             back(&leaves, raw, upper.clone().narrow(0, first, count));
         }
         (sums, added)

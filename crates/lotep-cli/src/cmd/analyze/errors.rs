@@ -33,8 +33,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let data = args.images.open()?;
-    let model = args.model.load(&data, ui)?;
+    let (model, data) = args.model.load(&args.images, ui)?;
     let data = Arc::new(align(data, model.classes(), model.loaded.config.classes)?);
     let transform = model.transform();
     let loader = Loader::new(data.clone(), args.read.loader(transform.clone())?);

@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use lotep::backbone;
-use lotep::data::{Known, open};
+use lotep::data::{Known, nameless, open};
 use lotep::experiment::{Program, Recipe, Run, Scale, State, differs, settings, state};
+use lotep::head::Mapping;
 use lotep::method::MethodConfig;
 use lotep::train::TrainConfig;
 use lotep::{Result, bail, input_error};
 use toml::{Table, Value};
 
 use crate::cmd::train::settle;
+use crate::ui::Ui;
 
 /// A run's settings, as its process will have them.
 pub(super) fn config(run: &Run) -> Result<TrainConfig> {
@@ -31,6 +33,7 @@ pub(super) fn present(
     runs: &[Run],
     configs: &[TrainConfig],
     data_root: &Path,
+    ui: &Ui,
 ) -> Result<()> {
     let mut missing: Vec<String> = Vec::new();
     for (run, config) in runs.iter().zip(configs) {
@@ -46,25 +49,28 @@ pub(super) fn present(
         }
     }
     // Whole sets are looked at now, not after the runs on others.
+    let named =
+        |config: &TrainConfig| config.mapping.unwrap_or(config.method.default_mapping()) == Mapping::Text;
+    let named = configs.iter().any(named);
+    let mut look = |name: &str, place: &Path, known: Option<Known>| match open(place, known) {
+        Err(error) => missing.push(format!("data `{name}`: {error}")),
+        Ok(splits) => {
+            let classes = splits.parts().next().map(|(_, data)| data.classes.as_slice()).unwrap_or_default();
+            if let Some(line) = nameless(place, known, classes).filter(|_| named) {
+                ui.note(&format!("warning: {name}: {line}"));
+            }
+        }
+    };
     let mut seen: Vec<&str> = Vec::new();
     for (run, config) in runs.iter().zip(configs) {
         if !seen.contains(&run.data.as_str()) {
             seen.push(&run.data);
-            if let Err(error) = open(&config.data, config.dataset) {
-                missing.push(format!("data `{}`: {error}", run.data));
-            }
+            look(&run.data, &config.data, config.dataset);
         }
     }
-    for to in scale.targets(recipe, data_root) {
-        if let Err(error) = to.open() {
-            missing.push(format!("data to test on: {error}"));
-        }
-    }
-    for also in &recipe.also {
-        let known = also.dataset.as_deref().map(str::parse::<Known>).transpose();
-        if let Err(error) = known.and_then(|known| open(&also.place(data_root), known)) {
-            missing.push(format!("data `{}`: {error}", also.name));
-        }
+    for also in recipe.also.iter().chain(scale.targets(recipe)) {
+        let also = also.target(data_root)?;
+        look(&also.name, &also.data, also.dataset);
     }
     if missing.is_empty() {
         return Ok(());

@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     };
     let runs = expand(&recipe, &scale, &args.data_root)?;
     let configs = runs.iter().map(config).collect::<Result<Vec<_>>>()?;
-    present(&recipe, &scale, &runs, &configs, &args.data_root)?;
+    present(&recipe, &scale, &runs, &configs, &args.data_root, ui)?;
     let record = Record::new(recipe, scale, runs);
     if !args.dry_run {
         begin(&record, &args.output)?;
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             let text = toml::to_string(&run.settings)
                 .map_err(|e| input_error!("cannot write the settings of {}: {e}", run.id))?;
             write_atomic(&file, text.as_bytes())?;
-            jobs.push(job(args, &record, run, config, &file));
+            jobs.push(job(args, &record, run, config, &file)?);
         }
     }
     Ui::catch_signals();
@@ -142,7 +142,7 @@ fn work(
 }
 
 /// The process of a run.
-fn job(args: &Args, record: &Record, run: &Run, config: &TrainConfig, file: &Path) -> Job {
+fn job(args: &Args, record: &Record, run: &Run, config: &TrainConfig, file: &Path) -> Result<Job> {
     let recipe = &record.recipe;
     let dir = Record::run_dir(&args.output, run);
     let words: &[&str] = match recipe.run {
@@ -157,11 +157,11 @@ fn job(args: &Args, record: &Record, run: &Run, config: &TrainConfig, file: &Pat
     if recipe.run != Program::Train {
         arguments.extend(["--seeds".into(), run.seed.to_string().into()]);
     }
-    for to in record.scale.targets(recipe, &args.data_root) {
-        arguments.extend(["--to".into(), to.to_string().into()]);
+    for target in record.scale.targets(recipe) {
+        arguments.extend(["--to".into(), target.target(&args.data_root)?.to_string().into()]);
     }
     arguments.extend(recipe.args.iter().map(OsString::from));
-    Job {
+    Ok(Job {
         id: run.id.clone(),
         args: arguments,
         log: args.output.join("logs").join(format!("{}.log", run.id)),
@@ -169,7 +169,7 @@ fn job(args: &Args, record: &Record, run: &Run, config: &TrainConfig, file: &Pat
         run: dir,
         // Of what is made of several trainings nobody knows beforehand.
         epochs: if recipe.run == Program::Train { config.epochs } else { 0 },
-    }
+    })
 }
 
 /// Measurements of adapters on other data sets, where the recipe wants them: what is not there yet.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::dataset::{Dataset, Split, Splits};
 use crate::{Error, Result, bail, input_error};
 use table::TABLE;
+pub use wnids::nameless;
 
 /// A data set that is read in the form that its authors publish: a row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

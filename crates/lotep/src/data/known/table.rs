@@ -249,7 +249,8 @@ pub(super) static TABLE: [About; 50] = [
         markers: &["train/n01440764", "images/train/n01440764", "ILSVRC/Data/CLS-LOC/train"],
         get: "www.image-net.org, or Kaggle's ImageNet Object Localization Challenge",
         holds: "train/WNID/*, and val/WNID/*, or val/* with Kaggle's LOC_val_solution.csv or the development kit \
-                (ILSVRC2012_devkit_t12); the validation images are tested on",
+                (ILSVRC2012_devkit_t12); the validation images are tested on; CoOp's classnames.txt (`n01440764 tench` a line) \
+                here or above names the classes, for CLIP",
         read: class_folders::imagenet,
     },
     About {
@@ -260,7 +261,7 @@ pub(super) static TABLE: [About; 50] = [
         folders: &["imagenet-rendition/imagenet-r"],
         markers: &["n01443537"],
         get: "github.com/hendrycks/imagenet-r",
-        holds: "WNID/*; answers are these 200 of ImageNet's classes",
+        holds: "WNID/*; answers are these 200 of ImageNet's classes; CoOp's classnames.txt here or above names them, for CLIP",
         read: class_folders::variant,
     },
     About {
@@ -271,7 +272,7 @@ pub(super) static TABLE: [About; 50] = [
         folders: &["sketch", "imagenet-sketch/images"],
         markers: &["n01440764"],
         get: "github.com/HaohanWang/ImageNet-Sketch",
-        holds: "WNID/*",
+        holds: "WNID/*; CoOp's classnames.txt here or above names the classes, for CLIP",
         read: class_folders::variant,
     },
     About {
@@ -282,7 +283,7 @@ pub(super) static TABLE: [About; 50] = [
         folders: &["imagenet-adversarial/imagenet-a"],
         markers: &["n01498041"],
         get: "github.com/hendrycks/natural-adv-examples",
-        holds: "WNID/*; answers are these 200 of ImageNet's classes",
+        holds: "WNID/*; answers are these 200 of ImageNet's classes; CoOp's classnames.txt here or above names them, for CLIP",
         read: class_folders::variant,
     },
     About {
@@ -296,7 +297,7 @@ pub(super) static TABLE: [About; 50] = [
         ],
         markers: &["999"],
         get: "github.com/modestyachts/ImageNetV2",
-        holds: "0/* to 999/*, numbers of ImageNet's classes",
+        holds: "0/* to 999/*, numbers of ImageNet's classes; CoOp's classnames.txt here or above names them, for CLIP",
         read: class_folders::numbers,
     },
     About {
