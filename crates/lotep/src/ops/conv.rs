@@ -167,12 +167,11 @@ impl Conv2d {
     /// The same without the bias: what an added image adds to the output.
     pub(crate) fn linear_part(&self, x: Tensor<4>) -> Tensor<4> {
         let x = self.precision.round(x);
-        let y = match &self.flipped {
-            Some(flipped) => frozen_conv(x, &self.kernel, flipped, self.stride, self.padding),
-            None => {
-                let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
-                conv2d(x, self.kernel.clone(), None, options)
-            }
+        let y = if let Some(flipped) = &self.flipped {
+            frozen_conv(x, &self.kernel, flipped, self.stride, self.padding)
+        } else {
+            let options = ConvOptions::new([self.stride; 2], [self.padding; 2], [1, 1], 1);
+            conv2d(x, self.kernel.clone(), None, options)
         };
         self.precision.widen(y)
     }
