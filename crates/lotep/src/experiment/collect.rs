@@ -141,7 +141,9 @@ fn common<'a>(mut statements: impl Iterator<Item = &'a str>) -> String {
     for statement in statements {
         let said =
             |part: &&str| statement.split("; ").flat_map(|clause| clause.split(", ")).any(|p| p == *part);
-        clauses.iter_mut().for_each(|clause| clause.retain(said));
+        for clause in &mut clauses {
+            clause.retain(said);
+        }
     }
     let clauses = clauses.into_iter().filter(|clause| !clause.is_empty()).map(|clause| clause.join(", "));
     clauses.collect::<Vec<_>>().join("; ")
