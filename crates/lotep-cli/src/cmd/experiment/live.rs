@@ -26,9 +26,8 @@ impl<'a> Live<'a> {
         let screen = ui.lively().then(|| {
             let screen = MultiProgress::new();
             let bar = screen.add(ProgressBar::new(all as u64));
-            // Not filled to its end: where the cursor is the terminal writes ^C, which must not begin another line.
             if let Ok(style) =
-                ProgressStyle::with_template("{prefix:>12} {bar:20} {pos}/{len}  {elapsed}{msg}")
+                ProgressStyle::with_template("{prefix:>12} {bar:20} {pos}/{len}  {elapsed}{wide_msg}")
             {
                 bar.set_style(style);
             }
