@@ -33,7 +33,7 @@ fn below(dir: &Path, places: &[&str]) -> Result<PathBuf> {
 /// A data set that is known by itself, from a directory that holds it.
 pub(super) fn known(name: &str, dir: &Path) -> Result<Splits> {
     let known: Known = name.parse()?;
-    Ok((known.about().read)(&known.find(dir)?)?.join_val())
+    (known.about().read)(&known.find(dir)?)
 }
 
 /// Images in class folders, without parts.
@@ -143,7 +143,7 @@ pub(super) fn retinopathy(dir: &Path) -> Result<Splits> {
         }
     }
     let classes = (0..5).map(|level: u8| level.to_string()).collect();
-    Ok(numbered(name_of(home), "Kaggle's images as they are".into(), classes, images)?.join_val())
+    numbered(name_of(home), "Kaggle's images as they are".into(), classes, images)
 }
 
 /// A file's stem, as lists call Kaggle's images.

@@ -88,7 +88,10 @@ pub(super) fn choose(dir: &Path, task: &Task) -> Result<Splits> {
         return prepared(dir);
     }
     let lists = task.list.map(|list| lists(dir, list)).transpose()?;
-    let whole = (task.read)(dir)?.join_val();
+    let whole = (task.read)(dir)?;
+    let of = whole.layout.clone();
+    // Their own validation images are to choose from as well.
+    let whole = whole.join_val();
     let Some(all) = &whole.train else { bail!("{} has no training images", dir.display()) };
     let mut order: Vec<usize> = (0..all.samples.len()).collect();
     shuffle(&mut order, 0, DRAWN);
@@ -129,7 +132,7 @@ pub(super) fn choose(dir: &Path, task: &Task) -> Result<Splits> {
     if test.samples.is_empty() {
         bail!("{} leaves no images to test on", dir.display());
     }
-    let layout = format!("{} ({})", said.join("; "), whole.layout);
+    let layout = format!("{} ({of})", said.join("; "));
     Ok(Splits { train: Some(train), val: Some(val), test: Some(test), layout })
 }
 

@@ -100,6 +100,7 @@ fn eyes_of_kaggle() {
     write(root.join("retinopathy_solution.csv"), "image,level,Usage\n1_left,1,Private\n1_right,2,Public\n");
     lists(root, "diabetic_retinopathy(config=\"btgraham-300\")", &["10_right"], &["1_right"]);
     let splits = read(root, "vtab-retinopathy");
+    assert!(!splits.layout.contains("trained on"), "{}", splits.layout);
     assert_eq!(images(splits.train), ["10_right.jpeg 4"]);
     assert_eq!(
         (images(splits.val), images(splits.test)),
