@@ -20,6 +20,7 @@ time over lotep's in the same round.
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -179,7 +180,8 @@ def check_step(example, folder, model, tokenizer, names, pixels, normalised):
     step = {"names": names, "method": {"method": "promptsrc", "depth": DEPTH, "tokens": COUNT}}
     given = {"pixels": pixels.float().contiguous(), "labels": labels.float(), **learnt}
     save_file(given, folder / "step.safetensors", {"step": json.dumps(step)})
-    subprocess.run([example, folder / "hf", folder / "step.safetensors", folder / "gradients.safetensors"], check=True)
+    subprocess.run([example, folder / "hf", folder / "step.safetensors", folder / "gradients.safetensors"], check=True,
+                   env=os.environ | {"LOTEP_TEXT_CACHE": str(folder / "texts")})
     with safe_open(folder / "gradients.safetensors", "pt") as file:
         sentences = json.loads(file.metadata()["sentences"])
         ours = {name: file.get_tensor(name).double() for name in file.keys()}
