@@ -191,8 +191,8 @@ def check_step(example, folder, model, tokenizer, names, pixels, normalised):
         return says(model, ids, (ids == 49407).int().argmax(1), words)
 
     leaves = {name: value.double().requires_grad_() for name, value in learnt.items()}
-    words = [leaves[f"text.{i}.words"] for i in range(DEPTH)]
-    tokens = [leaves[f"image.{i}.tokens"] for i in range(DEPTH)]
+    words = [leaves[f"text.{i}.words"][None] for i in range(DEPTH)]
+    tokens = [leaves[f"image.{i}.tokens"][None] for i in range(DEPTH)]
     with torch.no_grad():
         z = F.normalize(torch.stack([read(sentence, []) for sentence in sentences]).mean(0), dim=-1)
         s = sees(model, normalised, [])
