@@ -20,6 +20,7 @@ time over lotep's in the same round.
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -181,7 +182,8 @@ def check_step(example, folder, model, tokenizer, names, pixels, normalised):
     step = {"names": names, "method": {"method": "promptsrc", "depth": DEPTH, "tokens": COUNT}}
     given = {"pixels": pixels.float().contiguous(), "labels": labels.float(), **learnt}
     save_file(given, folder / "step.safetensors", {"step": json.dumps(step)})
-    subprocess.run([example, folder / "hf", folder / "step.safetensors", folder / "gradients.safetensors"], check=True)
+    subprocess.run([example, folder / "hf", folder / "step.safetensors", folder / "gradients.safetensors"], check=True,
+                   env=os.environ | {"LOTEP_TEXT_CACHE": str(folder / "texts")})
     with safe_open(folder / "gradients.safetensors", "pt") as file:
         sentences = json.loads(file.metadata()["sentences"])
         ours = {name: file.get_tensor(name).double() for name in file.keys()}
@@ -191,8 +193,8 @@ def check_step(example, folder, model, tokenizer, names, pixels, normalised):
         return says(model, ids, (ids == 49407).int().argmax(1), words)
 
     leaves = {name: value.double().requires_grad_() for name, value in learnt.items()}
-    words = [leaves[f"text.{i}.words"] for i in range(DEPTH)]
-    tokens = [leaves[f"image.{i}.tokens"] for i in range(DEPTH)]
+    words = [leaves[f"text.{i}.words"][None] for i in range(DEPTH)]
+    tokens = [leaves[f"image.{i}.tokens"][None] for i in range(DEPTH)]
     with torch.no_grad():
         z = F.normalize(torch.stack([read(sentence, []) for sentence in sentences]).mean(0), dim=-1)
         s = sees(model, normalised, [])
