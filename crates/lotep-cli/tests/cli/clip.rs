@@ -620,7 +620,11 @@ fn recipes_have_targets() {
     let ran = run("done").done();
     assert!(ran.stderr.contains("warning: A: ") && ran.stderr.contains("classnames.txt"), "{ran}");
     let report = ran.json();
-    assert_eq!(report["tables"][0]["columns"], json!(["source", "Two pets", "A"]), "{report}");
+    assert_eq!(
+        report["tables"][0]["columns"],
+        json!(["source", "Two pets", "A", "mean of the others"]),
+        "{report}"
+    );
     write_file(&file, recipe("[[targets]]\nname = \"Cars\"\ndataset = \"clip-cars\"\n"));
     run("none").refused(&["data `Cars`", "split_zhou_StanfordCars.json"]);
     write_file(&file, recipe("[[targets]]\nname = \"Cars\"\ndataset = \"cars\"\n"));

@@ -238,10 +238,12 @@ fn what_is_missing_is_said_before_anything_runs() {
     wrong("seeds = [0, 1]", "seeds = [0, 0]", &["tiny-drawn-small-probe-s0"]);
     wrong("method = \"LoTeP\"\ntop1", "method = \"LoTuP\"\ntop1", &["recipe.toml", "LoTuP"]);
     wrong("[settings]", "[settings", &["recipe.toml is not a recipe: line"]);
-    let to = "run = \"cross-data\"\nargs = [\"--shots\", \"1\"]\nto = [\"elsewhere\", \"clip-pets\"]\nseeds";
-    wrong("seeds", to, &["data to test on", "elsewhere", "does not hold clip-pets"]);
+    let run = "run = \"cross-data\"\nargs = [\"--shots\", \"1\"]\nseeds";
+    let targets = "[[targets]]\nname = \"elsewhere\"\npath = \"elsewhere\"\n[[targets]]\nname = \"pets\"\ndataset = \"clip-pets\"\n";
+    fs::write(&path, text.replace("seeds", run) + targets).unwrap();
+    experiment(&case, &[]).refused(&["data `elsewhere`", "data `pets`", "does not hold clip-pets"]);
     experiment(&case, &["--only", "to=elsewhere", "--only", "method=Probe"]).refused(&["elsewhere"]);
-    experiment(&case, &["--only", "to=nowhere"]).refused(&["no such to", "elsewhere, clip-pets"]);
+    experiment(&case, &["--only", "to=nowhere"]).refused(&["no such to", "elsewhere, pets"]);
     fs::write(&path, text).unwrap();
     experiment(&case, &["--only", "method=Else"]).refused(&["--only method=Else", "Probe, LoTeP"]);
     experiment(&case, &["--model", "Tiny=gone"]).refused(&["gone"]);
