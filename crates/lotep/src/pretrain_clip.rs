@@ -273,7 +273,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let options = ClipOptions { steps: 2, batch_size: 4, lr: 0.001, seed: 0 };
         let accuracy = pretrain_clip(&options, dir.path(), &mut Silent).unwrap();
-        assert_eq!(accuracy.images, 8 * 64);
+        assert_eq!(accuracy.images, 8 * 80);
         let loaded = load(
             &LoadOptions {
                 backbone: dir.path().to_string_lossy().into_owned(),
@@ -290,13 +290,13 @@ mod tests {
         let words = loaded.words().unwrap();
         assert!((f64::from(words.scale) - SCALE[0]).abs() < 0.2, "{}", words.scale);
         let texts: Vec<String> =
-            templates::sixty().iter().map(|t| templates::fill(t, "pink checkerboard")).collect();
+            templates::sixty().iter().map(|t| templates::fill(t, "pink trio of rings")).collect();
         for (text, tokens) in texts.iter().zip(words.encode(&texts).unwrap()) {
             let words = text.replace('-', " - ").replace('.', " . ").split_whitespace().count();
             assert_eq!(tokens.len(), words + 2, "{text}");
         }
-        let refused = ClipOptions { batch_size: 65, ..options };
+        let refused = ClipOptions { batch_size: 81, ..options };
         let error = pretrain_clip(&refused, dir.path(), &mut Silent).unwrap_err().to_string();
-        assert!(error.contains("2 to 64"), "{error}");
+        assert!(error.contains("2 to 80"), "{error}");
     }
 }

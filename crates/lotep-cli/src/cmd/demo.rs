@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
             ui.clear();
             let a = accuracy?;
             ui.out(&format!(
-                "zero-shot top1 {:.2}% on {} pictures of 64 classes not trained on; written to {}",
+                "zero-shot top1 {:.2}% on {} pictures of 80 classes not trained on; written to {}",
                 a.top1,
                 a.images,
                 output.display()

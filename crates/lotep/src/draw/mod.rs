@@ -39,7 +39,8 @@ pub enum Task {
     Pretrain,
     /// The target task, to adapt the model to: 8 other figures, with a domain shift.
     Adapt,
-    /// For a CLIP: 64 classes that are a colour and a thing, with the same domain shift; [`picture`] draws them without.
+    /// For a CLIP: 80 classes that are a colour and a shape, a texture or a number of shapes, with the same domain shift;
+    /// [`picture`] draws them without.
     Words,
 }
 

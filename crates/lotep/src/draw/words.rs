@@ -1,4 +1,4 @@
-//! Pictures that a sentence describes: a colour and a thing.
+//! Pictures that a sentence describes: a colour and a shape, a texture or a number of shapes.
 
 use super::Drawn;
 use super::canvas::{Canvas, Colour, Paint, Pose};
@@ -6,7 +6,7 @@ use super::dice::Dice;
 use super::scenes::{film, pose, slope};
 use super::shapes::Shape;
 
-/// Eight things of each colour.
+/// The things of each colour: shapes, two textures, two counts.
 macro_rules! things {
     ($($colour:literal),*) => {
         [$(
@@ -14,16 +14,20 @@ macro_rules! things {
             concat!($colour, " checkerboard"),
             concat!($colour, " cross"),
             concat!($colour, " dots"),
+            concat!($colour, " pair of rings"),
             concat!($colour, " ring"),
             concat!($colour, " square"),
             concat!($colour, " star"),
             concat!($colour, " triangle"),
+            concat!($colour, " trio of rings"),
         )*]
     };
 }
 
+const THINGS: usize = 10;
+
 /// The classes, sorted: the first half has other colours than the second.
-pub(super) const WORDS: [&str; 64] =
+pub(super) const WORDS: [&str; 8 * THINGS] =
     things!("black", "blue", "green", "orange", "pink", "red", "white", "yellow");
 
 const COLOURS: [Colour; 8] = [
@@ -45,30 +49,19 @@ pub(super) fn picture(dice: &mut Dice, label: usize, size: usize, filmed: bool) 
     let ground = Paint { slope: slope(dice, 0.15), ..Paint::solid(back) };
     let blotches = dice.between(0.0, 0.12);
     canvas.ground(dice, ground, blotches, 4);
-    let colour = COLOURS[label / 8].map(|value| value + dice.between(-0.05, 0.05));
+    let colour = COLOURS[label / THINGS].map(|value| value + dice.between(-0.05, 0.05));
     let paint = Paint { slope: slope(dice, 0.1), blur: dice.between(0.0, 0.03), ..Paint::solid(colour) };
-    let texture = match label % 8 {
-        1 => Some(Shape::Checks),
-        3 => Some(Shape::Dotted),
-        _ => None,
-    };
-    if let Some(texture) = texture {
-        let period = dice.between(0.2, 0.3);
-        let centre = (dice.between(0.0, 1.0), dice.between(0.0, 1.0));
-        let own = Pose { centre, scale: (period, period), turns: dice.between(0.0, 1.0) };
-        let patch = pose(dice, 0.42, 0.55);
-        canvas.paint(&texture, own, Some((&Shape::Disc, patch)), paint);
-    } else {
-        let shape = match label % 8 {
-            0 => Shape::arrow(),
-            2 => Shape::Cross,
-            4 => Shape::Ring,
-            5 => Shape::Box(0.75, 0.75),
-            6 => Shape::star(),
-            _ => Shape::triangle(),
-        };
-        let pose = pose(dice, 0.26, 0.42);
-        canvas.paint(&shape, pose, None, paint);
+    match label % THINGS {
+        0 => single(dice, &mut canvas, &Shape::arrow(), paint),
+        1 => textured(dice, &mut canvas, &Shape::Checks, paint),
+        2 => single(dice, &mut canvas, &Shape::Cross, paint),
+        3 => textured(dice, &mut canvas, &Shape::Dotted, paint),
+        4 => rings(dice, &mut canvas, 2, paint),
+        5 => single(dice, &mut canvas, &Shape::Ring, paint),
+        6 => single(dice, &mut canvas, &Shape::Box(0.75, 0.75), paint),
+        7 => single(dice, &mut canvas, &Shape::star(), paint),
+        8 => single(dice, &mut canvas, &Shape::triangle(), paint),
+        _ => rings(dice, &mut canvas, 3, paint),
     }
     if filmed {
         canvas.each(|p, pixel| {
@@ -81,13 +74,39 @@ pub(super) fn picture(dice: &mut Dice, label: usize, size: usize, filmed: bool) 
     canvas.finish(dice, grain)
 }
 
+fn single(dice: &mut Dice, canvas: &mut Canvas, shape: &Shape, paint: Paint) {
+    let pose = pose(dice, 0.26, 0.42);
+    canvas.paint(shape, pose, None, paint);
+}
+
+/// A patch of a pattern.
+fn textured(dice: &mut Dice, canvas: &mut Canvas, texture: &Shape, paint: Paint) {
+    let period = dice.between(0.2, 0.3);
+    let centre = (dice.between(0.0, 1.0), dice.between(0.0, 1.0));
+    let own = Pose { centre, scale: (period, period), turns: dice.between(0.0, 1.0) };
+    let patch = pose(dice, 0.42, 0.55);
+    canvas.paint(texture, own, Some((&Shape::Disc, patch)), paint);
+}
+
+/// So many rings around the middle, none of which touches another.
+fn rings(dice: &mut Dice, canvas: &mut Canvas, count: u8, paint: Paint) {
+    let first = dice.between(0.0, 1.0);
+    let size = dice.between(0.15, 0.19);
+    for ring in 0..count {
+        let (sin, cos) = (std::f32::consts::TAU * (first + f32::from(ring) / f32::from(count))).sin_cos();
+        let away = dice.between(0.25, 0.28);
+        let pose = Pose { centre: (0.5 + away * cos, 0.5 + away * sin), scale: (size, size), turns: 0.0 };
+        canvas.paint(&Shape::Ring, pose, None, paint);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn classes_are_sorted_and_their_colours_can_be_seen() {
-        assert!(WORDS.is_sorted() && WORDS[0] == "black arrow" && WORDS[63] == "yellow triangle");
+        assert!(WORDS.is_sorted() && WORDS[0] == "black arrow" && WORDS[79] == "yellow trio of rings");
         // The middle of a square has its colour, give or take the film.
         for filmed in [false, true] {
             for (label, name) in WORDS.iter().enumerate().filter(|(_, name)| name.ends_with("square")) {
@@ -98,7 +117,7 @@ mod tests {
                         sum[c] += f32::from(drawn.rgb[(16 * 32 + 16) * 3 + c]) / (40.0 * 255.0);
                     });
                 }
-                let far = (0..3).map(|c| (sum[c] - COLOURS[label / 8][c]).abs()).fold(0.0, f32::max);
+                let far = (0..3).map(|c| (sum[c] - COLOURS[label / THINGS][c]).abs()).fold(0.0, f32::max);
                 assert!(far < if filmed { 0.35 } else { 0.12 }, "{name}: {sum:?}");
             }
         }

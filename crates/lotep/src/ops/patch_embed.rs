@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use lotep_frozen::{Entrance, PatchEmbedding};
 
-use super::{Compute, Conv2d, dense, fast, host};
+use super::{Compute, Linear, dense, fast, host};
 
 /// `[class token; patches W + b] + positions`.
 #[derive(Clone)]
@@ -19,7 +19,11 @@ pub struct PatchEmbed {
 
 #[derive(Clone)]
 enum Form {
-    Portable(Conv2d),
+    /// One product: patches do not overlap, and GPUs take far longer over a convolution with a kernel that large.
+    Portable {
+        project: Linear,
+        patch: usize,
+    },
     Fast(Arc<dyn Entrance>),
 }
 
@@ -42,7 +46,7 @@ impl PatchEmbed {
             let project = dense(kernel.flatten(1, 3), None);
             Form::Fast(PatchEmbedding { patch, project, offset }.pack(compute.precision))
         } else {
-            Form::Portable(Conv2d::new(kernel, None, patch, 0, compute.precision))
+            Form::Portable { project: Linear::new(kernel.flatten(1, 3), None, compute.precision), patch }
         };
         Self { form, positions, constants }
     }
@@ -51,8 +55,8 @@ impl PatchEmbed {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<3> {
         match &self.form {
             Form::Fast(op) => fast::apply(op.clone(), false, x, None::<Tensor<1>>),
-            Form::Portable(conv) => {
-                project(conv, x) + (self.positions.clone() + self.constants.clone()).unsqueeze()
+            Form::Portable { project, patch } => {
+                tokens(project, *patch, x) + (self.positions.clone() + self.constants.clone()).unsqueeze()
             }
         }
     }
@@ -65,7 +69,7 @@ impl PatchEmbed {
                 let tokens = op.linear_part(&host(image), &shape);
                 Tensor::from_data(TensorData::new(tokens, self.positions.dims()), &device)
             }
-            Form::Portable(conv) => project(conv, image).squeeze_dim(0),
+            Form::Portable { project, patch } => tokens(project, *patch, image).squeeze_dim(0),
         }
     }
 
@@ -76,16 +80,20 @@ impl PatchEmbed {
         let positions = self.positions.clone() + tokens;
         let form = match &self.form {
             Form::Fast(op) => Form::Fast(op.with_offset(host(positions.clone() + self.constants.clone()))),
-            Form::Portable(conv) => Form::Portable(conv.clone()),
+            portable @ Form::Portable { .. } => portable.clone(),
         };
         Self { form, positions, constants: self.constants.clone() }
     }
 }
 
 /// Tokens of the patches row by row, behind a class token of zeros.
-fn project(conv: &Conv2d, x: Tensor<4>) -> Tensor<3> {
-    let patches = conv.forward(x).flatten::<3>(2, 3).swap_dims(1, 2);
-    let [batch, _, width] = patches.dims();
-    let class_token = Tensor::zeros([batch, 1, width], &patches.device().without_autodiff());
+fn tokens(project: &Linear, patch: usize, x: Tensor<4>) -> Tensor<3> {
+    let [batch, channels, height, width] = x.dims();
+    let [down, across] = [height / patch, width / patch];
+    let x = x.narrow(2, 0, down * patch).narrow(3, 0, across * patch);
+    // [B, down, across, C, patch, patch]
+    let patches = x.reshape([batch, channels, down, patch, across, patch]).permute([0, 2, 4, 1, 3, 5]);
+    let patches = project.forward(patches.reshape([batch, down * across, channels * patch * patch]));
+    let class_token = Tensor::zeros([batch, 1, patches.dims()[2]], &patches.device().without_autodiff());
     Tensor::cat(vec![class_token, patches], 1)
 }
