@@ -677,12 +677,12 @@ fn a_small_clip_is_trained() {
     let case = Case::new();
     let output = case.path("small");
     let ran = lotep!("demo", "pretrain-clip", "--steps", "1", "--output", output).done();
-    assert!(ran.stdout.contains("zero-shot top1") && ran.stdout.contains("512 pictures"), "{ran}");
+    assert!(ran.stdout.contains("zero-shot top1") && ran.stdout.contains("640 pictures"), "{ran}");
     let images = case.path("words");
     lotep!("demo", "draw", "--task", "words", "--images", "1", "--size", "32", "--output", images).done();
     let eval =
         lotep!("eval", "--backbone", output, "--data", images, "--class-split", "novel", "--format", "json");
-    assert_eq!(eval.done().json()["images"], 32);
+    assert_eq!(eval.done().json()["images"], 40);
     let inspected = lotep!("inspect", "--backbone", output, "--format", "json").done().json();
     assert_eq!(inspected["text"]["blocks"], 3);
 }
