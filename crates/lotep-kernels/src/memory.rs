@@ -41,9 +41,9 @@ pub struct LargePages {
 const THRESHOLD: usize = 1 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 2 << 20;
-/// Blocks kept at most: a step of PromptSRC frees some hundred at once, both towers' (with 128 slots 3 % of it went into clearing pages).
+/// Blocks kept at most.
 #[cfg(target_os = "linux")]
-const SLOTS: usize = 512;
+const SLOTS: usize = 128;
 
 /// Freed blocks, each with its size. An array, because an allocator cannot allocate.
 #[cfg(target_os = "linux")]
