@@ -1,9 +1,9 @@
 //! Matrices as products read and write them.
 
 use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
 
 use crate::gemm::{TILE_ROWS, line, mask_words};
+use crate::memory::uncleared_lines;
 use crate::parallel::ranges;
 use crate::scratch::{Line, elements, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -14,8 +14,6 @@ use crate::{Isa, Operand, SharedMut};
 /// So a product reads its rows without packing them, and a block of results is a kibibyte or two of consecutive
 /// memory, where rows one after another would put it into as many pages. Columns beyond the last, in its line, are
 /// zero; rows beyond the last are arbitrary.
-///
-/// The memory of dropped matrices serves new ones, without being cleared first.
 pub struct Tiles<T> {
     lines: Vec<Line>,
     rows: usize,
@@ -23,36 +21,11 @@ pub struct Tiles<T> {
     element: PhantomData<T>,
 }
 
-/// Memory of dropped matrices.
-static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
-/// Matrices to remember; a training step has some dozens in flight.
-const REMEMBERED: usize = 256;
-
-fn take(lines: usize) -> Vec<Line> {
-    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(i) = free.iter().rposition(|v| v.len() == lines) {
-        return free.swap_remove(i);
-    }
-    drop(free);
-    vec![Line::ZERO; lines]
-}
-
-impl<T> Drop for Tiles<T> {
-    fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.lines);
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() >= REMEMBERED {
-            free.remove(0);
-        }
-        free.push(lines);
-    }
-}
-
 impl<T: Operand> Tiles<T> {
     /// A matrix of that size, its elements arbitrary.
     pub fn new(rows: usize, columns: usize) -> Self {
         let per_row = columns.div_ceil(line::<T>());
-        let mut lines = take(rows.div_ceil(TILE_ROWS) * per_row * TILE_ROWS);
+        let mut lines = uncleared_lines(rows.div_ceil(TILE_ROWS) * per_row * TILE_ROWS);
         if !columns.is_multiple_of(line::<T>()) {
             lines.fill(Line::ZERO);
         }
