@@ -348,6 +348,8 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
         (MethodConfig::Border(_), _, _) => [0.02, 40.0],
         (MethodConfig::IlmVp(_), _, _) => [0.02, 0.1],
         (MethodConfig::AutoVp(_), _, _) => [0.01, 0.001],
+        // A value of its own for every place: Adam moves each as far as a factor of a product.
+        (MethodConfig::NaiveDeep(_) | MethodConfig::Grouped(_), OptimizerKind::AdamW, _) => [0.002, 0.0005],
         (_, OptimizerKind::AdamW, _) => [0.002, if lotep { 0.02 } else { 0.005 }],
         (_, OptimizerKind::Sgd, Architecture::ResNet(_)) => [0.02, if lotep { 0.1 } else { 0.02 }],
         // Tokens begin small, where a norm makes their gradients large.
