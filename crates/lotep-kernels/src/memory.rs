@@ -79,6 +79,8 @@ const THRESHOLD: usize = 1 << 20;
 const PAGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const WORD: usize = u64::BITS as usize;
+#[cfg(target_os = "linux")]
+const ACCESS: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 /// A stretch of addresses as large as the machine's memory, of which only what was once in use has memory behind it. A
 /// block is a run of its pages, the lowest that is long enough: blocks of all sizes so share the same memory, and
@@ -122,17 +124,17 @@ impl Arena {
     }
 
     fn of_pages(pages: usize) -> Option<Self> {
-        let map = |size: usize| {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
+        let map = |size: usize, access: libc::c_int| {
             let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             // SAFETY: an anonymous mapping of our own.
             let start = unsafe { libc::mmap(std::ptr::null_mut(), size, access, kind, -1, 0) };
             (start != libc::MAP_FAILED).then_some(start)
         };
         let words = pages / WORD;
-        let used = map(words * size_of::<u64>())?.cast::<u64>();
+        let used = map(words * size_of::<u64>(), ACCESS)?.cast::<u64>();
         let whole = (pages + 1) * PAGE;
-        let Some(start) = map(whole) else {
+        // Without access until they are needed, addresses count against no limit of memory.
+        let Some(start) = map(whole, libc::PROT_NONE) else {
             // SAFETY: ours, of that size, and nobody has seen it.
             unsafe { libc::munmap(used.cast(), words * size_of::<u64>()) };
             return None;
@@ -151,16 +153,29 @@ impl Arena {
             *self = Self::new();
         }
         let first = self.find(count)?;
+        let fresh = first >= self.touched;
+        self.touch(first + count)?;
         for page in first..first + count {
             self.used[page / WORD] |= 1 << (page % WORD);
         }
         if first == self.lowest {
             self.lowest = first + count;
         }
-        let fresh = first >= self.touched;
-        self.touched = self.touched.max(first + count);
         // Only the address is known here, not what it was made from.
         Some((std::ptr::with_exposed_provenance_mut(self.start + first * PAGE), fresh))
+    }
+
+    /// Make the pages before `end` ones that can be used; `None` where the system refuses.
+    fn touch(&mut self, end: usize) -> Option<()> {
+        if end > self.touched {
+            let from = std::ptr::with_exposed_provenance_mut(self.start + self.touched * PAGE);
+            // SAFETY: pages of the arena's mapping that nobody has been given yet.
+            if unsafe { libc::mprotect(from, (end - self.touched) * PAGE, ACCESS) } != 0 {
+                return None;
+            }
+            self.touched = end;
+        }
+        Some(())
     }
 
     /// The first of the lowest `count` free pages in a row.
