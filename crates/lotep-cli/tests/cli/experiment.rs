@@ -206,6 +206,11 @@ fn adapters_are_measured_on_other_sets() {
     }
     let again = experiment(&case, &few).done();
     assert!(!again.stderr.contains("begun"), "{again}");
+    // A run that was made anew is measured anew.
+    fs::remove_dir_all(case.path("e/runs/tiny-drawn-small-lotep-s0")).unwrap();
+    let again = experiment(&case, &few).done();
+    assert_eq!(again.stderr.matches("begun   tiny-drawn-small-lotep-s0").count(), 2, "{again}");
+    assert!(again.stderr.contains("begun   tiny-drawn-small-lotep-s0 on Other"), "{again}");
     fs::write(case.path("e/also/tiny-drawn-small-lotep-s0/1.json"), "{").unwrap();
     lotep!("experiment", "table", case.path("e")).refused(&["1.json is damaged"]);
     fs::remove_dir_all(case.path("other")).unwrap();

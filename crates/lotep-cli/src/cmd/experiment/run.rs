@@ -182,6 +182,13 @@ fn job(args: &Args, record: &Record, run: &Run, config: &TrainConfig, file: &Pat
     })
 }
 
+/// Whether what was made `from` some results is missing, or was made before one of them was.
+fn older(made: &Path, from: &[PathBuf]) -> bool {
+    let time = |path: &Path| path.metadata().and_then(|about| about.modified()).ok();
+    let Some(made) = time(made) else { return true };
+    from.iter().any(|result| time(result).is_some_and(|result| made < result))
+}
+
 /// Measurements of adapters on other data sets, where the recipe wants them: what is not there yet.
 fn measurements(args: &Args, record: &Record) -> Vec<Job> {
     let mut jobs = Vec::new();
@@ -189,7 +196,8 @@ fn measurements(args: &Args, record: &Record) -> Vec<Job> {
         let dir = Record::run_dir(&args.output, run);
         for (i, also) in record.recipe.also.iter().enumerate() {
             let result = Record::also_file(&args.output, run, i);
-            if result.exists() || !dir.join("result.json").is_file() {
+            let trained = dir.join("result.json");
+            if !trained.is_file() || !older(&result, &[trained]) {
                 continue;
             }
             let mut arguments: Vec<OsString> =
@@ -227,6 +235,7 @@ fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
     for run in runs.iter().filter(|run| run.seed == seed && finished(run)) {
         let output = args.output.join("cka").join(&run.id);
         let mut against: Vec<(String, String)> = Vec::new();
+        let mut from = vec![Record::run_dir(&args.output, run).join("result.json")];
         for name in &plan.against {
             let other = runs
                 .iter()
@@ -235,6 +244,7 @@ fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
                 // A network is its own like: nothing to see.
                 Some(other) if other.id == run.id => continue,
                 Some(other) if finished(other) => {
+                    from.push(Record::run_dir(&args.output, other).join("result.json"));
                     Record::run_dir(&args.output, other).join("adapter").display().to_string()
                 }
                 None if name == "base" => "base".to_owned(),
@@ -246,7 +256,7 @@ fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
         let there = output.join("cka.json");
         // What has come since is compared too.
         let known = |known: Vec<String>| against.iter().all(|(name, _)| known.contains(name));
-        if against.is_empty() || there.exists() && compared(&there).is_none_or(known) {
+        if against.is_empty() || !older(&there, &from) && compared(&there).is_none_or(known) {
             continue;
         }
         let text = |key: &str| run.settings.get(key).and_then(toml::Value::as_str).map(str::to_owned);
