@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """CLIP at full size against transformers: the same answers, and the time of PromptSRC's step.
 
-    python3 benches/peers/clip.py check [--program target/release/lotep]
+    python3 benches/peers/clip.py check [--program target/release/lotep] [--example FILE]
     python3 benches/peers/clip.py speed [--batches 4,32] [--classes 50,100,1000] [--rounds 3] [--alone] [--output FILE] [--program …]
 
 Run with a Python that has torch, transformers, numpy, safetensors and pillow (see full_size.py).
@@ -224,6 +224,8 @@ def check(program, example):
     from safetensors.torch import load_file, save_file
     from transformers import CLIPTokenizer
 
+    # First: what does not build should say so before minutes of work.
+    example = example or built_here("clip_step")
     names = ["cat", "dog", "red fox 42", "it's odd", "a very long name of a thing that is nowhere seen"]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -262,7 +264,6 @@ def check(program, example):
                 print(f"| clip vit_base_patch16, {layout} names | {precision} | {error:.1e} | spread {spread:.2f} |")
                 worst = max(worst, error / limit)
         pixels = torch.tensor(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).double() / 255
-        example = example or built_here("clip_step")
         worst = max(worst, check_step(example, folder, model, tokenizer, names, pixels, x))
     sys.exit(0 if worst <= 1 else 1)
 

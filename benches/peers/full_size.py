@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare every architecture with timm at full size: logits, loss and gradients.
 
-    python3 benches/peers/full_size.py [--shared ../shared] [--venv target/peers-venv] [--only resnet18,resnet50]
+    python3 benches/peers/full_size.py [--shared ../shared] [--venv target/peers-venv] [--only resnet18,resnet50] [--example FILE]
 
 For each architecture, timm builds the network with seeded random weights and computes logits, the loss and the
 gradients of the image and of a zero prompt at every block's entrance, in float64 (the script that makes the test
@@ -67,6 +67,7 @@ def main():
     parser.add_argument("--venv", type=Path, default=REPOSITORY / "target" / "peers-venv",
                         help="virtual environment, made if absent (default: target/peers-venv)")
     parser.add_argument("--only", metavar="NAMES", help="some of the architectures, with commas between")
+    parser.add_argument("--example", type=Path, help="the example full_size, built already")
     parser.add_argument("--write", nargs=5, metavar=("NAME", "CLASSES", "HEIGHT", "WIDTH", "FILE"),
                         help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -86,7 +87,7 @@ def main():
         chosen = [row for row in ARCHITECTURES if row[0] in names]
 
     python = environment(args.venv)
-    program = example()
+    program = args.example or example()
     rows, failed = [], []
     for name, classes, *size in chosen:
         size = size or (224, 224)
@@ -111,14 +112,21 @@ def main():
 
 
 def example(name="full_size"):
-    """An example's executable, built once: a row must not depend on what is edited while another is made."""
-    print("building the example", flush=True)
-    command = ["cargo", "build", "--release", "-q", "--example", name, "--message-format", "json"]
-    built = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
+    """An example's executable, built once: a row must not depend on what is edited while another is made.
+
+    Of these two packages alone: all of the workspace's have Criterion among them, whose features (`either/std` and others)
+    Burn would be built anew for, which takes minutes. As it is, what the program's release build left is used again.
+    """
+    print(f"building the example {name}", flush=True)
+    command = ["cargo", "build", "--release", "-p", "lotep", "-p", "lotep-cli", "--example", name]
+    # Errors go to the terminal, not among the messages.
+    built = subprocess.run([*command, "--message-format", "json-render-diagnostics"], cwd=REPOSITORY, text=True,
+                           stdout=subprocess.PIPE)
     if built.returncode != 0:
-        sys.exit(f"error: the example does not build: cargo build --release --example {name}")
+        sys.exit(f"error: the example does not build: {' '.join(command)}")
     messages = map(json.loads, built.stdout.splitlines())
-    return next(m["executable"] for m in messages if m.get("target", {}).get("name") == name)
+    return next(m["executable"] for m in messages
+                if m["reason"] == "compiler-artifact" and m["target"]["name"] == name and m["executable"])
 
 
 def environment(directory):

@@ -9,11 +9,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use lotep::backbone::{LoadOptions, load};
 use lotep::head::{Head, Mapping};
 use lotep::method::{Method, MethodConfig, Site};
-use lotep::ops::Precision;
 use lotep::safetensors::{NamedTensor, TensorFile, serialize};
 use lotep::text::templates;
 use lotep::train::step_gradients;
@@ -52,16 +51,7 @@ fn step(backbone: &str, input: &str, output: &Path) -> Result<()> {
     let file = TensorFile::open(input)?;
     let asked = file.metadata().remove("step").unwrap_or_default();
     let asked: Step = serde_json::from_str(&asked).map_err(|e| input_error!("{input}: `step`: {e}"))?;
-    let options = LoadOptions {
-        backbone: backbone.into(),
-        arch: None,
-        random_weights: false,
-        image: None,
-        device: Device::flex(),
-        precision: Some(Precision::F32),
-        recompute: false,
-    };
-    let loaded = load(&options, &mut ())?;
+    let loaded = load(&LoadOptions::plain(backbone), &mut ())?;
     let (values, shape) = file.read("pixels")?;
     let pixels = Tensor::<4>::from_data(TensorData::new(values, shape), &loaded.device);
     let labels: Vec<usize> = file.read("labels")?.0.into_iter().map(|label| label as usize).collect();

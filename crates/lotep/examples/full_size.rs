@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
 use lotep::backbone::{LoadOptions, load};
 use lotep::method::Prompts;
-use lotep::ops::Precision;
 use lotep::safetensors::TensorFile;
 use lotep::{Result, bail};
 
@@ -69,13 +68,10 @@ fn compare(path: &str, arch: &str) -> Result<Row> {
         bail!("{path} has no image _fx.input")
     };
     let options = LoadOptions {
-        backbone: path.into(),
         arch: Some(arch.into()),
-        random_weights: false,
         image: Some([height, width]),
         device: device.clone(),
-        precision: Some(Precision::F32),
-        recompute: false,
+        ..LoadOptions::plain(path)
     };
     let loaded = load(&options, &mut ())?;
     let Some(head) = loaded.network.head() else { bail!("{path} has no classifier: nothing to compare") };

@@ -19,8 +19,14 @@ pub(crate) fn device() -> Device {
         .map_or_else(|_| Device::flex(), |name| crate::device::open(&name).unwrap())
 }
 
+/// The factor, on another device only: what is computed here keeps its tolerances, whatever was left in the environment.
 fn slack() -> Option<f64> {
-    std::env::var("LOTEP_TEST_SLACK").ok().map(|s| s.parse().unwrap())
+    let set = |name: &str| std::env::var(name).ok();
+    slack_of(set("LOTEP_TEST_DEVICE").as_deref(), set("LOTEP_TEST_SLACK").as_deref())
+}
+
+fn slack_of(device: Option<&str>, slack: Option<&str>) -> Option<f64> {
+    device.and(slack).map(|slack| slack.parse().unwrap())
 }
 
 /// A path in the shared folder; `None`, said loudly, where it is absent.
@@ -82,4 +88,11 @@ pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f64, wha
     }
     let tolerance = tolerance * slack().unwrap_or(1.0);
     assert!(error <= tolerance * scale, "{what}: max error {error:e}, allowed {:e}", tolerance * scale);
+}
+
+#[test]
+fn what_is_computed_here_keeps_its_tolerances() {
+    assert_eq!(slack_of(None, Some("1000")), None);
+    assert_eq!(slack_of(Some("cuda"), Some("1000")), Some(1000.0));
+    assert_eq!(slack_of(Some("cuda"), None), None);
 }

@@ -282,15 +282,7 @@ mod tests {
     use rand::SeedableRng;
 
     fn random_backbone(name: &str, image: Option<[usize; 2]>) -> Loaded {
-        let options = LoadOptions {
-            backbone: name.into(),
-            arch: None,
-            random_weights: true,
-            image,
-            device: Device::flex(),
-            precision: Some(Precision::F32),
-            recompute: false,
-        };
+        let options = LoadOptions { random_weights: true, image, ..LoadOptions::plain(name) };
         load(&options, &mut ()).unwrap()
     }
 

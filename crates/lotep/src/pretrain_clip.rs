@@ -274,19 +274,7 @@ mod tests {
         let options = ClipOptions { steps: 2, batch_size: 4, lr: 0.001, seed: 0 };
         let accuracy = pretrain_clip(&options, dir.path(), &mut Silent).unwrap();
         assert_eq!(accuracy.images, 8 * 80);
-        let loaded = load(
-            &LoadOptions {
-                backbone: dir.path().to_string_lossy().into_owned(),
-                arch: None,
-                random_weights: false,
-                image: None,
-                device: Device::flex(),
-                precision: Some(Precision::F32),
-                recompute: false,
-            },
-            &mut (),
-        )
-        .unwrap();
+        let loaded = load(&LoadOptions::plain(dir.path().to_string_lossy()), &mut ()).unwrap();
         let words = loaded.words().unwrap();
         assert!((f64::from(words.scale) - SCALE[0]).abs() < 0.2, "{}", words.scale);
         let texts: Vec<String> =

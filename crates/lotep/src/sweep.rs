@@ -174,7 +174,9 @@ pub(crate) fn choose(
         bail!("successive halving compares runs of the same length: epochs can't vary");
     }
     for c in candidates {
-        judged(&c.config).validate().map_err(|e| input_error!("{}: {e}", c.settings))?;
+        let config = judged(&c.config);
+        let checked = config.validate().and_then(|()| config.check_validation());
+        checked.map_err(|e| input_error!("{}: {e}", c.settings))?;
     }
     let mut state = open(candidates, dir, halving)?;
     save(&state, dir)?;

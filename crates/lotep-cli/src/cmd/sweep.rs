@@ -68,9 +68,10 @@ pub(crate) struct Settings {
 }
 
 /// Settings that decide which images are held out.
-const FIXED: [&str; 10] = [
+const FIXED: [&str; 11] = [
     "data",
     "dataset",
+    "join_val",
     "subset",
     "shots",
     "class_split",

@@ -126,6 +126,10 @@ fn what_varies_is_plotted_and_features_are_compared() {
             .replace("seeds = [0, 1]", "seeds = [3]"),
     )
     .unwrap();
+    // What a run is compared with may come later.
+    experiment(&case, &["--epochs", "1", "--subset", "24", "--only", "method=LoTeP"]).done();
+    let looks = read_json(&case.path("e/cka/tiny-drawn-small-lotep-2-s3/cka.json"));
+    assert_eq!(looks.as_array().unwrap().len(), 1);
     let ran = experiment(&case, &["--epochs", "1", "--subset", "24"]).done();
     assert!(
         ran.stdout.contains("LoTeP, rank 2") && ran.stdout.contains("scaled: epochs 1 (recipe: 2)"),
@@ -141,6 +145,45 @@ fn what_varies_is_plotted_and_features_are_compared() {
     // Nothing is compared twice.
     let again = experiment(&case, &["--epochs", "1", "--subset", "24"]).done();
     assert!(!again.stderr.contains("begun"), "{again}");
+}
+
+#[test]
+fn more_runs_may_be_asked_for() {
+    let case = Case::new();
+    let path = recipe(&case, "");
+    let few = |more: &[&str]| experiment(&case, &[&["--epochs", "1"], more].concat());
+    few(&["--only", "method=LoTeP", "--seeds", "1"]).done();
+    let first = content(&case.path("e/runs"));
+    let record = fs::read(case.path("e/experiment.json")).unwrap();
+    let dry = few(&["--dry-run"]).done();
+    assert!(dry.stderr.contains("4 runs, 1 of them done") && dry.stdout.lines().count() == 4, "{dry}");
+    assert_eq!(fs::read(case.path("e/experiment.json")).unwrap(), record);
+    // Another method and another seed: one run, and the table of both.
+    let more = few(&["--only", "method=Probe", "--seeds", "0"]).done();
+    assert!(more.stderr.contains("1 run, 0 of them done; 1 more in "), "{more}");
+    assert_eq!(more.stderr.matches("begun").count(), 1, "{more}");
+    assert!(more.stdout.contains("scaled: epochs 1 (recipe: 2); 2 of the 4 runs"), "{more}");
+    // A method that the recipe has got since, and the seeds that were missing.
+    let text = fs::read_to_string(&path).unwrap();
+    let third = "[[method]]\nname = \"LoTeP-TK\"\nmethod = \"lotep-tk\"\nwith = { rank = 2 }\n[[expected]]";
+    fs::write(&path, text.replace("[[expected]]", third)).unwrap();
+    let all = few(&[]).done();
+    assert!(all.stderr.contains("6 runs, 2 of them done"), "{all}");
+    let table = lotep!("experiment", "table", case.path("e"), "--format", "json").done().json();
+    assert_eq!((&table["done"], &table["scaled"]), (&[6, 6].into(), &["epochs 1 (recipe: 2)"].into()));
+    let rows = table["tables"][0]["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["Probe", "LoTeP", "LoTeP-TK"]);
+    assert!(rows.iter().all(|row| row["cells"][0]["seeds"] == 2), "{table}");
+    // What was there is as it was.
+    let now = content(&case.path("e/runs"));
+    assert!(first.iter().all(|file| now.contains(file)));
+    // A method that is another one, or gone, and data from elsewhere.
+    fs::write(&path, text.replace("rank = 2", "rank = 3")).unwrap();
+    few(&["--seeds", "7"]).refused(&["[[method]] `LoTeP` with.rank = 2, not 3"]);
+    fs::write(&path, &text).unwrap();
+    few(&["--seeds", "7"]).refused(&["[[method]] `LoTeP-TK`, which the recipe has no more"]);
+    assert_eq!(content(&case.path("e/runs")), now);
 }
 
 #[test]
@@ -163,6 +206,11 @@ fn adapters_are_measured_on_other_sets() {
     }
     let again = experiment(&case, &few).done();
     assert!(!again.stderr.contains("begun"), "{again}");
+    // A run that was made anew is measured anew.
+    fs::remove_dir_all(case.path("e/runs/tiny-drawn-small-lotep-s0")).unwrap();
+    let again = experiment(&case, &few).done();
+    assert_eq!(again.stderr.matches("begun   tiny-drawn-small-lotep-s0").count(), 2, "{again}");
+    assert!(again.stderr.contains("begun   tiny-drawn-small-lotep-s0 on Other"), "{again}");
     fs::write(case.path("e/also/tiny-drawn-small-lotep-s0/1.json"), "{").unwrap();
     lotep!("experiment", "table", case.path("e")).refused(&["1.json is damaged"]);
     fs::remove_dir_all(case.path("other")).unwrap();
@@ -263,7 +311,8 @@ fn what_is_there_is_not_written_over() {
     let run = case.path("e/runs/tiny-drawn-small-probe-s0");
     let before = content(&case.path("e"));
     // Another scale, another recipe, and a process that is at work there.
-    experiment(&case, &["--epochs", "1"]).refused(&["holds this experiment with", "choose another --output"]);
+    experiment(&case, &["--epochs", "2"]).refused(&["with epochs = 1, not 2", "choose another --output"]);
+    experiment(&case, &["--epochs", "2", "--dry-run"]).refused(&["with epochs = 1, not 2"]);
     {
         let held = File::open(case.path("e")).unwrap();
         held.lock().unwrap();

@@ -193,11 +193,12 @@ fn a_draw_of_the_combinations_is_repeatable() {
 #[test]
 fn settings_that_are_none() {
     let case = Case::new();
-    let wrong: [(&str, &[&str]); 13] = [
+    let wrong: [(&str, &[&str]); 14] = [
         ("lr+seed=1,2", &["seed", "can't vary"]),
         ("lr+=0.1", &["lr+=0.1", "KEY=VALUE"]),
         ("method+lr=lor-vp", &["varies alone"]),
         ("seed=1,2", &["seed", "can't vary", "held-out"]),
+        ("join_val=true,false", &["join_val", "can't vary"]),
         ("lr", &["--set lr", "KEY=VALUE"]),
         ("lr=", &["--set lr=", "KEY=VALUE"]),
         ("lr=0.1,,0.2", &["--set lr=0.1,,0.2", "KEY=VALUE"]),

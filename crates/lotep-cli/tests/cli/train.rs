@@ -9,6 +9,24 @@ use crate::common::{
     CLASSES, Case, Net, OWN_CLASSES, TEST, TRAIN, files_under, lotep, read_json, read_tensors, sha256,
 };
 
+/// Validation images of the data's own need no share of the training images; without them there is nothing to choose by.
+#[test]
+fn own_validation_images_are_enough() {
+    let case = Case::new();
+    let images = case.images();
+    let options = ["--method", "linear-probe", "--select", "best-val", "--val-fraction", "0"];
+    case.train(Net::ResNet, "none", &options).refused(&["val-fraction is 0", "none of its own"]);
+    assert!(!case.path("none").exists());
+    for file in files_under(&images.join("test")) {
+        let to = images.join("val").join(file.strip_prefix(images.join("test")).unwrap());
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(&file, to).unwrap();
+    }
+    case.train(Net::ResNet, "own", &options).done();
+    let facts = &read_json(&case.path("own/result.json"))["train"];
+    assert_eq!((&facts["val"]["images"], &facts["val"]["top1"]), (&TEST.into(), &facts["test"]["top1"]));
+}
+
 /// A training with every method on `net`, its files, and the same accuracy from the saved adapter.
 fn every_method(net: Net) {
     let case = Case::new();

@@ -38,6 +38,21 @@ pub struct LoadOptions {
     pub recompute: bool,
 }
 
+impl LoadOptions {
+    /// Pretrained weights on the CPU in f32, at the size that they were learnt for.
+    pub fn plain(backbone: impl Into<String>) -> Self {
+        Self {
+            backbone: backbone.into(),
+            arch: None,
+            random_weights: false,
+            image: None,
+            device: Device::flex(),
+            precision: Some(Precision::F32),
+            recompute: false,
+        }
+    }
+}
+
 /// A backbone with everything known about it.
 #[derive(Clone)]
 pub struct Loaded {
@@ -220,15 +235,7 @@ pub(crate) fn made_up_clip(image: super::VitConfig, text: super::TextConfig) -> 
 
 #[cfg(test)]
 fn made_up_model(config: ModelConfig, words: Option<Words>) -> Loaded {
-    let options = LoadOptions {
-        backbone: "made up".into(),
-        arch: None,
-        random_weights: true,
-        image: None,
-        device: Device::flex(),
-        precision: Some(Precision::F32),
-        recompute: false,
-    };
+    let options = LoadOptions { random_weights: true, ..LoadOptions::plain("made up") };
     build(config, Weights::random(MADE_UP, &options.device), words, None, &options).unwrap()
 }
 

@@ -330,15 +330,7 @@ fn real_weights_agree_with_timm() {
         let Some(parity) = fixtures::path(&format!("data/parity/{name}.safetensors")) else { return };
         let f = Fixture(TensorFile::open(parity).unwrap());
         let device = fixtures::device();
-        let options = LoadOptions {
-            backbone: dir.display().to_string(),
-            arch: None,
-            random_weights: false,
-            image: None,
-            device: device.clone(),
-            precision: Some(Precision::F32),
-            recompute: false,
-        };
+        let options = LoadOptions { device: device.clone(), ..LoadOptions::plain(dir.display().to_string()) };
         let loaded = load(&options, &mut ()).unwrap();
         let features = loaded.network.features(f.tensor("input", &device), &NoHooks);
         f.assert_close(&features, "features", FORWARD);
@@ -415,15 +407,8 @@ fn blocks_at_full_size() {
         ("swin_base_patch4_window7_224", "swin_base_patch4_window7_224.ms_in22k"),
         ("coatnet_2_rw_224", "coatnet_2_rw_224.sw_in12k"),
     ] {
-        let options = LoadOptions {
-            backbone: arch.into(),
-            arch: None,
-            random_weights: true,
-            image: None,
-            device: fixtures::device(),
-            precision: Some(Precision::F32),
-            recompute: false,
-        };
+        let options =
+            LoadOptions { random_weights: true, device: fixtures::device(), ..LoadOptions::plain(arch) };
         let loaded = load(&options, &mut ()).unwrap();
         let found: Vec<_> =
             loaded.blocks.iter().map(|b| (b.name.clone(), b.channels, b.height, b.width)).collect();

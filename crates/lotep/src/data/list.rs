@@ -103,9 +103,12 @@ fn table(path: &Path, text: &str, mark: char) -> Result<Vec<[String; 3]>> {
         column(&["label", "class"]),
         column(&["split", "part"]),
     ];
+    // Of the file, of which a heading is one.
+    let mut number = 1;
     let columns = match heading {
         [Some(image), Some(label), split] => {
             rows.remove(0);
+            number += 1;
             [Some(image), Some(label), split]
         }
         _ if (2..=3).contains(&first.len()) => [Some(0), Some(1), (first.len() == 3).then_some(2)],
@@ -119,7 +122,7 @@ fn table(path: &Path, text: &str, mark: char) -> Result<Vec<[String; 3]>> {
         let cell = |column: Option<usize>| match column {
             None => Ok(String::new()),
             Some(column) => row.get(column).map(|c| c.trim().to_owned()).ok_or_else(|| {
-                input_error!("{}, record {}: {} columns only", path.display(), at + 1, row.len())
+                input_error!("{}, record {}: {} columns only", path.display(), at + number, row.len())
             }),
         };
         Ok([cell(columns[0])?, cell(columns[1])?, cell(columns[2])?])
@@ -219,6 +222,7 @@ mod tests {
             ("a.csv", "1.png\n", "begins with 1 columns"),
             ("a.csv", "1.png,a,train,x\n", "begins with 4 columns"),
             ("a.csv", "1.png,a\n1.png\n", "record 2: 1 columns only"),
+            ("a.csv", "path,label\n1.png,a\n1.png\n", "record 3: 1 columns only"),
             ("a.csv", "1.png,a,learn\n", "split `learn`: train, val or test"),
             ("a.csv", "1.png,\n", "`1.png` has no label"),
             ("a.csv", "2.png,a\n", "names `2.png`, which is not in"),

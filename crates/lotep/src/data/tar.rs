@@ -3,7 +3,7 @@
 //! Only headers are read when an archive is opened; an image is read from its place when it is its turn. Nothing is
 //! unpacked, so that no name in an archive is ever a path on this machine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,8 +66,14 @@ fn gather(
     images: &mut Named,
 ) -> Result<()> {
     let mut labels: HashMap<String, String> = HashMap::new();
+    // JSON beside no image, such as annotations of all of them, is not the label of one.
+    let of_images = members.iter().filter(|m| is_image(Path::new(&m.name))).map(|m| key(&m.name).0);
+    let of_images: HashSet<&str> = of_images.collect();
     for member in &members {
         let (key, ending) = key(&member.name);
+        if ending == "json" && !of_images.contains(key) {
+            continue;
+        }
         let bytes = &mapped.bytes()[member.bytes.clone()];
         let label = match ending.as_str() {
             "cls" | "json" if bytes.len() > MAX_TEXT => {
@@ -295,6 +301,8 @@ mod tests {
                 ("./train/cat/1.png", &image),
                 ("./train/dog/1.png", &image),
                 ("./test/dog/2.png", &image),
+                // Of all images, not of one.
+                ("annotations.json", b"[{\"image\": 1}]"),
             ]),
         );
         let splits = open(&path, None).unwrap();

@@ -122,4 +122,43 @@ mod tests {
             }
         }
     }
+
+    /// Red areas of an image, each connected and larger than a speck.
+    fn red_areas(drawn: &Drawn) -> usize {
+        let mut left: Vec<bool> =
+            drawn.rgb.chunks(3).map(|p| i32::from(p[0]) - i32::from(p[1].max(p[2])) > 90).collect();
+        let mut areas = 0;
+        while let Some(start) = left.iter().position(|red| *red) {
+            let (mut edge, mut pixels) = (vec![start], 0);
+            left[start] = false;
+            while let Some(at) = edge.pop() {
+                pixels += 1;
+                let (x, y) = (at % drawn.size, at / drawn.size);
+                let beside = [
+                    (x > 0).then(|| at - 1),
+                    (x + 1 < drawn.size).then_some(at + 1),
+                    (y > 0).then(|| at - drawn.size),
+                    (y + 1 < drawn.size).then_some(at + drawn.size),
+                ];
+                for next in beside.into_iter().flatten() {
+                    if std::mem::take(&mut left[next]) {
+                        edge.push(next);
+                    }
+                }
+            }
+            areas += usize::from(pixels > 40);
+        }
+        areas
+    }
+
+    #[test]
+    fn rings_are_as_many_as_their_name_says() {
+        for (name, count) in [("red ring", 1), ("red pair of rings", 2), ("red trio of rings", 3)] {
+            let label = WORDS.iter().position(|word| *word == name).unwrap();
+            for index in 0..40 {
+                let drawn = picture(&mut Dice::new(1, 9, index), label, 96, false);
+                assert_eq!(red_areas(&drawn), count, "{name}, image {index}");
+            }
+        }
+    }
 }

@@ -36,8 +36,8 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// What is different from the recipe, in words.
-    pub fn said(&self, recipe: &Recipe) -> Vec<String> {
+    /// What every run has different from the recipe, in words.
+    pub(super) fn said(&self, recipe: &Recipe) -> Vec<String> {
         let own = |key: &str| recipe.settings.get(key).map_or(String::new(), |v| format!(" (recipe: {v})"));
         let mut said = Vec::new();
         let numbers = [("epochs", self.epochs), ("batch_size", self.batch_size), ("subset", self.subset)];
@@ -46,11 +46,11 @@ impl Scale {
                 said.push(format!("{key} {value}{}", own(key)));
             }
         }
-        if !self.seeds.is_empty() && self.seeds != recipe.seeds {
-            said.push(format!("seeds {:?} (recipe: {:?})", self.seeds, recipe.seeds));
-        }
-        for (what, list) in [("set", &self.set), ("only", &self.only), ("model", &self.model)] {
+        for (what, list) in [("set", &self.set), ("model", &self.model)] {
             said.extend(list.iter().map(|text| format!("{what} {text}")));
+        }
+        if !recipe.targets.is_empty() && self.only.iter().any(|text| is_target(text)) {
+            said.extend(self.targets(recipe).map(|target| format!("only {TO}={}", target.name)));
         }
         said
     }
@@ -66,6 +66,11 @@ impl Scale {
 
 /// What `--only` calls them.
 const TO: &str = "to";
+
+/// Whether a text of `--only` is about them.
+pub(super) fn is_target(text: &str) -> bool {
+    split(text, "only").is_ok_and(|(axis, _)| axis == TO)
+}
 
 /// One run of the grid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,6 +242,7 @@ fn parse(value: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Record;
     use super::super::recipe::tests::small;
     use super::*;
 
@@ -280,12 +286,14 @@ mod tests {
         assert_eq!((s["epochs"].as_integer(), s["lr"].as_float()), (Some(1), Some(0.1)));
         assert_eq!(s["method"]["depth_ratio"].as_float(), Some(0.5));
         assert_eq!(s["backbone"].as_str(), Some("here"));
-        let said = scale.said(&small()).join("; ");
-        assert!(
-            said.contains("epochs 1 (recipe: 4)") && said.contains("seeds [7] (recipe: [1, 2])"),
-            "{said}"
+        let said = Record::new(small(), scale, runs).scaled().join("; ");
+        assert_eq!(
+            said,
+            "epochs 1 (recipe: 4); set method.depth_ratio=0.5; set lr=0.1; model Net=here; seeds [7] (recipe: [1, 2]); \
+             only data=C; only method=LoTeP"
         );
-        assert!(Scale::default().said(&small()).is_empty());
+        let whole = expand(&small(), &Scale::default(), Path::new("")).unwrap();
+        assert!(Record::new(small(), Scale::default(), whole).scaled().is_empty());
         for (wrong, words) in
             [("data=D", "it has A & B, C"), ("colour=red", "model=NAME"), ("data", "= between")]
         {

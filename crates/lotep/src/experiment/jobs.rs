@@ -53,6 +53,8 @@ struct Running<'a> {
     child: Child,
     begun: Instant,
     epochs: usize,
+    /// Where its own part of the log begins: behind what earlier tries said.
+    log: u64,
 }
 
 /// How often processes are looked at.
@@ -120,8 +122,7 @@ pub fn run_jobs(
             match r.child.try_wait() {
                 Ok(None) => left.push((index, r)),
                 Ok(Some(status)) => {
-                    let how =
-                        if status.success() { whole(r.job) } else { Ended::Failed(reason(r.job, status)) };
+                    let how = if status.success() { whole(r.job) } else { Ended::Failed(reason(&r, status)) };
                     news(News::Ended(r.job, &how, r.begun.elapsed().as_secs_f64()));
                     ended[index] = Some(how);
                 }
@@ -142,6 +143,7 @@ fn start<'a>(program: &Path, job: &'a Job) -> Result<Running<'a>> {
     }
     let log = OpenOptions::new().create(true).append(true).open(&job.log);
     let log: File = log.map_err(Error::io("write", &job.log))?;
+    let before = log.metadata().map_or(0, |log| log.len());
     let both = log.try_clone().map_err(Error::io("write", &job.log))?;
     let out = match &job.result {
         Some(path) => {
@@ -159,7 +161,7 @@ fn start<'a>(program: &Path, job: &'a Job) -> Result<Running<'a>> {
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command.spawn().map_err(Error::io("start", program))?;
-    Ok(Running { job, child, begun: Instant::now(), epochs: trained(&job.run).epochs })
+    Ok(Running { job, child, begun: Instant::now(), epochs: trained(&job.run).epochs, log: before })
 }
 
 /// What a result is called until it is whole.
@@ -179,11 +181,11 @@ fn whole(job: &Job) -> Ended {
 }
 
 /// The last error that a process spoke of.
-fn reason(job: &Job, status: std::process::ExitStatus) -> String {
-    let log = std::fs::read(&job.log).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log);
+fn reason(r: &Running<'_>, status: std::process::ExitStatus) -> String {
+    let log = std::fs::read(&r.job.log).unwrap_or_default();
+    let log = String::from_utf8_lossy(log.get(r.log as usize..).unwrap_or_default());
     let said = log.lines().rev().take(50).find_map(|line| line.strip_prefix("error: "));
-    said.map_or_else(|| format!("it ended with {status}; see {}", job.log.display()), str::to_owned)
+    said.map_or_else(|| format!("it ended with {status}; see {}", r.job.log.display()), str::to_owned)
 }
 
 /// Ask processes to save and end, and see to it that they do.
@@ -255,6 +257,10 @@ mod tests {
         assert_eq!(ended[..2], [Ended::Done, Ended::Failed("no such thing".into())]);
         assert!(matches!(&ended[2], Ended::Failed(why) if why.contains("c.log")), "{ended:?}");
         assert_eq!(std::fs::read_to_string(dir.join("results/a.txt")).unwrap(), "fine\n");
+        // A second try says nothing: the first one's reason is not its own.
+        let again = [job(dir, "b", "kill -9 $$")];
+        let ended = run_jobs(Path::new("/bin/sh"), &again, 1, &mut |_| true).unwrap();
+        assert!(matches!(&ended[0], Ended::Failed(why) if why.contains("b.log")), "{ended:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod collect;
 mod grid;
+mod grow;
 mod jobs;
 mod plots;
 mod recipe;
@@ -16,7 +17,7 @@ pub use grid::{Run, Scale, expand};
 pub use jobs::{Ended, Job, News, run_jobs};
 pub use plots::plots;
 pub use recipe::{CkaPlan, Columns, Data, Expected, MethodRow, Model, Program, Recipe, Vary};
-pub use record::{Record, begin, open};
+pub use record::{Record, begin, join, open};
 pub use report::{Report, report};
 pub use table::{Cell, Row, Table};
 pub use write::{csv, html, latex, markdown};

@@ -116,7 +116,7 @@ pub fn report(dir: &Path) -> Result<Report> {
         source: recipe.source.clone(),
         protocol: recipe.protocol.clone(),
         note: recipe.note.clone(),
-        scaled: record.scale.said(recipe),
+        scaled: record.scaled(),
         rules,
         machines,
         done: [done, record.runs.len()],

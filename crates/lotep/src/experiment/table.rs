@@ -195,6 +195,7 @@ pub(super) fn tables(recipe: &Recipe, found: &[Found<'_>]) -> Vec<Table> {
                         .map(|d| d.name.as_str())
                         .collect();
                     let whole = members.iter().all(|name| data.contains(name));
+                    let members = members.into_iter().filter(|name| data.contains(name)).collect();
                     columns.push(Column { model: Some(*model), over: Some(members), whole, ..top1(group) });
                 }
                 if data.len() > 1 {
@@ -280,8 +281,8 @@ fn table(recipe: &Recipe, found: &[Found<'_>], caption: String, columns: &[Colum
             if !sum {
                 return average(value);
             }
-            // A model's is the same for every seed.
-            let names = distinct(mine.iter().map(|(run, _)| run.model.as_str()));
+            // A model's is the same for every seed; of a sum none may be missing.
+            let names = distinct(columns.iter().filter_map(|c| c.model));
             let of =
                 |name: &&str| mine.iter().filter(|(run, _)| run.model == *name).find_map(facts).map(value);
             names.iter().map(of).sum()
@@ -327,12 +328,10 @@ impl<'a> Column<'a> {
         let seeds = distinct(mine.iter().map(|(run, _)| run.seed));
         let value = |of: &dyn Fn(&Facts) -> Option<f64>, seed: u64| -> Option<f64> {
             // The mean over an axis is of one seed, and only where all of it is there.
-            let values: Option<Vec<f64>> = mine
-                .iter()
-                .filter(|(run, _)| run.seed == seed)
-                .map(|found| facts(found).and_then(of))
-                .collect();
-            values.and_then(|values| moments(&values).0)
+            let of_seed = mine.iter().filter(|(run, _)| run.seed == seed);
+            let values: Option<Vec<f64>> = of_seed.map(|found| facts(found).and_then(of)).collect();
+            let all = self.over.as_ref().map_or(1, Vec::len);
+            values.filter(|values| values.len() == all).and_then(|values| moments(&values).0)
         };
         let measure = |f: &Facts| f.measures.iter().find(|(name, _)| *name == self.measure).map(|(_, v)| *v);
         let values: Vec<f64> = seeds.iter().filter_map(|s| value(&measure, *s)).collect();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::lora::{PARTS, among_parts, product, together, with_added};
 use super::texts::{IMAGE_STREAM, clip};
 use super::vpt::check_dropout;
 use super::{Method, Prompts, Site, TextPlan, seeded};
@@ -34,9 +35,6 @@ impl Default for ClipLora {
     }
 }
 
-/// Parts of a fused projection, in their order.
-const PARTS: [&str; 3] = ["q", "k", "v"];
-
 /// The fused projections of both towers with their widths: the image tower's by timm's names.
 fn layers(site: &Site<'_>, text: [usize; 2]) -> Vec<(u64, String, usize)> {
     let image = |(l, block): (usize, &crate::backbone::Block)| {
@@ -59,14 +57,11 @@ impl ClipLora {
             let get = |part: &str, factor: &str| -> Tensor<2> {
                 params.get(&format!("lora.{layer}.{part}.{factor}"))
             };
-            let down = Tensor::cat(PARTS.map(|part| get(part, "a")).to_vec(), 0);
-            let rows = PARTS.iter().enumerate().map(|(i, part)| {
-                let up = get(part, "b") * scale;
-                let zeros = up.zeros_like().without_autodiff();
-                let cells = (0..PARTS.len()).map(|j| if i == j { up.clone() } else { zeros.clone() });
-                Tensor::cat(cells.collect(), 1)
+            let parts = PARTS.iter().enumerate().map(|(i, part)| LowRank {
+                down: get(part, "a"),
+                up: among_parts(get(part, "b") * scale, i),
             });
-            (layer.clone(), LowRank { down, up: Tensor::cat(rows.collect(), 0) })
+            (layer.clone(), together(parts.collect()))
         };
         Self::layers(site).into_iter().map(update).collect()
     }
@@ -117,17 +112,11 @@ impl Method for ClipLora {
     /// The image tower's: the text tower has spoken before anything is predicted.
     fn weights(&self, site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
         let Some(loaded) = site.loaded else { return Ok(Vec::new()) };
-        let mut updates = self.updates(site, params);
-        updates.retain(|layer, _| !layer.starts_with("text."));
-        let mut weights = loaded.values(&updates.keys().map(|layer| format!("{layer}.weight")).collect())?;
-        for weight in &mut weights {
-            let layer = weight.name.strip_suffix(".weight").unwrap_or_default();
-            let Some(LowRank { down, up }) = updates.remove(layer) else { continue };
-            for (value, added) in weight.values.iter_mut().zip(up.matmul(down).into_data().iter::<f32>()) {
-                *value += added;
-            }
-        }
-        Ok(weights)
+        let image = self.updates(site, params).into_iter().filter(|(layer, _)| !layer.starts_with("text."));
+        with_added(
+            loaded,
+            image.map(|(layer, update)| (format!("{layer}.weight"), product(update))).collect(),
+        )
     }
 
     fn texts(&self) -> Option<TextPlan> {

@@ -52,7 +52,7 @@ impl Default for Lora {
 }
 
 /// Parts of a fused projection, in their order.
-const PARTS: [&str; 3] = ["q", "k", "v"];
+pub(super) const PARTS: [&str; 3] = ["q", "k", "v"];
 
 /// An addition to some outputs of a layer.
 struct Addition<'a> {
@@ -168,12 +168,10 @@ impl Lora {
                 None => up,
             };
             let name = addition.layer.name.clone();
+            let update = LowRank { down, up };
             let update = match updates.remove(&name) {
-                Some(other) => LowRank {
-                    down: Tensor::cat(vec![other.down, down], 0),
-                    up: Tensor::cat(vec![other.up, up], 1),
-                },
-                None => LowRank { down, up },
+                Some(other) => together(vec![other, update]),
+                None => update,
             };
             updates.insert(name, update);
         }
@@ -186,8 +184,19 @@ fn interleaved(site: &Site<'_>) -> bool {
     site.loaded.is_some_and(|l| matches!(l.config.architecture, Architecture::CoAtNet(_)))
 }
 
+/// What an addition adds to a weight.
+pub(super) fn product(addition: LowRank) -> TensorData {
+    addition.up.matmul(addition.down).into_data()
+}
+
+/// Several additions to a layer as one.
+pub(super) fn together(additions: Vec<LowRank>) -> LowRank {
+    let (downs, ups) = additions.into_iter().map(|addition| (addition.down, addition.up)).unzip();
+    LowRank { down: Tensor::cat(downs, 0), up: Tensor::cat(ups, 1) }
+}
+
 /// Rows of one third of a fused projection, the others zero.
-fn among_parts(up: Tensor<2>, part: usize) -> Tensor<2> {
+pub(super) fn among_parts(up: Tensor<2>, part: usize) -> Tensor<2> {
     let zeros = up.zeros_like().without_autodiff();
     Tensor::cat((0..3).map(|p| if p == part { up.clone() } else { zeros.clone() }).collect::<Vec<_>>(), 0)
 }
@@ -299,8 +308,7 @@ impl Method for Lora {
 
     fn weights(&self, site: &Site<'_>, params: &Params) -> Result<Vec<NamedTensor>> {
         let Some(loaded) = site.loaded else { return Ok(Vec::new()) };
-        let linear =
-            self.updates(site, params).into_iter().map(|(name, u)| (name, u.up.matmul(u.down).into_data()));
+        let linear = self.updates(site, params).into_iter().map(|(name, u)| (name, product(u)));
         let conv = self.conv_updates(site, params).into_iter().map(|(name, update)| {
             let added = match update {
                 ConvUpdate::Thin { down, up } => up.matmul(down.flatten(1, 3)).into_data(),
@@ -310,14 +318,22 @@ impl Method for Lora {
         });
         let added: BTreeMap<String, TensorData> =
             linear.chain(conv).map(|(name, added)| (format!("{name}.weight"), added)).collect();
-        let mut weights = loaded.values(&added.keys().cloned().collect())?;
-        for (weight, added) in weights.iter_mut().zip(added.into_values()) {
-            for (value, added) in weight.values.iter_mut().zip(added.iter::<f32>()) {
-                *value += added;
-            }
-        }
-        Ok(weights)
+        with_added(loaded, added)
     }
+}
+
+/// Weights of a network by their names, in whose order they come, each with what is added to it.
+///
+/// # Errors
+/// They can't be read, or the network has none of the name.
+pub(super) fn with_added(loaded: &Loaded, added: BTreeMap<String, TensorData>) -> Result<Vec<NamedTensor>> {
+    let mut weights = loaded.values(&added.keys().cloned().collect())?;
+    for (weight, added) in weights.iter_mut().zip(added.into_values()) {
+        for (value, added) in weight.values.iter_mut().zip(added.iter::<f32>()) {
+            *value += added;
+        }
+    }
+    Ok(weights)
 }
 
 #[cfg(test)]

@@ -156,7 +156,8 @@ fn one(
             };
             let said = config.as_in_paper(protocol.comparison(), shots, images, &candidate.given)?;
             let run = RunDir::new(dir.join(format!("shots-{shots}-seed-{seed}")));
-            observer.event(Event::Plan(&format!("\n{}: {shots} shots, seed {seed}", candidate.settings)));
+            let begun = format!("\n{}: {}, seed {seed}", candidate.settings, shots_name(shots));
+            observer.event(Event::Plan(&begun));
             if !said.is_empty() {
                 observer.event(Event::Plan(&format!("as in its paper: {}", said.join(", "))));
             }

@@ -254,9 +254,6 @@ impl TrainConfig {
                 bail!("{name} is {value}; 0 to 0.9 is expected");
             }
         }
-        if self.select == Select::BestVal && self.val_fraction == 0.0 {
-            bail!("select best-val needs validation images: val-fraction is 0");
-        }
         Ok(())
     }
 }

@@ -59,6 +59,21 @@ impl TrainConfig {
         Ok(if self.join_val { splits.join_val() } else { splits })
     }
 
+    /// Refuse to choose an epoch by validation images that are neither there nor to be held out.
+    ///
+    /// # Errors
+    /// So it is, or the data can't be opened.
+    pub(crate) fn check_validation(&self) -> Result<()> {
+        let none = self.select == Select::BestVal && self.val_fraction == 0.0;
+        if none && self.splits(self.class_split)?.val.is_none() {
+            bail!(
+                "select best-val needs validation images: val-fraction is 0, and {} has none of its own",
+                self.data.display()
+            );
+        }
+        Ok(())
+    }
+
     /// How the backbone is loaded for this run.
     pub fn load_options(&self, device: &Device) -> LoadOptions {
         // Where its weights are learnt a network takes the portable form, in which rounding costs time and saves none.
@@ -125,6 +140,7 @@ pub fn class_texts(
 impl Setup {
     pub(super) fn new(config: &TrainConfig, observer: &mut dyn Observer) -> Result<Self> {
         config.validate()?;
+        config.check_validation()?;
         let mut config = config.clone();
         let device = device::open(&config.device)?;
         let loaded = load(&config.load_options(&device), &mut Downloads(observer))?;

@@ -118,9 +118,13 @@ fn watched(model: &Model) -> Result<Watched> {
 
 /// A network's name in the results, and its place.
 fn named(text: &str) -> (&str, &str) {
-    // What exists is a place, whatever its name.
-    let parts = text.split_once('=').filter(|_| !Path::new(text).exists());
-    parts.unwrap_or((text, text))
+    // What exists is a place, whatever its name; names may have the sign as well.
+    if Path::new(text).exists() {
+        return (text, text);
+    }
+    let parts = || text.match_indices('=').map(|(i, _)| (&text[..i], &text[i + 1..]));
+    let there = parts().find(|(_, place)| Path::new(place).exists());
+    there.or_else(|| parts().next_back()).unwrap_or((text, text))
 }
 
 /// What is compared, as the user called it.
@@ -192,4 +196,20 @@ fn write(found: &[Comparison], output: &Output<'_>, ui: &Ui) -> Result<()> {
     )?;
     output.said(ui, &files);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_places_are_told_apart() {
+        let here = tempfile::tempdir().unwrap();
+        let here = here.path().display().to_string();
+        assert_eq!(named(&format!("probe={here}")), ("probe", &*here));
+        assert_eq!(named(&format!("r=2, a=4={here}")), ("r=2, a=4", &*here));
+        assert_eq!(named("r=2=base"), ("r=2", "base"));
+        assert_eq!(named(&here), (&*here, &*here));
+        assert_eq!(named("base"), ("base", "base"));
+    }
 }

@@ -12,6 +12,8 @@ use crate::ui::Ui;
 pub(super) struct Live<'a> {
     ui: &'a Ui,
     screen: Option<(MultiProgress, ProgressBar)>,
+    /// An empty line above the others: see [`Live::new`].
+    spare: Option<ProgressBar>,
     lines: BTreeMap<String, ProgressBar>,
     /// Runs that were done before.
     before: usize,
@@ -23,8 +25,17 @@ pub(super) struct Live<'a> {
 impl<'a> Live<'a> {
     /// A view of `all` runs, of which some are done.
     pub(super) fn new(ui: &'a Ui, done: usize, all: usize) -> Self {
+        let mut spare = None;
         let screen = ui.lively().then(|| {
             let screen = MultiProgress::new();
+            // Every line is filled to its end, so a terminal's ^C begins another below the view, which is then taken to be one
+            // line higher than it is and leaves its first line behind: this one, where there is nothing to see.
+            let empty = screen.add(ProgressBar::new_spinner());
+            if let Ok(style) = ProgressStyle::with_template(" ") {
+                empty.set_style(style);
+            }
+            empty.tick();
+            spare = Some(empty);
             let bar = screen.add(ProgressBar::new(all as u64));
             if let Ok(style) =
                 ProgressStyle::with_template("{prefix:>12} {bar:20} {pos}/{len}  {elapsed}{wide_msg}")
@@ -37,7 +48,7 @@ impl<'a> Live<'a> {
             Ui::silence_signals(true);
             (screen, bar)
         });
-        Self { ui, screen, lines: BTreeMap::new(), before: done, done, all, stopping: false }
+        Self { ui, screen, spare, lines: BTreeMap::new(), before: done, done, all, stopping: false }
     }
 
     /// Hear what happens; false once the user asked to stop.
@@ -119,7 +130,7 @@ impl<'a> Live<'a> {
 
 impl Drop for Live<'_> {
     fn drop(&mut self) {
-        for line in self.lines.values() {
+        for line in self.lines.values().chain(&self.spare) {
             line.finish_and_clear();
         }
         if let Some((_, bar)) = &self.screen {

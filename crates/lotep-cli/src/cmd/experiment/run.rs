@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use lotep::analysis::cka::Comparison;
 use lotep::experiment::{
-    Ended, Job, Program, Recipe, Record, Run, Scale, State, begin, expand, run_jobs, state,
+    Ended, Job, Program, Recipe, Record, Run, Scale, State, begin, expand, join, run_jobs, state,
 };
 use lotep::train::TrainConfig;
 use lotep::{Error, Result, bail, claim, input_error, write_atomic};
@@ -16,6 +17,9 @@ use crate::cmd::train::MAX_SEED;
 use crate::ui::Ui;
 
 /// Run what a recipe says, each run as a process of its own; what is done already is skipped, what was begun goes on.
+///
+/// A directory may be given more runs by another command: other --seeds, another --only, or methods, models, data sets and
+/// values that the recipe has got since. Tables show all that is there.
 #[derive(clap::Args)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct Args {
@@ -75,25 +79,31 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let configs = runs.iter().map(config).collect::<Result<Vec<_>>>()?;
     present(&recipe, &scale, &runs, &configs, &args.data_root, ui)?;
     let record = Record::new(recipe, scale, runs);
-    if !args.dry_run {
-        begin(&record, &args.output)?;
-    }
+    // What else is there, of earlier commands, is shown but not run.
+    let mut whole = join(&record, &args.output, &args.data_root)?;
+    let _held = if args.dry_run { None } else { Some(claim(&args.output)?) };
     let (recipe, runs) = (&record.recipe, &record.runs);
     let place = |run: &Run| Record::run_dir(&args.output, run);
     let states = states(runs, &configs, recipe.run, place)?;
+    if !args.dry_run {
+        whole = begin(&record, &args.output, &args.data_root)?;
+    }
     let done = states.iter().filter(|s| matches!(s, State::Done(_))).count();
     ui.note(&format!("{} ({})", recipe.title, recipe.source));
     ui.note(&format!("protocol  {}", recipe.protocol));
-    let scaled = record.scale.said(recipe);
+    let scaled = whole.scaled();
     if !scaled.is_empty() {
         ui.note(&format!("scaled    {}", scaled.join("; ")));
     }
     let count = if runs.len() == 1 { "1 run".to_owned() } else { format!("{} runs", runs.len()) };
-    ui.note(&format!("{count}, {done} of them done"));
+    let others = match whole.runs.len() - runs.len() {
+        0 => String::new(),
+        others => format!("; {others} more in {}", args.output.display()),
+    };
+    ui.note(&format!("{count}, {done} of them done{others}"));
     if args.dry_run {
         return plan(runs, &states, ui);
     }
-    let _held = claim(&args.output)?;
     let mut jobs = Vec::new();
     for ((run, config), state) in runs.iter().zip(&configs).zip(&states) {
         if !matches!(state, State::Done(_)) {
@@ -107,11 +117,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> Result<()> {
     Ui::catch_signals();
     let result = |job: &Job| measured(&state(&job.run, recipe.run));
     let mut failed = work(args, &jobs, done, runs.len(), &result, ui)?;
-    let elsewhere = measurements(args, &record);
+    let elsewhere = measurements(args, &whole);
     if !elsewhere.is_empty() {
         failed.extend(work(args, &elsewhere, 0, elsewhere.len(), &|_| "measured".into(), ui)?);
     }
-    let looks = comparisons(args, &record);
+    let looks = comparisons(args, &whole);
     if !looks.is_empty() {
         failed.extend(work(args, &looks, 0, looks.len(), &|_| "compared".into(), ui)?);
     }
@@ -172,6 +182,13 @@ fn job(args: &Args, record: &Record, run: &Run, config: &TrainConfig, file: &Pat
     })
 }
 
+/// Whether what was made `from` some results is missing, or was made before one of them was.
+fn older(made: &Path, from: &[PathBuf]) -> bool {
+    let time = |path: &Path| path.metadata().and_then(|about| about.modified()).ok();
+    let Some(made) = time(made) else { return true };
+    from.iter().any(|result| time(result).is_some_and(|result| made < result))
+}
+
 /// Measurements of adapters on other data sets, where the recipe wants them: what is not there yet.
 fn measurements(args: &Args, record: &Record) -> Vec<Job> {
     let mut jobs = Vec::new();
@@ -179,7 +196,8 @@ fn measurements(args: &Args, record: &Record) -> Vec<Job> {
         let dir = Record::run_dir(&args.output, run);
         for (i, also) in record.recipe.also.iter().enumerate() {
             let result = Record::also_file(&args.output, run, i);
-            if result.exists() || !dir.join("result.json").is_file() {
+            let trained = dir.join("result.json");
+            if !trained.is_file() || !older(&result, &[trained]) {
                 continue;
             }
             let mut arguments: Vec<OsString> =
@@ -210,13 +228,35 @@ fn measurements(args: &Args, record: &Record) -> Vec<Job> {
 fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
     let (recipe, runs) = (&record.recipe, &record.runs);
     let Some(plan) = &recipe.cka else { return Vec::new() };
-    let Some(seed) = runs.first().map(|run| run.seed) else { return Vec::new() };
+    let Some(&seed) = record.seeds().first() else { return Vec::new() };
     let finished =
         |run: &Run| Record::run_dir(&args.output, run).join("adapter/adapter_config.json").is_file();
     let mut jobs = Vec::new();
     for run in runs.iter().filter(|run| run.seed == seed && finished(run)) {
         let output = args.output.join("cka").join(&run.id);
-        if output.join("cka.json").exists() {
+        let mut against: Vec<(String, String)> = Vec::new();
+        let mut from = vec![Record::run_dir(&args.output, run).join("result.json")];
+        for name in &plan.against {
+            let other = runs
+                .iter()
+                .find(|r| r.seed == seed && r.model == run.model && r.data == run.data && r.method == *name);
+            let place = match other {
+                // A network is its own like: nothing to see.
+                Some(other) if other.id == run.id => continue,
+                Some(other) if finished(other) => {
+                    from.push(Record::run_dir(&args.output, other).join("result.json"));
+                    Record::run_dir(&args.output, other).join("adapter").display().to_string()
+                }
+                None if name == "base" => "base".to_owned(),
+                // It failed, or was left out.
+                _ => continue,
+            };
+            against.push((format!("{name} ({}, {})", run.model, run.data), place));
+        }
+        let there = output.join("cka.json");
+        // What has come since is compared too.
+        let known = |known: Vec<String>| against.iter().all(|(name, _)| known.contains(name));
+        if against.is_empty() || !older(&there, &from) && compared(&there).is_none_or(known) {
             continue;
         }
         let text = |key: &str| run.settings.get(key).and_then(toml::Value::as_str).map(str::to_owned);
@@ -232,32 +272,20 @@ fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
         for (option, number) in [("--images", plan.images), ("--batch-size", plan.batch_size)] {
             arguments.extend([option.into(), number.to_string().into()]);
         }
-        let mut any = false;
-        for against in &plan.against {
-            let other = runs.iter().find(|r| {
-                r.seed == seed && r.model == run.model && r.data == run.data && r.method == *against
-            });
-            let place = match other {
-                // A network is its own like: nothing to see.
-                Some(other) if other.id == run.id => continue,
-                Some(other) if finished(other) => {
-                    Record::run_dir(&args.output, other).join("adapter").display().to_string()
-                }
-                None if against == "base" => "base".to_owned(),
-                // It failed, or was left out.
-                _ => continue,
-            };
-            let name = format!("{against} ({}, {})", run.model, run.data);
+        for (name, place) in against {
             arguments.extend(["--against".into(), format!("{name}={place}").into()]);
-            any = true;
         }
-        if any {
-            let id = format!("cka of {}", run.id);
-            let log = args.output.join("logs").join(format!("{}.cka.log", run.id));
-            jobs.push(Job { id, args: arguments, log, result: None, run: output, epochs: 0 });
-        }
+        let id = format!("cka of {}", run.id);
+        let log = args.output.join("logs").join(format!("{}.cka.log", run.id));
+        jobs.push(Job { id, args: arguments, log, result: None, run: output, epochs: 0 });
     }
     jobs
+}
+
+/// With what features were compared already; none where the file is damaged, which the report says.
+fn compared(path: &Path) -> Option<Vec<String>> {
+    let found: Vec<Comparison> = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    Some(found.into_iter().map(|c| c.against).collect())
 }
 
 /// A run's numbers in words.
