@@ -1,13 +1,15 @@
 //! Stretches of frozen vision networks on the CPU: forwards, and backwards to their input.
 //!
 //! A [`FrozenOp`] is a stretch of a network, as long as no method has a hook inside it, from one residual stream to
-//! the next: a transformer block, a residual block, a stem. It takes and gives slices of f32 and knows of no
-//! framework. What methods learn inside one of them is a further input of a [`LearningOp`]. Weights are described by plain data ([`Transformer`], [`ResidualBlock`], …) and packed once for a
-//! [`Precision`].
+//! the next: a transformer block, a stem. It takes and gives slices of f32 and knows of no framework. What methods learn
+//! inside one of them is a further input of a [`LearningOp`]. Residual blocks of convolutions make a [`Chain`], where a
+//! method's prompts enter between them. Weights are described by plain data ([`Transformer`], [`ResidualBlock`], …) and
+//! packed once for a [`Precision`].
 //!
 //! Everything that is generic over the operands' type ends here: users see trait objects, so that the kernels are
 //! compiled in this crate and not again whenever something above it changes.
 
+mod chain;
 mod conv;
 mod convnext;
 mod inside;
@@ -29,6 +31,7 @@ use std::sync::{Arc, OnceLock};
 use lotep_kernels::Isa;
 use serde::{Deserialize, Serialize};
 
+pub use chain::{Chain, Keep, chain};
 pub use conv::Kernel;
 pub use convnext::{ConvNext, NormDown, PackedConvNext};
 pub use inside::Inside;
@@ -36,14 +39,14 @@ pub use linear::Dense;
 pub use mbconv::{ConvStem, Halving, MbConv, PackedMbConv};
 pub use patch_merge::PatchMerge;
 pub use patches::{PatchEmbedding, PatchStem};
-pub use residual::{PackedResidual, ResidualBlock};
+pub use residual::{Link, PackedResidual, ResidualBlock};
 pub use stem::Stem;
 pub use transformer::{PackedTransformer, Shrink, Transformer, Windowed};
 pub use updated::{Convolution, UpdateForm};
 pub use windows::{Windows, beside};
 
-/// What the operands of matrix products are rounded to. Everything else (residual stream, norms, softmax,
-/// loss, prompts) is f32 in both.
+/// What the operands of matrix products are rounded to. Everything else (norms, softmax, loss, prompts, and but for a
+/// [`Chain`]'s the residual stream) is f32 in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

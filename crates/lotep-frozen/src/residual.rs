@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use lotep_kernels::gemm::{Activate, Activation, Add, Masked, Multiply, Residual, Store};
-use lotep_kernels::memory::uncleared;
-use lotep_kernels::{Buffer, Operand, Tiles};
+use lotep_kernels::gemm::{Activate, Activation, Add, AddTo, Epilogue, Multiply, Part, Store};
+use lotep_kernels::{Operand, Tiles, bf16};
 
 use crate::conv::{FrozenConv, Kernel};
-use crate::{Convolution, FrozenOp, Kept, Precision, isa, packed};
+use crate::{Convolution, Precision, isa};
 
 /// `relu(convs(x') + shortcut(x'))` with `x' = x + P`, a ReLU between the convolutions; maps are `[B, H, W, C]`.
 #[derive(Clone, Debug)]
@@ -21,21 +20,34 @@ pub struct ResidualBlock {
 /// A block, and its convolutions one by one, which share their packed weights with it.
 #[derive(Debug)]
 pub struct PackedResidual {
-    /// All of it.
-    pub block: Arc<dyn FrozenOp>,
+    /// All of it, to be put into a [`chain`](crate::chain).
+    pub block: Link,
     /// On the branch, without the ReLUs.
     pub convs: Vec<Arc<dyn Convolution>>,
     /// On the shortcut.
     pub shortcut: Option<Arc<dyn Convolution>>,
 }
 
+/// A packed block.
+#[derive(Clone, Debug)]
+pub struct Link(pub(crate) Kind);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    F32(Arc<Packed<f32>>),
+    Bf16(Arc<Packed<bf16>>),
+}
+
 impl ResidualBlock {
     /// Pack it.
     pub fn pack(self, precision: Precision) -> PackedResidual {
-        packed!(self, precision)
+        match precision {
+            Precision::F32 => self.packed(Kind::F32),
+            Precision::Bf16 => self.packed(Kind::Bf16),
+        }
     }
 
-    fn packed<T: Operand>(self) -> PackedResidual {
+    fn packed<T: Operand>(self, kind: impl FnOnce(Arc<Packed<T>>) -> Kind) -> PackedResidual {
         let conv = |kernel| Arc::new(FrozenConv::<T>::new(kernel));
         let convs: Vec<_> = self.convs.into_iter().map(conv).collect();
         let shortcut = self.shortcut.map(conv);
@@ -43,95 +55,118 @@ impl ResidualBlock {
         PackedResidual {
             convs: convs.iter().map(open).collect(),
             shortcut: shortcut.as_ref().map(open),
-            block: Arc::new(Packed { convs, shortcut }),
+            block: Link(kind(Arc::new(Packed { convs, shortcut }))),
         }
     }
 }
 
+/// A block in the precision of its operands.
 #[derive(Debug)]
-struct Packed<T> {
+pub(crate) struct Packed<T> {
     convs: Vec<Arc<FrozenConv<T>>>,
     shortcut: Option<Arc<FrozenConv<T>>>,
 }
 
-/// Kept: each convolution's input but the first, in the operands' precision, for where its ReLU let through; and
-/// a bit for each value of the output.
-struct Saved<T> {
-    inner: Vec<Tiles<T>>,
-    mask: Vec<u16>,
+/// Where the gradient of a block's entrance goes.
+pub(crate) enum Behind<'a, T> {
+    /// Out of the chain.
+    Rows(&'a mut [f32]),
+    /// To the block before, through its ReLU's mask; an empty one lets all through.
+    Tiles(&'a mut Tiles<T>, &'a [u16]),
 }
 
 impl<T: Operand> Packed<T> {
     /// The size of the map behind each convolution, the input's first.
-    fn sizes(&self, input: &[usize]) -> Vec<[usize; 2]> {
-        let mut sizes = vec![[input[1], input[2]]];
+    pub(crate) fn sizes(&self, input: [usize; 2]) -> Vec<[usize; 2]> {
+        let mut sizes = vec![input];
         for conv in &self.convs {
             sizes.push(conv.forward.shape().output(sizes[sizes.len() - 1]));
         }
         sizes
     }
-}
 
-impl<T: Operand> FrozenOp for Packed<T> {
-    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
-        let size = self.sizes(input)[self.convs.len()];
-        vec![input[0], size[0], size[1], self.convs[self.convs.len() - 1].outputs()]
+    /// Channels that it puts out.
+    pub(crate) fn outputs(&self) -> usize {
+        self.last().outputs()
     }
 
-    fn forward(&self, x: &[f32], shape: &[usize], prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
-        let (images, sizes) = (shape[0], self.sizes(shape));
-        let pixels = |size: [usize; 2]| images * size[0] * size[1];
-        let entered = Tiles::<T>::rounded(isa(), x, prompt, &[], shape[3]);
-        let (last, convs) = self.convs.split_last().expect("a block has convolutions");
+    fn last(&self) -> &FrozenConv<T> {
+        self.convs.last().expect("a block has convolutions")
+    }
+
+    /// Each convolution's input but the first one's; `sizes` are those of [`sizes`](Self::sizes).
+    pub(crate) fn inner(&self, entered: &Tiles<T>, images: usize, sizes: &[[usize; 2]]) -> Vec<Tiles<T>> {
         let mut inner: Vec<Tiles<T>> = Vec::new();
-        for (conv, size) in convs.iter().zip(sizes.windows(2)) {
-            let mut out = Tiles::new(pixels(size[1]), conv.outputs());
+        for (conv, size) in self.convs[..self.convs.len() - 1].iter().zip(sizes.windows(2)) {
+            let mut out = Tiles::new(images * size[1][0] * size[1][1], conv.outputs());
             let activate = Activate::new(Activation::Relu, &conv.bias, &mut out);
-            conv.forward.run(isa(), inner.last().unwrap_or(&entered), images, size[0], &activate);
+            conv.forward.run(isa(), inner.last().unwrap_or(entered), images, size[0], &activate);
             inner.push(out);
         }
-        let (columns, size) = (last.outputs(), sizes[convs.len()]);
-        let rows = pixels(sizes[convs.len() + 1]);
-        let mut out = uncleared(rows * columns);
-        let mut mask = vec![0; if keep { rows * columns.div_ceil(16) } else { 0 }];
-        let around = self.shortcut.as_ref().map(|conv| {
-            let mut around = Buffer::new(rows * columns);
-            let store = Store::new(&mut around, columns).bias(&conv.bias);
-            conv.forward.run(isa(), &entered, images, sizes[0], &store);
-            around
-        });
-        let residual = match &around {
-            Some(around) => Residual::new(around, &[], &last.bias, &mut out, columns),
-            None => Residual::new(x, prompt, &last.bias, &mut out, columns),
-        };
-        let from = inner.last().unwrap_or(&entered);
-        last.forward.run(isa(), from, images, size, &residual.relu(&mut mask));
-        (out, keep.then(|| Box::new(Saved { inner, mask }) as Kept))
+        inner
     }
 
-    fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
-        let Saved { mut inner, mask } = *kept.downcast::<Saved<T>>().expect("its own");
-        let (images, sizes, width) = (shape[0], self.sizes(shape), shape[3]);
-        let columns = self.convs[self.convs.len() - 1].outputs();
-        let upper = Tiles::<T>::rounded(isa(), grad, &[], &mask, columns);
+    /// What goes around the branch, where that is not the entrance itself.
+    pub(crate) fn around(&self, entered: &Tiles<T>, images: usize, sizes: &[[usize; 2]]) -> Option<Tiles<T>> {
+        self.shortcut.as_ref().map(|conv| {
+            let size = sizes[sizes.len() - 1];
+            let mut around = Tiles::new(images * size[0] * size[1], self.outputs());
+            let store = Store::tiles(&mut around).bias(&conv.bias);
+            conv.forward.run(isa(), entered, images, sizes[0], &store);
+            around
+        })
+    }
+
+    /// The last convolution of what it reads, with its sums given to `epilogue`.
+    pub(crate) fn finish<E: Epilogue>(
+        &self,
+        from: &Tiles<T>,
+        images: usize,
+        sizes: &[[usize; 2]],
+        epilogue: &E,
+    ) {
+        self.last().forward.run(isa(), from, images, sizes[self.convs.len() - 1], epilogue);
+    }
+
+    /// The last convolution's bias.
+    pub(crate) fn bias(&self) -> &[f32] {
+        &self.last().bias
+    }
+
+    /// Carry the gradient behind the block, taken through its last ReLU already, to its entrance.
+    pub(crate) fn backward(
+        &self,
+        upper: &Tiles<T>,
+        mut inner: Vec<Tiles<T>>,
+        images: usize,
+        sizes: &[[usize; 2]],
+        behind: Behind<'_, T>,
+    ) {
         let mut back: Option<Tiles<T>> = None;
         for (i, conv) in self.convs.iter().enumerate().skip(1).rev() {
             let before = inner.pop().expect("an input of each convolution");
             let mut out = Tiles::new(before.rows(), before.columns());
             let multiply = Multiply::new(Activation::Relu, &before, &mut out);
-            let from = back.as_ref().unwrap_or(&upper);
-            conv.backward().run(isa(), from, images, sizes[i], false, &multiply);
+            conv.backward().run(isa(), back.as_ref().unwrap_or(upper), images, sizes[i], false, &multiply);
             back = Some(out);
         }
-        let first = self.convs[0].backward();
-        let from = back.as_ref().unwrap_or(&upper);
-        let mut out = uncleared(shape.iter().product());
-        if let Some(shortcut) = &self.shortcut {
-            first.run(isa(), from, images, sizes[0], false, &Store::new(&mut out, width));
-            shortcut.backward().run(isa(), &upper, images, sizes[0], true, &Add::new(&mut out, width));
-        } else {
-            first.run(isa(), from, images, sizes[0], false, &Masked::new(grad, &mask, &mut out, width));
+        let (first, from, width) =
+            (self.convs[0].backward(), back.as_ref().unwrap_or(upper), self.convs[0].forward.shape().inputs);
+        match (behind, &self.shortcut) {
+            (Behind::Rows(out), None) => {
+                first.run(isa(), from, images, sizes[0], false, &Part::rows(upper, out));
+            }
+            (Behind::Tiles(out, mask), None) => {
+                first.run(isa(), from, images, sizes[0], false, &Part::tiles(Some(upper), mask, out));
+            }
+            (Behind::Rows(out), Some(shortcut)) => {
+                first.run(isa(), from, images, sizes[0], false, &Store::new(out, width));
+                shortcut.backward().run(isa(), upper, images, sizes[0], true, &Add::new(out, width));
+            }
+            (Behind::Tiles(out, mask), Some(shortcut)) => {
+                first.run(isa(), from, images, sizes[0], false, &Part::tiles(None, mask, out));
+                shortcut.backward().run(isa(), upper, images, sizes[0], true, &AddTo::new(mask, out));
+            }
         }
-        out
     }
 }

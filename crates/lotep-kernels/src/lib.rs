@@ -46,6 +46,7 @@ mod repeated;
 mod scratch;
 pub mod simd;
 pub mod stem;
+pub mod stream;
 #[cfg(test)]
 mod testing;
 pub mod thin;

@@ -178,7 +178,7 @@ impl<T: Operand> std::fmt::Debug for Tiles<T> {
 
 /// Where an element lies.
 #[inline(always)]
-fn at<T: Operand>(per_row: usize, row: usize, column: usize) -> usize {
+pub(crate) fn at<T: Operand>(per_row: usize, row: usize, column: usize) -> usize {
     let tile = row / TILE_ROWS * per_row + column / line::<T>();
     (tile * TILE_ROWS + row % TILE_ROWS) * line::<T>() + column % line::<T>()
 }
@@ -186,10 +186,10 @@ fn at<T: Operand>(per_row: usize, row: usize, column: usize) -> usize {
 /// A matrix that several threads write in different places.
 #[derive(Clone, Copy)]
 pub struct SharedTiles<'a, T> {
-    data: SharedMut<'a, T>,
+    pub(crate) data: SharedMut<'a, T>,
     rows: usize,
     columns: usize,
-    per_row: usize,
+    pub(crate) per_row: usize,
 }
 
 impl<T: Operand> SharedTiles<'_, T> {

@@ -31,7 +31,7 @@ pub(crate) unsafe fn load<S: Simd>(s: S, x: &[f32], at: usize, count: usize) -> 
 }
 
 #[inline(always)]
-fn add<S: Simd>(s: S, a: [S::F; 2], b: [S::F; 2]) -> [S::F; 2] {
+pub(super) fn add<S: Simd>(s: S, a: [S::F; 2], b: [S::F; 2]) -> [S::F; 2] {
     [s.add(a[0], b[0]), s.add(a[1], b[1])]
 }
 
@@ -40,7 +40,13 @@ fn add<S: Simd>(s: S, a: [S::F; 2], b: [S::F; 2]) -> [S::F; 2] {
 /// # Safety
 /// It is empty or has these columns.
 #[inline(always)]
-unsafe fn add_bias<S: Simd>(s: S, bias: &[f32], column: usize, count: usize, v: [S::F; 2]) -> [S::F; 2] {
+pub(super) unsafe fn add_bias<S: Simd>(
+    s: S,
+    bias: &[f32],
+    column: usize,
+    count: usize,
+    v: [S::F; 2],
+) -> [S::F; 2] {
     // SAFETY: the caller's.
     if bias.is_empty() { v } else { add(s, v, unsafe { load(s, bias, column, count) }) }
 }
@@ -54,7 +60,7 @@ fn expect_read<S: Simd>(s: S, x: &[f32], stride: usize, row: usize, rows: usize,
     }
 }
 
-fn check_bias(bias: &[f32], columns: usize) {
+pub(super) fn check_bias(bias: &[f32], columns: usize) {
     assert!(bias.is_empty() || bias.len() == columns, "a bias of {} for {columns} columns", bias.len());
 }
 
@@ -97,7 +103,7 @@ pub struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    fn new(data: &'a mut [f32], stride: usize) -> Self {
+    pub(super) fn new(data: &'a mut [f32], stride: usize) -> Self {
         Self { data: SharedMut::new(data), stride }
     }
 }

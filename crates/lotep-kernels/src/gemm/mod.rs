@@ -16,6 +16,7 @@ mod epilogue;
 mod matrix;
 pub(crate) mod micro;
 mod source;
+mod stream;
 
 use rayon::prelude::*;
 
@@ -23,6 +24,8 @@ pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output
 pub(crate) use epilogue::{load, mask_words};
 pub use matrix::Matrix;
 pub use source::{Rounded, Source};
+pub(crate) use stream::stored;
+pub use stream::{AddTo, Join, Part};
 
 use crate::scratch::{self, Line, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};

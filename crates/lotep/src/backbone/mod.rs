@@ -170,7 +170,8 @@ pub trait Hooks {
         None
     }
 
-    /// Whether [`exit`](Self::exit) looks: else a network may skip what nothing else reads.
+    /// Whether [`exit`](Self::exit) looks, or [`entrance`](Self::entrance) at feature maps: else a network may skip what
+    /// nothing else reads, and let maps pass several blocks at once.
     fn watches(&self) -> bool {
         false
     }
@@ -308,6 +309,10 @@ fn survey(backbone: &dyn Backbone, image: [usize; 2], device: &Device) -> (Vec<B
         fn entrance(&self, _block: usize, x: Activation) -> Activation {
             lock(&self.entrances).push(x.geometry(self.grid));
             x
+        }
+
+        fn watches(&self) -> bool {
+            true
         }
 
         fn low_rank(&self, name: &str) -> Option<LowRank> {

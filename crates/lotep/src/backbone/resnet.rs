@@ -13,7 +13,7 @@ use super::family::{Family, set};
 use super::preprocess::{IMAGENET, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
 use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map};
 use crate::data::Interpolation;
-use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock, ResidualUpdates};
+use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock, ResidualUpdates, mean_pixels};
 use crate::{Result, bail};
 
 const BN_EPS: f64 = 1e-5;
@@ -224,12 +224,29 @@ impl ResNet {
 impl Backbone for ResNet {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
         let mut x = self.stem.forward(x, hooks.below().as_ref());
-        for (l, block) in self.blocks.iter().enumerate() {
-            x = block.residual.forward(enter_map(hooks, l, x), hooks.prompt(l), &block.updates(hooks));
-            leave_map(hooks, l, &x);
+        let updates: Vec<_> = self.blocks.iter().map(|block| block.updates(hooks)).collect();
+        let (count, watched) = (self.blocks.len(), hooks.watches());
+        let plain = |l: &usize| !watched && updates[*l].is_empty();
+        let mut l = 0;
+        while l < count {
+            x = enter_map(hooks, l, x);
+            if !plain(&l) {
+                x = self.blocks[l].residual.forward(x, hooks.prompt(l), &updates[l]);
+                leave_map(hooks, l, &x);
+                l += 1;
+                continue;
+            }
+            // All that nobody looks between.
+            let stretch = l..(l..count).find(|l| !plain(l)).unwrap_or(count);
+            let blocks: Vec<_> = self.blocks[stretch.clone()].iter().map(|block| &block.residual).collect();
+            let prompts = stretch.clone().map(|l| hooks.prompt(l)).collect();
+            if stretch.end == count {
+                return ResidualBlock::stretch_to_mean(&blocks, x, prompts);
+            }
+            x = ResidualBlock::stretch(&blocks, x, prompts);
+            l = stretch.end;
         }
-        let [b, c, _, _] = x.dims();
-        x.mean_dims(&[2, 3]).reshape([b, c])
+        mean_pixels(x)
     }
 
     fn block_names(&self) -> Vec<String> {

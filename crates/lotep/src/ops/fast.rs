@@ -75,7 +75,7 @@ trait Frozen: Backend {
 }
 
 /// A tensor's values, in order. Flex keeps what operations put out contiguous, so this copies nothing.
-fn values(x: &FlexTensor) -> &[f32] {
+pub(super) fn values(x: &FlexTensor) -> &[f32] {
     x.as_slice().expect("contiguous f32")
 }
 

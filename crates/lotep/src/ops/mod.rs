@@ -2,8 +2,8 @@
 //!
 //! The portable form is made of Burn tensors, for every device, and for weights whose own gradients are wanted.
 //! The fast form, on the CPU, calls the project's kernels over weights packed once, a whole residual block at a
-//! time (part by part where something is learnt inside one of convolutions), with a backward pass of its own
-//! (`lotep-frozen`). An operation picks its form when it takes its weights, and holds
+//! time, a ResNet's all at once (part by part where something is learnt inside one of convolutions), with a backward pass
+//! of its own (`lotep-frozen`). An operation picks its form when it takes its weights, and holds
 //! them in that form only: linear weights transposed or packed, norms folded into what is next to them. Weights are
 //! stored outside autodiff: where a tracked activation meets them, Burn takes them as constants.
 
@@ -14,6 +14,7 @@ mod convnext;
 mod dropout;
 mod fast;
 mod frozen_conv;
+mod held;
 mod inside;
 #[cfg(test)]
 mod inside_parity;
@@ -49,7 +50,7 @@ pub(crate) use norm::LayerNorm;
 pub use patch_embed::PatchEmbed;
 pub use patch_merge::PatchMerge;
 pub use patch_stem::PatchStem;
-pub use residual::{ConvNorm, ResidualBlock, ResidualUpdates};
+pub use residual::{ConvNorm, ResidualBlock, ResidualUpdates, mean_pixels};
 pub use scope::{Scope, relative_bias};
 pub use stem::{Below, ImageStem};
 pub use training::{BatchStatistics, DropPath, Training};

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation::relu};
-use lotep_frozen::{FrozenOp, Kernel};
+use lotep_frozen::{Chain, Keep, Kept, Kernel, LearningOp, Link, Wanted, chain};
 
 use super::conv::{BatchNorm, Conv2d, folded};
 use super::conv_update::{OpenConv, with_dropout};
+use super::held::Held;
 use super::{Compute, ConvUpdate, Dropout, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
@@ -40,7 +41,7 @@ enum Form {
 
 #[derive(Clone)]
 struct Fast {
-    fused: Arc<dyn FrozenOp>,
+    link: Link,
     recompute: bool,
     convs: Vec<OpenConv>,
     shortcut: Option<OpenConv>,
@@ -66,7 +67,8 @@ impl ResidualUpdates {
         self.dropout.map(|dropout| dropout.at(&place.to_string()))
     }
 
-    fn is_empty(&self) -> bool {
+    /// Whether nothing is learnt.
+    pub fn is_empty(&self) -> bool {
         self.shortcut.is_none() && self.convs.iter().all(Option::is_none)
     }
 }
@@ -114,6 +116,108 @@ impl ResidualBlock {
         };
         relu(y + around)
     }
+
+    /// A map through blocks one after another, in which nothing is learnt, `prompts[i]` added as it enters the `i`-th.
+    ///
+    /// The fast form takes them all at once: between them the stream stays as its products read it, in bfloat16 where they
+    /// do.
+    pub fn stretch(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Tensor<3>>>) -> Tensor<4> {
+        match Self::all_fast(blocks) {
+            Some(blocks) => last_first(through(&blocks, false, x, prompts)),
+            None => Self::one_by_one(blocks, x, prompts),
+        }
+    }
+
+    /// The same, averaged over the last map's pixels: `[B, C]`.
+    pub fn stretch_to_mean(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Tensor<3>>>) -> Tensor<2> {
+        match Self::all_fast(blocks) {
+            Some(blocks) => through(&blocks, true, x, prompts),
+            None => mean_pixels(Self::one_by_one(blocks, x, prompts)),
+        }
+    }
+
+    /// The blocks' fast forms, where there are some and all have one.
+    fn all_fast<'a>(blocks: &[&'a Self]) -> Option<Vec<&'a Fast>> {
+        let fast = |block: &&'a Self| match &block.0 {
+            Form::Fast(block) => Some(&**block),
+            Form::Portable { .. } => None,
+        };
+        blocks.iter().map(fast).collect::<Option<Vec<_>>>().filter(|blocks| !blocks.is_empty())
+    }
+
+    fn one_by_one(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Tensor<3>>>) -> Tensor<4> {
+        let nothing = ResidualUpdates::default();
+        blocks.iter().zip(prompts).fold(x, |x, (block, prompt)| block.forward(x, prompt, &nothing))
+    }
+}
+
+/// The mean of a map over its pixels: `[B, C, H, W]` to `[B, C]`.
+pub fn mean_pixels(x: Tensor<4>) -> Tensor<2> {
+    let [b, c, _, _] = x.dims();
+    x.mean_dims(&[2, 3]).reshape([b, c])
+}
+
+fn last_first(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 3, 1, 2])
+}
+
+/// Blocks as one operation: a map `[B, C, H, W]` to one with its channels last or, `pooled`, to their means.
+fn through<const D: usize>(
+    blocks: &[&Fast],
+    pooled: bool,
+    x: Tensor<4>,
+    prompts: Vec<Option<Tensor<3>>>,
+) -> Tensor<D> {
+    let keep = if blocks.iter().any(|b| b.recompute) { Keep::Entrances } else { Keep::All };
+    let chain = chain(blocks.iter().map(|b| &b.link), pooled);
+    let prompts = prompts.into_iter().map(|prompt| prompt.map(|p| p.permute([1, 2, 0])));
+    let (prompts, token) = Held::hold(prompts, &x.device());
+    let op = Arc::new(Prompted { chain, prompts, keep });
+    // What is computed again is the chain's own affair.
+    fast::apply_learning(op, false, x.permute([0, 2, 3, 1]), None::<Tensor<3>>, token)
+}
+
+/// A chain with the prompts of one call; what it learns comes as the token of those.
+#[derive(Debug)]
+struct Prompted {
+    chain: Arc<dyn Chain>,
+    prompts: Held,
+    keep: Keep,
+}
+
+impl LearningOp for Prompted {
+    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
+        self.chain.output_shape(input)
+    }
+
+    fn forward(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        _prompt: &[f32],
+        _token: &[f32],
+        keep: bool,
+    ) -> (Vec<f32>, Option<Kept>) {
+        let prompts = self.prompts.values();
+        let prompts: Vec<&[f32]> = prompts.iter().map(|p| p.as_ref().map_or(&[][..], fast::values)).collect();
+        self.chain.forward(x, shape, &prompts, if keep { self.keep } else { Keep::Nothing })
+    }
+
+    fn backward(
+        &self,
+        kept: Kept,
+        shape: &[usize],
+        token: &[f32],
+        grad: &[f32],
+        wanted: Wanted,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let (stream, prompts) = self.chain.backward(kept, shape, grad, wanted);
+        if !wanted.learnt {
+            return (stream, Vec::new());
+        }
+        self.prompts.leave(prompts);
+        (stream, vec![0.0; token.len()])
+    }
 }
 
 impl Fast {
@@ -126,7 +230,7 @@ impl Fast {
         let packed = block.pack(compute.precision);
         let open = |(op, scale)| OpenConv { op, scale };
         Self {
-            fused: packed.block,
+            link: packed.block,
             recompute: compute.recompute,
             convs: packed.convs.into_iter().zip(scales).map(open).collect(),
             shortcut: packed.shortcut.map(|op| open((op, shortcut_scale))),
@@ -136,7 +240,7 @@ impl Fast {
     /// With updates the convolutions run one by one, which keep what they need: nothing is computed again then.
     fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &ResidualUpdates) -> Tensor<4> {
         if updates.is_empty() {
-            return fast::apply_map(self.fused.clone(), self.recompute, x, prompt);
+            return last_first(through(&[self], false, x, vec![prompt]));
         }
         fast::apply_open(x, prompt, |x| {
             let mut y = x.clone();

@@ -1,0 +1,299 @@
+//! A residual stream in tiles beside its products: the sum over samples that a prompt's gradient is, and the mean over
+//! pixels at a network's end.
+
+use crate::gemm::{PANEL, TILE_ROWS, load, mask_words, stored};
+use crate::parallel::ranges;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
+
+/// Take a prompt's gradient out of that of the stream it was added to: `out = Σ_b grad[b]`, and leave the gradient where
+/// the mask of the ReLU before is set ([`crate::gemm::Join::mask`]), zero elsewhere. `out` is one sample's rows.
+///
+/// # Panics
+/// The sizes do not fit each other.
+pub fn take_prompt<T: Operand>(isa: Isa, grad: &mut Tiles<T>, mask: &[u16], out: &mut [f32]) {
+    let (rows, columns) = (grad.rows(), grad.columns());
+    let pixels = out.len() / columns.max(1);
+    assert!(pixels > 0 && out.len() == pixels * columns, "a prompt of {} values", out.len());
+    assert!(rows.is_multiple_of(pixels), "{rows} rows of samples of {pixels}");
+    assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
+    let (grad, out) = (grad.share(), SharedMut::new(out));
+    ranges(pixels, TILE_ROWS, 2, |part| {
+        dispatch(isa, TakePrompt { grad, mask, samples: rows / pixels, pixels, part, out });
+    });
+}
+
+struct TakePrompt<'a, T> {
+    grad: SharedTiles<'a, T>,
+    mask: &'a [u16],
+    samples: usize,
+    /// Rows of a sample, and which of them.
+    pixels: usize,
+    part: std::ops::Range<usize>,
+    out: SharedMut<'a, f32>,
+}
+
+impl<T: Operand> Kernel for TakePrompt<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // Sums that stay in the first-level cache while the samples pass by.
+        const SUMS: usize = 8192;
+        let columns = self.grad.columns();
+        let words = mask_words(columns);
+        let step = (SUMS / columns).clamp(1, TILE_ROWS);
+        for first in self.part.clone().step_by(step) {
+            let pixels = first..(first + step).min(self.part.end);
+            // SAFETY: pixels are shared out among the tasks.
+            let sums = unsafe { self.out.part(first * columns..pixels.end * columns) };
+            sums.fill(0.0);
+            for sample in 0..self.samples {
+                for column in (0..columns).step_by(PANEL) {
+                    let count = (columns - column).min(PANEL);
+                    for pixel in pixels.clone() {
+                        let row = sample * self.pixels + pixel;
+                        // SAFETY: a row and columns that the matrix has; rows are shared out with their pixels.
+                        let v = unsafe { stored(s, &self.grad, row, column, count) };
+                        let at = (pixel - first) * columns + column;
+                        let sums = &mut sums[at..at + count];
+                        // SAFETY: as many values as were just taken.
+                        let old = unsafe { load(s, sums, 0, count) };
+                        let (low, high) = sums.split_at_mut(count.min(LANES));
+                        s.store(low, s.add(old[0], v[0]));
+                        s.store(high, s.add(old[1], v[1]));
+                        let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
+                        let kept = select(s, mask, v);
+                        // SAFETY: as above.
+                        unsafe { self.grad.store_panel(s, row, column, count, kept) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A panel's values where the bits of one or two words are set, zero elsewhere.
+#[inline(always)]
+fn select<S: Simd>(s: S, mask: &[u16], v: [S::F; 2]) -> [S::F; 2] {
+    let high = mask.get(1).copied().unwrap_or(0);
+    [s.select(mask[0], v[0], s.splat(0.0)), s.select(high, v[1], s.splat(0.0))]
+}
+
+/// The mean of each sample's rows: `x` in rows of `columns`, `[samples · pixels, columns]` to `[samples, columns]`.
+///
+/// # Panics
+/// The sizes do not fit each other.
+pub fn mean_rows(isa: Isa, x: &[f32], samples: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; samples * columns];
+    if out.is_empty() {
+        return out;
+    }
+    assert!(!x.is_empty() && x.len().is_multiple_of(out.len()), "{} values of {samples} samples", x.len());
+    let shared = SharedMut::new(&mut out);
+    ranges(samples, 1, 1, |part| {
+        // SAFETY: ranges do not overlap.
+        let out = unsafe { shared.part(part.start * columns..part.end * columns) };
+        let size = x.len() / samples;
+        dispatch(isa, MeanRows { x: &x[part.start * size..part.end * size], columns, out });
+    });
+    out
+}
+
+struct MeanRows<'a> {
+    x: &'a [f32],
+    columns: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for MeanRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.x.len() / self.out.len();
+        let scale = s.splat(1.0 / rows as f32);
+        let samples = self.x.chunks_exact(rows * self.columns);
+        for (x, out) in samples.zip(self.out.chunks_exact_mut(self.columns)) {
+            for x in x.chunks_exact(self.columns) {
+                for (out, x) in out.chunks_mut(LANES).zip(x.chunks(LANES)) {
+                    let sum = s.add(s.load(out), s.load(x));
+                    s.store(out, sum);
+                }
+            }
+            for out in out.chunks_mut(LANES) {
+                let mean = s.mul(s.load(out), scale);
+                s.store(out, mean);
+            }
+        }
+    }
+}
+
+/// The gradient of the rows that [`mean_rows`] takes, behind a ReLU: `grad[sample] / pixels` where the mask is set.
+///
+/// # Panics
+/// The sizes do not fit each other.
+pub fn spread_rows<T: Operand>(
+    isa: Isa,
+    grad: &[f32],
+    pixels: usize,
+    mask: &[u16],
+    columns: usize,
+) -> Tiles<T> {
+    assert!(columns > 0 && grad.len().is_multiple_of(columns), "{} values in rows of {columns}", grad.len());
+    let rows = grad.len() / columns * pixels;
+    assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
+    let mut tiles = Tiles::new(rows, columns);
+    let out = tiles.share();
+    ranges(rows, TILE_ROWS, 2, |part| dispatch(isa, SpreadRows { grad, pixels, mask, part, out }));
+    tiles
+}
+
+struct SpreadRows<'a, T> {
+    grad: &'a [f32],
+    pixels: usize,
+    mask: &'a [u16],
+    part: std::ops::Range<usize>,
+    out: SharedTiles<'a, T>,
+}
+
+impl<T: Operand> Kernel for SpreadRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = self.out.columns();
+        let words = mask_words(columns);
+        let scale = s.splat(1.0 / self.pixels as f32);
+        for row in self.part {
+            for column in (0..columns).step_by(PANEL) {
+                let count = (columns - column).min(PANEL);
+                // SAFETY: a sample's row has these columns.
+                let v = unsafe { load(s, self.grad, row / self.pixels * columns + column, count) };
+                let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
+                let v = select(s, mask, [s.mul(v[0], scale), s.mul(v[1], scale)]);
+                // SAFETY: rows are shared out among the tasks.
+                unsafe { self.out.store_panel(s, row, column, count, v) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::{self, AddTo, Join, Matrix, Part};
+    use crate::testing::{Sweep, assert_close, operands, sweep, values, wide};
+
+    /// Bits of a mask, one a value.
+    fn bits(mask: &[u16], columns: usize) -> Vec<f64> {
+        let words = mask_words(columns);
+        let bit = |i: usize| mask[i / columns * words + i % columns / LANES] >> (i % columns % LANES) & 1;
+        (0..mask.len() / words * columns).map(|i| f64::from(bit(i))).collect()
+    }
+
+    struct Stream {
+        samples: usize,
+        pixels: usize,
+        columns: usize,
+    }
+
+    impl Sweep for Stream {
+        fn check<T: Operand>(&self, isa: Isa, rounding: f64) {
+            let &Self { samples, pixels, columns } = self;
+            let what = format!("{isa:?} {} {samples} x {pixels} x {columns}", std::any::type_name::<T>());
+            let (rows, depth) = (samples * pixels, 5);
+            let count = rows * columns;
+            let (a, w) = (operands::<T>(rows * depth, 1), operands::<T>(depth * columns, 2));
+            let matrix = Matrix::<T>::pack(depth, columns, |k, n| w[k * columns + n].to_f32());
+            let (wide_a, wide_w) = (wide(&a), wide(&w));
+            let product = |i: usize| -> f64 {
+                let (row, column) = (i / columns, i % columns);
+                (0..depth).map(|k| wide_a[row * depth + k] * wide_w[k * columns + column]).sum()
+            };
+            let a = Tiles::from_rows(&a, depth);
+            let x = operands::<T>(count, 3);
+            let (wide_x, x) = (wide(&x), Tiles::from_rows(&x, columns));
+            let (bias, prompt) = (values(columns, 4), values(pixels * columns, 5));
+
+            // Where a branch joins: into tiles with a prompt, and into rows without.
+            let before: Vec<f64> =
+                (0..count).map(|i| product(i) + wide_x[i] + f64::from(bias[i % columns])).collect();
+            let relu: Vec<f64> = before.iter().map(|v| v.max(0.0)).collect();
+            let mut mask = vec![0; rows * mask_words(columns)];
+            let mut rows_out = vec![9.0_f32; count];
+            gemm::run(isa, &a, &matrix, &Join::rows(&x, &bias, &mut rows_out).mask(&mut mask));
+            assert_close(&rows_out, &relu, 1e-5, &what);
+            let found: Vec<f64> = rows_out.iter().map(|v| f64::from(u8::from(*v > 0.0))).collect();
+            assert_eq!(bits(&mask, columns), found, "{what}");
+            let mut out = Tiles::<T>::new(rows, columns);
+            let mut again = vec![0; mask.len()];
+            let join = Join::tiles(&x, &bias, &mut out).mask(&mut again).prompt(&prompt);
+            gemm::run(isa, &a, &matrix, &join);
+            let expected: Vec<f64> =
+                relu.iter().enumerate().map(|(i, v)| v + f64::from(prompt[i % prompt.len()])).collect();
+            assert_close(&out.to_rows(), &expected, rounding, &what);
+            assert_eq!(again, mask, "{what}");
+
+            // Where it parts, with or without something around it and a mask, and something added later.
+            let open = bits(&mask, columns);
+            let plain: Vec<f64> = (0..count).map(|i| product(i) + wide_x[i]).collect();
+            let mut part = vec![9.0_f32; count];
+            gemm::run(isa, &a, &matrix, &Part::rows(&x, &mut part));
+            assert_close(&part, &plain, 1e-5, &what);
+            let masked: Vec<f64> = plain.iter().zip(&open).map(|(v, open)| v * open).collect();
+            let mut out = Tiles::<T>::new(rows, columns);
+            gemm::run(isa, &a, &matrix, &Part::tiles(Some(&x), &mask, &mut out));
+            assert_close(&out.to_rows(), &masked, rounding, &what);
+            gemm::run(isa, &a, &matrix, &Part::tiles(None, &mask, &mut out));
+            gemm::run(isa, &a, &matrix, &AddTo::new(&mask, &mut out));
+            let twice: Vec<f64> = (0..count).map(|i| 2.0 * product(i) * open[i]).collect();
+            assert_close(&out.to_rows(), &twice, 2.0 * rounding, &what);
+
+            // A prompt's gradient, and what goes on behind it; the same however many threads there are.
+            let grad = operands::<T>(count, 6);
+            let sums: Vec<f64> = (0..pixels * columns)
+                .map(|i| (0..samples).map(|b| f64::from(grad[b * pixels * columns + i].to_f32())).sum())
+                .collect();
+            let behind: Vec<f64> = wide(&grad).iter().zip(&open).map(|(v, open)| v * open).collect();
+            let mut found = Vec::new();
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut tiles = Tiles::from_rows(&grad, columns);
+                let mut taken = vec![9.0; pixels * columns];
+                pool.install(|| take_prompt(isa, &mut tiles, &mask, &mut taken));
+                assert_close(&taken, &sums, 1e-6, &what);
+                assert_close(&tiles.to_rows(), &behind, 0.0, &what);
+                found.push(taken);
+            }
+            assert_eq!(found[0], found[1], "{what}");
+
+            // The mean over pixels, and its gradient.
+            let mean: Vec<f64> = (0..samples * columns)
+                .map(|i| {
+                    let value = |p: usize| rows_out[(i / columns * pixels + p) * columns + i % columns];
+                    (0..pixels).map(|p| f64::from(value(p))).sum::<f64>() / pixels as f64
+                })
+                .collect();
+            assert_close(&mean_rows(isa, &rows_out, samples, columns), &mean, 1e-6, &what);
+            let grad = values(samples * columns, 7);
+            let spread: Vec<f64> = (0..count)
+                .map(|i| {
+                    let sample = i / (pixels * columns);
+                    f64::from(grad[sample * columns + i % columns]) / pixels as f64 * open[i]
+                })
+                .collect();
+            let found = spread_rows::<T>(isa, &grad, pixels, &mask, columns);
+            assert_close(&found.to_rows(), &spread, rounding, &what);
+        }
+    }
+
+    #[test]
+    fn a_stream_in_tiles_agrees_with_f64() {
+        for (samples, pixels, columns) in
+            [(1, 1, 1), (2, 3, 16), (3, 5, 33), (2, 16, 64), (4, 21, 47), (1, 37, 100)]
+        {
+            sweep(&Stream { samples, pixels, columns });
+        }
+    }
+}
