@@ -307,8 +307,10 @@ mod tests {
     const ALL: [bool; 4] = [true; 4];
 
     /// What a chain puts out is what its blocks do one by one, to the bit in either precision; so are its gradients in
-    /// f32. In bfloat16 the gradient is rounded at most twice for a block, 2^-9 of it each time at worst, and a block
-    /// alone ends in f32: four blocks and three roundings of a shortcut's are 7 · 2^-9 at worst.
+    /// f32. In bfloat16 a block alone gives its gradient in f32, where a prompt's is summed and a shortcut's added; where
+    /// a rounding so falls differently, those below do. At most the two differ like computations with independent
+    /// roundings of each of 12 products' gradients and each of 4 blocks', by `√(2 · 16) · 2^-10.3`, 0.45 % in the mean
+    /// square; the bound is three times that.
     #[test]
     fn a_chain_is_its_blocks_one_by_one() {
         for precision in [Precision::F32, Precision::Bf16] {
@@ -335,7 +337,7 @@ mod tests {
             let error = relative(&grads, &expected);
             match precision {
                 Precision::F32 => assert!(grads == expected, "{error}"),
-                Precision::Bf16 => assert!(error > 0.0 && error < 7.0 / 512.0, "{error}"),
+                Precision::Bf16 => assert!(error > 0.0 && error < 1.35e-2, "{error}"),
             }
         }
     }
