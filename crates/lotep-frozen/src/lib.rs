@@ -11,6 +11,7 @@
 mod conv;
 mod convnext;
 mod inside;
+mod learnt;
 mod linear;
 mod mbconv;
 mod patch_merge;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use conv::Kernel;
 pub use convnext::{ConvNext, NormDown, PackedConvNext};
 pub use inside::Inside;
+pub use learnt::{LearntResidual, LearntStem, Normalising, NormedConv};
 pub use linear::Dense;
 pub use mbconv::{ConvStem, Halving, MbConv, PackedMbConv};
 pub use patch_merge::PatchMerge;
