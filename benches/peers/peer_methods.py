@@ -5,11 +5,14 @@ import torch.nn.functional as F
 TOKENS, KEYS, RANK = 10, 5, 8
 
 
-def adapted(model, method, dtype):
+def adapted(model, method, size, dtype):
     """What to call on images, and what learns, beside the classifier, which is left out on both sides but for its
-    forward pass."""
+    forward pass; with every weight it is one of them."""
+    if method == "full":
+        model.train().requires_grad_(True)
+        return model, list(model.parameters())
     if method == "lor-vp":
-        prompt = torch.zeros(1, 3, 224, 224, dtype=dtype, requires_grad=True)
+        prompt = torch.zeros(1, 3, size, size, dtype=dtype, requires_grad=True)
         return (lambda x: model(x + prompt)), [prompt]
     if method == "lora":
         from peft import LoraConfig, get_peft_model

@@ -2,12 +2,13 @@
 """Compare the speed and the memory of training steps and predictions with PyTorch and timm, in one run.
 
     python3 benches/peers/speed.py [--venv target/peers-venv] [--only vit_base_patch16_224] [--batches 1,8,32]
-                                   [--modes train,infer,methods] [--methods lor-vp,lora,vpt-deep,e2vpt] [--rounds 3]
-                                   [--compile] [--device cuda] [--decode FOLDER] [--output FILE.json]
+                                   [--modes train,infer,methods] [--methods lor-vp,lora,vpt-deep,e2vpt,full] [--rounds 3]
+                                   [--image-size 224] [--compile] [--device cuda] [--decode FOLDER] [--output FILE.json]
 
 The work: `train` is a forward pass, cross-entropy and a backward pass to what the method learns, through frozen weights:
 by default to an additive image prompt (LoR-VP's step); lotep's has the update and the classifier's gradient too. `infer` is a
 forward pass. 224 pixels, random weights, random images. The methods in PyTorch are in `peer_methods.py`; LoRA is PEFT's.
+With `full` every weight is learnt, the network is in training mode, and both take a step of SGD with momentum.
 
 Peers: f32, bfloat16 autocast and the whole model in bfloat16, ResNets with channels last; with --compile each of them
 through torch.compile as well. Every one runs in a process of its own with all cores, because peak memory is a
@@ -62,7 +63,8 @@ def main():
     parser.add_argument("--only", metavar="NAMES", help="some of the architectures, with commas between")
     parser.add_argument("--batches", default="1,8,32", help="images a step (default: 1,8,32)")
     parser.add_argument("--modes", default="train,infer,methods", help="some of train,infer,methods (default: all)")
-    parser.add_argument("--methods", default="lor-vp", help="of steps: some of lor-vp,lora,vpt-deep,e2vpt (default: lor-vp)")
+    parser.add_argument("--methods", default="lor-vp", help="of steps: some of lor-vp,lora,vpt-deep,e2vpt,full (default: lor-vp)")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the images, of ResNets (default: 224)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default: 3)")
     parser.add_argument("--steps", type=int, default=5, help="counted steps a process (default: 5)")
     parser.add_argument("--precision", default="auto", help="lotep's precision (default: auto)")
@@ -80,7 +82,8 @@ def main():
     args = parser.parse_args()
     if args.peer:
         name, mode, method, batch, peer, steps, device = args.peer
-        return print(json.dumps(measure_peer(name, mode, method, int(batch), peer, int(steps), device)))
+        size = args.image_size
+        return print(json.dumps(measure_peer(name, mode, method, int(batch), size, peer, int(steps), device)))
 
     if args.read:
         return print(json.dumps(measure_reader(args.read[0], Path(args.read[1]))))
@@ -117,7 +120,8 @@ def compare_steps(python, args, names, batches, modes, peers):
                 for _ in range(args.rounds):
                     row = {"lotep": measured(bench(args, name, mode, batch, args.steps, method), args.device)}
                     for peer in peers:
-                        command = [python, __file__, "--peer", name, mode, method, batch, peer, args.steps, args.device]
+                        command = [python, __file__, "--image-size", args.image_size,
+                                   "--peer", name, mode, method, batch, peer, args.steps, args.device]
                         row[peer] = measured(list(map(str, command)), args.device)
                     rounds.append(row)
                 records.append({"network": name, "mode": mode, "method": method, "batch": batch, "rounds": rounds})
@@ -182,7 +186,7 @@ def bench(args, name, mode, batch, steps, methods):
     warmup = 2 if args.device == "cpu" else 5
     return [args.program, "bench", mode, "--backbone", name, "--random-weights", "--method", methods, "--batch-size",
             str(batch), "--steps", str(steps), "--warmup", str(warmup), "--precision", args.precision, "--device", args.device,
-            "--format", "json"]
+            "--image-size", str(args.image_size), "--format", "json"]
 
 
 def output_of(command):
@@ -224,7 +228,7 @@ class GpuMemory:
         return float(output_of(query)[0])
 
 
-def measure_peer(name, mode, method, batch, peer, steps, device):
+def measure_peer(name, mode, method, batch, size, peer, steps, device):
     """Median step and peak memory of PyTorch, in this process."""
     import resource
 
@@ -239,10 +243,12 @@ def measure_peer(name, mode, method, batch, peer, steps, device):
     layout = torch.channels_last if any(word in name for word in ("resnet", "conv", "coat")) else torch.contiguous_format
     model = model.to(device, dtype).to(memory_format=layout)
     torch.set_default_device(device)
-    forward, learnt = adapted(model, method, dtype) if mode == "train" or method != "lor-vp" else (model, [])
+    forward, learnt = adapted(model, method, size, dtype) if mode == "train" or method != "lor-vp" else (model, [])
     run = torch.compile(forward) if compiled else forward
-    images = torch.rand(batch, 3, 224, 224).to(dtype).to(memory_format=layout)
+    images = torch.rand(batch, 3, size, size).to(dtype).to(memory_format=layout)
     labels = torch.arange(batch) % 1000
+    # Of all weights, the update is a part of the work; of a method's few it is none.
+    update = torch.optim.SGD(learnt, lr=1e-4, momentum=0.9).step if method == "full" and learnt else lambda: None
     autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=kind == "autocast")
 
     def step():
@@ -253,6 +259,7 @@ def measure_peer(name, mode, method, batch, peer, steps, device):
         with autocast():
             logits = run(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        update()
         for parameter in learnt:
             parameter.grad = None
 

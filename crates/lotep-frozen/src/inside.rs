@@ -3,28 +3,34 @@
 use std::ops::Range;
 
 use lotep_kernels::attention::Extra;
+use lotep_kernels::conv::Shape;
+use lotep_kernels::correlation::kernel_gradient;
 use lotep_kernels::depthwise::Pixels;
 use lotep_kernels::gemm::{self, Epilogue, Matrix, Source, Store};
 use lotep_kernels::{
-    Operand, Tiles, norm,
+    Operand, Tiles, excite, norm,
     thin::{self, Added},
 };
 
 use crate::linear::FrozenLinear;
 use crate::{Wanted, isa};
 
-/// How much is learnt inside a block: keys and values that stand beside the tokens' own in the attention, and low-rank
-/// updates of the block's layers, `y += (x downᵀ + constant) up`.
+/// How much is learnt inside a block: keys and values that stand beside the tokens' own in the attention, low-rank
+/// updates of the block's layers, `y += (x downᵀ + constant) up`, and the layers themselves.
 ///
 /// The flat input has in this order: keys and values, each `[keys, C]`, heads side by side as in the projections; then
 /// of each layer with an update `down` `[rank, in]`, `constant` `[rank]`, which layers behind a norm (`qkv`, `fc1`)
-/// alone have, and `up` `[rank, out]`. Behind a norm `x` is what the norm gives before its scale and shift.
+/// alone have, and `up` `[rank, out]`. Behind a norm `x` is what the norm gives before its scale and shift. Last, where
+/// the layers are learnt, of each its weight `[out, in]` and its bias `[out]`, with the norm's scale and shift in them: the
+/// values that the block was packed from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inside {
     /// Keys, and as many values.
     pub keys: usize,
     /// Ranks of the updates of `qkv`, `proj`, `fc1` and `fc2`; 0 for none.
     pub ranks: [usize; 4],
+    /// Whether the layers are learnt, of a block with neither windows nor a map to halve.
+    pub layers: bool,
 }
 
 /// The layers, by their places in [`Inside::ranks`].
@@ -39,6 +45,8 @@ pub(crate) struct Layout {
     /// Keys and values together.
     keys_values: Range<usize>,
     updates: [Option<Places>; 4],
+    /// Weight and bias of each layer.
+    layers: Option<[[Range<usize>; 2]; 4]>,
     len: usize,
 }
 
@@ -70,7 +78,8 @@ impl Layout {
                 up: next(rank * outputs),
             })
         });
-        Self { keys_values, updates, len }
+        let layers = inside.layers.then(|| sizes.map(|[i, o]| [next(o * i), next(o)]));
+        Self { keys_values, updates, layers, len }
     }
 }
 
@@ -112,7 +121,7 @@ impl<'a> Learnt<'a> {
                 (Step::Fc1, fc1),
                 (Step::Fc2, fc2),
             ];
-            steps.into_iter().any(|(s, learns)| learns && s < step)
+            layout.layers.is_some() || steps.into_iter().any(|(s, learns)| learns && s < step)
         };
         wanted.stream || wanted.learnt && self.0.is_some_and(learns)
     }
@@ -130,6 +139,37 @@ impl<'a> Learnt<'a> {
         if let Some((layout, _)) = self.0.filter(|_| !gradient.is_empty()) {
             norm::sum_samples(isa(), samples, &mut gradient[layout.keys_values.clone()]);
         }
+    }
+
+    /// Whether what a layer saw is needed in the backward pass.
+    pub(crate) fn sees(&self, layer: usize) -> bool {
+        self.0.is_some_and(|(layout, _)| layout.layers.is_some() || layout.updates[layer].is_some())
+    }
+
+    /// Whether gradients of the layers are asked for.
+    pub(crate) fn learns_layers(&self, wanted: Wanted) -> bool {
+        wanted.learnt && self.0.is_some_and(|(layout, _)| layout.layers.is_some())
+    }
+
+    /// Put the gradient of a layer that is learnt into its place: `x` is what it saw, of so many samples, `grad` the
+    /// gradient of what it gave.
+    pub(crate) fn layer_gradient<T: Operand>(
+        &self,
+        layer: usize,
+        x: &Tiles<T>,
+        grad: &Tiles<T>,
+        samples: usize,
+        gradient: &mut [f32],
+    ) {
+        let layers = self.0.and_then(|(layout, _)| layout.layers.as_ref());
+        let [weight, bias] = &layers.expect("layers that are learnt")[layer];
+        let (inputs, outputs) = (x.columns(), grad.columns());
+        let shape = Shape { inputs, outputs, side: 1, stride: 1, padding: 0 };
+        kernel_gradient(isa(), shape, x, grad, 1, [x.rows(), 1], &mut gradient[weight.clone()]);
+        // In two steps, as many rows lose less.
+        let mut of_samples = vec![0.0; samples * outputs];
+        excite::sums(isa(), grad, None, &mut of_samples);
+        norm::sum_samples(isa(), &of_samples, &mut gradient[bias.clone()]);
     }
 
     /// The update of a layer.

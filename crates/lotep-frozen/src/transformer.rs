@@ -324,7 +324,7 @@ impl<T: Operand> Packed<T> {
             let residual = Residual::new(&x, prompt, self.proj.bias(), &mut y, columns);
             self.proj.forward_updated(update, &attended, residual)
         };
-        let attended = (keep && update.is_some()).then_some(attended);
+        let attended = (keep && learnt.sees(PROJ)).then_some(attended);
         let (normed2, inverse2) = self.normalise(&y, &[], columns);
         let mut before = keep.then(|| Tiles::new(rows, hidden));
         let mut inner = Tiles::new(rows, hidden);
@@ -338,7 +338,7 @@ impl<T: Operand> Packed<T> {
         let residual = Residual::new(&y, &[], self.fc2.bias(), &mut out, columns);
         let thin_fc2 = self.fc2.forward_updated(update, &inner, residual);
         let kept = before.map(|before| {
-            let inner = update.is_some().then_some(inner);
+            let inner = learnt.sees(FC2).then_some(inner);
             let thin = [thin_qkv, thin_proj, thin_fc1, thin_fc2];
             let inside = SavedInside { thin, keys_values, attended, inner };
             Box::new(Saved { normed1, inverse1, qkv, normed2, inverse2, before, inside }) as Kept
@@ -377,12 +377,17 @@ impl<T: Operand> Packed<T> {
         let rows = samples * asking;
         let mut gradient = learnt.gradient(wanted);
         let goes_on = |step| learnt.goes_on(wanted, step);
+        let layers = learnt.learns_layers(wanted);
 
         let (upper, update) = (Rounded::new(grad, columns), learnt.update(FC2));
         let back = update.map(|update| {
             let inner = inner.as_ref().expect("kept where fc2 is updated");
             update.back(&upper, &thin[FC2], inner, &mut gradient)
         });
+        if let Some(inner) = inner.as_ref().filter(|_| layers) {
+            let upper = Tiles::rounded(isa(), grad, &[], &[], columns);
+            learnt.layer_gradient(FC2, inner, &upper, samples, &mut gradient);
+        }
         if !goes_on(Step::Fc2) {
             return (Vec::new(), gradient);
         }
@@ -394,6 +399,9 @@ impl<T: Operand> Packed<T> {
 
         let update = learnt.update(FC1);
         let back = update.map(|update| update.back(&inner, &thin[FC1], &normed2, &mut gradient));
+        if layers {
+            learnt.layer_gradient(FC1, &normed2, &inner, samples, &mut gradient);
+        }
         if !goes_on(Step::Fc1) {
             return (Vec::new(), gradient);
         }
@@ -410,6 +418,10 @@ impl<T: Operand> Packed<T> {
             let attended = attended.as_ref().expect("kept where proj is updated");
             update.back(&upper, &thin[PROJ], attended, &mut gradient)
         });
+        if let Some(attended) = attended.as_ref().filter(|_| layers) {
+            let upper = Tiles::rounded(isa(), &middle, &[], &[], columns);
+            learnt.layer_gradient(PROJ, attended, &upper, samples, &mut gradient);
+        }
         if !goes_on(Step::Proj) {
             return (Vec::new(), gradient);
         }
@@ -436,6 +448,9 @@ impl<T: Operand> Packed<T> {
                 _ => back(&normed1, &mut gradient),
             }
         });
+        if layers {
+            learnt.layer_gradient(QKV, &normed1, &projections, samples, &mut gradient);
+        }
         if !wanted.stream {
             return (Vec::new(), gradient);
         }

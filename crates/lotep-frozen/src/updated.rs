@@ -1,17 +1,13 @@
 //! A frozen convolution by itself, and with something added to its weight that is learnt.
-#![allow(clippy::inline_always)] // what is not inlined into its `#[target_feature]` caller loses the instructions
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use lotep_kernels::conv::{Conv, Shape};
-use lotep_kernels::depthwise::Pixels;
+use lotep_kernels::correlation::kernel_gradient;
 use lotep_kernels::gemm::{self, Add, Matrix, Rounded, Store};
-use lotep_kernels::simd::Simd;
 use lotep_kernels::thin::{self, Added};
 use lotep_kernels::{Operand, Tiles};
-use rayon::prelude::*;
 
 use crate::conv::FrozenConv;
 use crate::{FrozenOp, Kept, LearningOp, Wanted, isa};
@@ -137,15 +133,15 @@ impl<T: Operand> LearningOp for Updated<T> {
         let (images, size, columns) = (shape[0], [shape[1], shape[2]], self.conv.outputs());
         let (kernel, up) = self.parts(learnt);
         let upper = Tiles::<T>::rounded(isa(), grad, &[], &[], columns);
-        // The gradient of what the learnt convolution gave.
+        // The gradient of what the learnt convolution gave, where that is another.
         let back = match self.update {
             UpdateForm::Thin(rank) => {
                 let matrix = Matrix::<T>::pack(columns, rank, |k, n| up[n * columns + k]);
-                let mut back = vec![0.0; upper.rows() * rank];
-                gemm::run(isa(), &upper, &matrix, &Store::new(&mut back, rank));
-                Cow::Owned(back)
+                let mut back = Tiles::new(upper.rows(), rank);
+                gemm::run(isa(), &upper, &matrix, &Store::tiles(&mut back));
+                Some(back)
             }
-            UpdateForm::Kernel => Cow::Borrowed(grad),
+            UpdateForm::Kernel => None,
         };
         let mut gradient = vec![0.0; if wanted.learnt { learnt.len() } else { 0 }];
         if wanted.learnt {
@@ -153,7 +149,8 @@ impl<T: Operand> LearningOp for Updated<T> {
             if let UpdateForm::Thin(rank) = self.update {
                 thin::contract(isa(), &thin, rank, &Rounded::new(grad, columns), of_up);
             }
-            kernel_gradient(self.shape(), &x, images, size, &back, of_kernel);
+            let back = back.as_ref().unwrap_or(&upper);
+            kernel_gradient(isa(), self.shape(), &x, back, images, size, of_kernel);
         }
         if !wanted.stream {
             return (Vec::new(), gradient);
@@ -162,78 +159,8 @@ impl<T: Operand> LearningOp for Updated<T> {
         let mut out = vec![0.0; shape.iter().product()];
         let store = Store::new(&mut out, shape[3]);
         self.conv.backward().run(isa(), &upper, images, size, false, &store);
-        let upper = match self.update {
-            UpdateForm::Thin(rank) => Tiles::rounded(isa(), &back, &[], &[], rank),
-            UpdateForm::Kernel => upper,
-        };
         let learnt = Conv::<T>::new(self.shape(), kernel).transposed();
-        learnt.run(isa(), &upper, images, size, true, &Add::new(&mut out, shape[3]));
+        learnt.run(isa(), back.as_ref().unwrap_or(&upper), images, size, true, &Add::new(&mut out, shape[3]));
         (out, gradient)
-    }
-}
-
-/// The gradient `[outputs, inputs, side, side]` of a kernel: for each tap the product of `back`, the gradient of the
-/// output's pixels, with the pixels that the tap met.
-fn kernel_gradient<T: Operand>(
-    shape: Shape,
-    x: &Tiles<T>,
-    images: usize,
-    size: [usize; 2],
-    back: &[f32],
-    out: &mut [f32],
-) {
-    let Shape { outputs, side, stride, padding, .. } = shape;
-    if side == 1 && stride == 1 && padding == 0 {
-        return thin::contract(isa(), back, outputs, x, out);
-    }
-    let taps = side * side;
-    let of_tap = |tap: usize| {
-        let mut of_tap = vec![0.0; out.len() / taps];
-        let met = Met { x, places: places(shape, images, size, [tap / side, tap % side]) };
-        thin::contract(isa(), back, outputs, &met, &mut of_tap);
-        of_tap
-    };
-    let of_taps: Vec<_> = (0..taps).into_par_iter().map(of_tap).collect();
-    for (tap, of_tap) in of_taps.iter().enumerate() {
-        for (out, v) in out.chunks_exact_mut(taps).zip(of_tap) {
-            out[tap] = *v;
-        }
-    }
-}
-
-/// For each output pixel the row of the input's pixel that one tap meets, none in the padding.
-fn places(shape: Shape, images: usize, size: [usize; 2], tap: [usize; 2]) -> Vec<Option<usize>> {
-    let Shape { stride, padding, .. } = shape;
-    let [height, width] = shape.output(size);
-    let along = |axis: usize, at: usize| {
-        (at * stride + tap[axis]).checked_sub(padding).filter(|place| *place < size[axis])
-    };
-    let mut places = Vec::with_capacity(images * height * width);
-    for image in 0..images {
-        for y in 0..height {
-            let row = along(0, y).map(|y| (image * size[0] + y) * size[1]);
-            places.extend((0..width).map(|x| Some(row? + along(1, x)?)));
-        }
-    }
-    places
-}
-
-/// The pixels of a map that one tap meets, zeros in the padding.
-struct Met<'a, T> {
-    x: &'a Tiles<T>,
-    places: Vec<Option<usize>>,
-}
-
-impl<T: Operand> Pixels for Met<'_, T> {
-    fn shape(&self) -> (usize, usize) {
-        (self.places.len(), self.x.columns())
-    }
-
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F {
-        match self.places[pixel] {
-            Some(row) => self.x.load(s, row, channel, count),
-            None => s.splat(0.0),
-        }
     }
 }

@@ -29,8 +29,10 @@
 //! lotep-kernels --lib`); sizes are smaller there, and it takes hours all the same: name the tests you want.
 
 pub mod attention;
+pub mod batch_norm;
 mod buffer;
 pub mod conv;
+pub mod correlation;
 pub mod depthwise;
 pub mod excite;
 pub mod gemm;
@@ -42,6 +44,7 @@ mod parallel;
 pub mod patches;
 #[doc(hidden)]
 pub mod peak;
+pub mod pool;
 mod repeated;
 mod scratch;
 pub mod simd;

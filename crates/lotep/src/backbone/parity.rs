@@ -117,21 +117,35 @@ fn pass(
 fn check(name: &str) {
     let Some(f) = fixtures::open(&format!("{name}.safetensors")) else { return };
     let device = fixtures::device().autodiff();
-    let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device).tracked();
-    let net = network(name, &weights, Compute::default());
+    // In the portable form, in the fast one, and in the fast one that computes its blocks again.
+    let forms = [(true, false), (false, false), (false, true)].map(|(portable, recompute)| Compute {
+        precision: Precision::F32,
+        portable,
+        recompute,
+    });
+    for compute in forms {
+        learnt(&f, name, compute, &device);
+        training(&f, name, compute, &device);
+        // The passes without gradients of weights take fresh, untracked networks.
+        let net = network(name, &Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device), compute);
+        prompted(&f, net.as_ref(), &device);
+    }
+}
+
+/// The pass without prompts: outputs, every block, gradients of image, prompts and weights.
+fn learnt(f: &Fixture, name: &str, compute: Compute, device: &Device) {
+    let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), device).tracked();
+    let net = network(name, &weights, compute);
     weights.finish().unwrap();
     let head = net.head().unwrap().dims();
     let body = weights.parameters() - head[1] * (head[0] + 1);
     assert_eq!(architecture(name).size(), [net.block_names().len(), body], "{name}: blocks and parameters");
-    let [_, _, h, w] = f.tensor::<4>("_fx.input", &device).dims();
-    let blocks = blocks(net.as_ref(), [h, w], &device);
-
-    // First pass: no prompts; outputs, every block, gradients of image, prompts and weights.
-    let zeros = blocks.iter().map(|b| Tensor::zeros([b.channels, b.height, b.width], &device)).collect();
-    let p = pass(&f, net.as_ref(), zeros, true, &device);
+    let blocks = survey(f, net.as_ref(), device);
+    let zeros = blocks.iter().map(|b| Tensor::zeros([b.channels, b.height, b.width], device)).collect();
+    let p = pass(f, net.as_ref(), zeros, true, device);
     f.assert_close(&p.logits, "_fx.logits", FORWARD);
     f.assert_close(&p.loss, "_fx.loss", FORWARD);
-    exits(&f, &p);
+    exits(f, &p);
     let grads = p.loss.backward();
     f.assert_close(&p.input.grad(&grads).unwrap(), "_fx.grad_input", GRADIENT);
     for (l, prompt) in p.prompts.iter().enumerate() {
@@ -154,27 +168,22 @@ fn check(name: &str) {
         }
     }
     assert!(compared > 20, "{name}: only {compared} weights' gradients are in the fixture");
+}
 
-    training(&f, name, &device);
-
-    // The other passes take fresh, untracked networks: in the portable form, in the fast one, and in the fast one
-    // that computes its blocks again.
-    for (portable, recompute) in [(true, false), (false, false), (false, true)] {
-        let compute = Compute { precision: Precision::F32, portable, recompute };
-        let net = network(name, &Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), &device), compute);
-        prompted(&f, net.as_ref(), &blocks, &device);
-    }
+fn survey(f: &Fixture, net: &dyn Backbone, device: &Device) -> Vec<Block> {
+    let [_, _, h, w] = f.tensor::<4>("_fx.input", device).dims();
+    blocks(net, [h, w], device)
 }
 
 /// The pass in training mode: batch statistics, and where they move the running ones.
-fn training(f: &Fixture, name: &str, device: &Device) {
+fn training(f: &Fixture, name: &str, compute: Compute, device: &Device) {
     if f.0.shape("_fx.train.logits").is_none() {
         return;
     }
     let mode = Training::new(0);
     let weights = Weights::from_file(Checkpoint::open(f.0.path()).unwrap(), device).tracked();
     let weights = weights.training(mode.clone());
-    let net = network(name, &weights, Compute::default());
+    let net = network(name, &weights, compute);
     let p = pass(f, net.as_ref(), Vec::new(), false, device);
     f.assert_close(&p.logits, "_fx.train.logits", TRAINING);
     f.assert_close(&p.loss, "_fx.train.loss", TRAINING);
@@ -205,7 +214,8 @@ fn exits(f: &Fixture, p: &Pass) {
 }
 
 /// The fixture's passes that need no gradients of weights.
-fn prompted(f: &Fixture, net: &dyn Backbone, blocks: &[Block], device: &Device) {
+fn prompted(f: &Fixture, net: &dyn Backbone, device: &Device) {
+    let blocks = survey(f, net, device);
     // First pass again: every block's output.
     let p = pass(f, net, Vec::new(), true, device);
     f.assert_close(&p.logits, "_fx.logits", FORWARD);

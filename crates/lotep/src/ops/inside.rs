@@ -59,6 +59,12 @@ impl Inside {
         self.keys_values.as_ref().filter(|[keys, _]| keys.dims()[0] > 0)
     }
 
+    /// Whether nothing is learnt.
+    pub(super) fn is_empty(&self) -> bool {
+        let updates = [&self.qkv, &self.proj, &self.fc1, &self.fc2];
+        self.before().is_none() && updates.iter().all(|update| update.is_none())
+    }
+
     /// What is dropped of what the addition to a layer sees.
     pub(super) fn dropout_at(&self, layer: &str) -> Option<Dropout> {
         self.dropout.map(|dropout| dropout.at(layer))

@@ -1,11 +1,14 @@
 //! The hot operations over frozen weights, each in two forms.
 //!
-//! The portable form is made of Burn tensors, for every device, and for weights whose own gradients are wanted.
+//! The portable form is made of Burn tensors, for every device.
 //! The fast form, on the CPU, calls the project's kernels over weights packed once, a whole residual block at a
 //! time, a ResNet's all at once (part by part where something is learnt inside one of convolutions), with a backward pass
 //! of its own (`lotep-frozen`). An operation picks its form when it takes its weights, and holds
 //! them in that form only: linear weights transposed or packed, norms folded into what is next to them. Weights are
 //! stored outside autodiff: where a tracked activation meets them, Burn takes them as constants.
+//!
+//! Weights inside autodiff are those whose own gradients are wanted. ResNets' stems and blocks and plain transformer blocks
+//! have a fast form for them too, which is packed anew at every step; everything else is portable then.
 
 mod attention;
 mod conv;
@@ -18,6 +21,7 @@ mod held;
 mod inside;
 #[cfg(test)]
 mod inside_parity;
+mod learnt;
 mod linear;
 mod mbconv;
 mod nonlinearity;
@@ -117,7 +121,16 @@ pub struct Compute {
 impl Compute {
     /// Whether an operation with this weight takes its fast form.
     fn is_fast<const D: usize>(self, weight: &Tensor<D>) -> bool {
-        !self.portable && !weight.is_autodiff() && is_cpu(&weight.device())
+        self.is_fast_at_all(weight) && !weight.is_autodiff()
+    }
+
+    /// Whether it takes the fast form in which the weight is learnt, where it has one.
+    fn learns_fast<const D: usize>(self, weight: &Tensor<D>) -> bool {
+        self.is_fast_at_all(weight) && weight.is_autodiff()
+    }
+
+    fn is_fast_at_all<const D: usize>(self, weight: &Tensor<D>) -> bool {
+        !self.portable && is_cpu(&weight.device())
     }
 }
 
@@ -134,7 +147,7 @@ pub(crate) fn is_cpu(device: &Device) -> bool {
 
 /// A tensor's values, in order.
 fn host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().iter::<f32>().collect()
+    x.without_autodiff().into_data().iter::<f32>().collect()
 }
 
 /// A layer's weight `[out, in]` and bias for the fast form.

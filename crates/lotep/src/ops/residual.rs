@@ -8,9 +8,11 @@ use lotep_frozen::{Chain, Keep, Kept, Kernel, LearningOp, Link, Wanted, chain};
 use super::conv::{BatchNorm, Conv2d, folded};
 use super::conv_update::{OpenConv, with_dropout};
 use super::held::Held;
+use super::learnt::{Learnt, plan};
 use super::{Compute, ConvUpdate, Dropout, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
+#[derive(Clone)]
 pub struct ConvNorm {
     /// `[out, in, side, side]`
     pub kernel: Tensor<4>,
@@ -35,8 +37,13 @@ pub struct ResidualBlock(Form);
 
 #[derive(Clone)]
 enum Form {
-    Portable { convs: Vec<Conv2d>, shortcut: Option<Conv2d> },
+    Portable {
+        convs: Vec<Conv2d>,
+        shortcut: Option<Conv2d>,
+    },
     Fast(Box<Fast>),
+    /// Weights that are learnt, and the portable form of them, where something is added to them.
+    Learnt(Learnt, Arc<dyn Fn() -> ResidualBlock + Send + Sync>),
 }
 
 #[derive(Clone)]
@@ -79,12 +86,26 @@ impl ResidualBlock {
         if compute.is_fast(&convs[0].kernel) {
             return Self(Form::Fast(Box::new(Fast::new(convs, shortcut, compute))));
         }
+        if compute.learns_fast(&convs[0].kernel) {
+            return Self::learnt(convs, shortcut, compute);
+        }
         let conv = |c: ConvNorm| {
             let padding = c.kernel.dims()[2] / 2;
             Conv2d::with_norm(c.kernel, c.norm, c.stride, padding, compute.precision)
         };
         let convs = convs.into_iter().map(conv).collect();
         Self(Form::Portable { convs, shortcut: shortcut.map(conv) })
+    }
+
+    fn learnt(convs: Vec<ConvNorm>, shortcut: Option<ConvNorm>, compute: Compute) -> Self {
+        let op = lotep_frozen::LearntResidual {
+            convs: convs.iter().map(plan).collect(),
+            shortcut: shortcut.as_ref().map(plan),
+        };
+        let learnt = Learnt::new(op.pack(compute.precision), convs.iter().chain(&shortcut), compute);
+        let portable = Compute { portable: true, ..compute };
+        let made = move || Self::new(convs.clone(), shortcut.clone(), portable);
+        Self(Form::Learnt(learnt, Arc::new(made)))
     }
 
     /// A map `[B, C, H, W]` to `[B, C', H', W']`, `prompt` `[C, H, W]` added to each sample as it enters.
@@ -95,6 +116,8 @@ impl ResidualBlock {
         let (convs, shortcut) = match &self.0 {
             Form::Portable { convs, shortcut } => (convs, shortcut),
             Form::Fast(f) => return f.forward(x, prompt, updates),
+            Form::Learnt(learnt, _) if updates.is_empty() => return learnt.map(x, prompt),
+            Form::Learnt(_, portable) => return portable().forward(x, prompt, updates),
         };
         let x = match prompt {
             Some(prompt) => x + prompt.unsqueeze(),
@@ -140,7 +163,7 @@ impl ResidualBlock {
     fn all_fast<'a>(blocks: &[&'a Self]) -> Option<Vec<&'a Fast>> {
         let fast = |block: &&'a Self| match &block.0 {
             Form::Fast(block) => Some(&**block),
-            Form::Portable { .. } => None,
+            Form::Portable { .. } | Form::Learnt(..) => None,
         };
         blocks.iter().map(fast).collect::<Option<Vec<_>>>().filter(|blocks| !blocks.is_empty())
     }

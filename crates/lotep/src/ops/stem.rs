@@ -6,6 +6,7 @@ use burn::tensor::{Tensor, activation::relu};
 use lotep_frozen::Entrance;
 
 use super::conv::{Conv2d, max_pool_3x3_s2};
+use super::learnt::{Learnt, plan};
 use super::{Compute, ConvNorm, fast, host};
 
 /// Channels of a method's own beside an image's colours, the same for every image, and the slice of the first convolution
@@ -25,7 +26,9 @@ pub struct Below {
 #[derive(Clone)]
 pub struct ImageStem {
     fast: Option<Arc<dyn Entrance>>,
-    /// Also beside the fast form, which knows nothing of further channels: it is small.
+    /// The fast form of a convolution that is learnt.
+    learnt: Option<Learnt>,
+    /// Also beside the fast forms, which know nothing of further channels: it is small.
     conv: Conv2d,
     /// What a folded image adds, `[1, C, H, W]`.
     offset: Option<Tensor<4>>,
@@ -38,8 +41,12 @@ impl ImageStem {
         let (kernel, norm) = (conv.kernel.clone(), conv.norm.clone());
         let portable = Conv2d::with_norm(kernel, norm, conv.stride, padding, precision);
         let fast = compute.is_fast(&conv.kernel);
+        let learnt = compute.learns_fast(&conv.kernel).then(|| {
+            let op = lotep_frozen::LearntStem { conv: plan(&conv) }.pack(precision);
+            Learnt::new(op, [&conv], compute)
+        });
         let fast = fast.then(|| lotep_frozen::Stem { conv: conv.plain() }.pack(precision));
-        Self { fast, conv: portable, offset: None }
+        Self { fast, learnt, conv: portable, offset: None }
     }
 
     /// Images `[B, 3, H, W]`, with channels beside their colours or not, to maps `[B, C, H/4, W/4]`.
@@ -47,6 +54,9 @@ impl ImageStem {
         if let (Some(op), None) = (&self.fast, below) {
             let y: Tensor<4> = fast::apply(op.clone(), false, x, None::<Tensor<1>>);
             return y.permute([0, 3, 1, 2]);
+        }
+        if let (Some(learnt), None) = (&self.learnt, below) {
+            return learnt.images(x);
         }
         max_pool_3x3_s2(relu(self.conv.beside(x, self.offset.as_ref(), below)))
     }
@@ -59,6 +69,7 @@ impl ImageStem {
             op.with_offset(op.linear_part(&host(image.clone()), &shape))
         };
         let offset = Some(self.conv.linear_part(image.clone()));
-        Self { fast: self.fast.as_ref().map(added), conv: self.conv.clone(), offset }
+        // Nothing is folded into weights that are still learnt, but it could be.
+        Self { fast: self.fast.as_ref().map(added), learnt: None, conv: self.conv.clone(), offset }
     }
 }

@@ -58,15 +58,20 @@ impl BatchStatistics {
     /// the unbiased one.
     pub(super) fn normalise(&self, x: Tensor<4>, running: [&Tensor<1>; 2], eps: f64) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
-        let count = (b * h * w) as f64;
         let mean = x.clone().mean_dims(&[0, 2, 3]);
         let centred = x - mean.clone();
         let var = (centred.clone() * centred.clone()).mean_dims(&[0, 2, 3]);
-        let unbiased = var.clone() * (count / (count - 1.0).max(1.0));
-        for (leaf, stored, batch) in [("mean", running[0], mean), ("var", running[1], unbiased)] {
-            self.training.follow(format!("{}.running_{leaf}", self.name), stored, batch.reshape([c]));
-        }
+        self.follow(running, [mean.reshape([c]), var.clone().reshape([c])], b * h * w);
         centred / (var + eps).sqrt()
+    }
+
+    /// Move the running mean and variance towards a batch's, of so many values a channel.
+    pub(super) fn follow(&self, running: [&Tensor<1>; 2], batch: [Tensor<1>; 2], count: usize) {
+        let [mean, var] = batch;
+        let unbiased = var * (count as f64 / (count as f64 - 1.0).max(1.0));
+        for (leaf, stored, batch) in [("mean", running[0], mean), ("var", running[1], unbiased)] {
+            self.training.follow(format!("{}.running_{leaf}", self.name), stored, batch);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
 };
 
 /// The weights of a block: each norm's scale and shift, each layer's weight `[out, in]` and bias `[out]`.
+#[derive(Clone)]
 pub struct TransformerWeights {
     /// Attention heads.
     pub heads: usize,
@@ -41,6 +42,7 @@ pub struct TransformerWeights {
 
 /// How a block halves its map's sides (CoAtNet): attention and shortcut take the means of 2 × 2 tokens, the shortcut
 /// behind a layer that makes it as wide as the output.
+#[derive(Clone)]
 pub struct Shrink {
     /// The greatest of 3 × 3 tokens, in steps of 2, instead of means. There is no fast form of it.
     pub maxima: bool,
@@ -63,6 +65,19 @@ pub struct TransformerBlock(Form);
 enum Form {
     Portable(Box<Portable>),
     Fast(Box<Fast>),
+    Learnt(Box<Learnt>),
+}
+
+/// A block whose weights are learnt.
+#[derive(Clone)]
+struct Learnt {
+    /// Of the same values.
+    fast: Fast,
+    /// The layers' weights and biases in a row, with the norms' scales and shifts in them as the fast form has them.
+    layers: Tensor<1>,
+    /// For the portable form, where more is learnt inside.
+    weights: TransformerWeights,
+    precision: Precision,
 }
 
 #[derive(Clone)]
@@ -129,30 +144,13 @@ impl TransformerBlock {
 
     fn with_norms(w: TransformerWeights, batch_norms: Option<[BatchNorm; 2]>, compute: Compute) -> Self {
         if compute.is_fast(&w.qkv.0) && !w.shrink.as_ref().is_some_and(|s| s.maxima) {
-            let norms = [w.norm1.clone(), w.norm2.clone()];
-            let packed = Arc::new(plain(w, batch_norms.is_none()).pack(compute.precision));
-            return Self(Form::Fast(Box::new(Fast { packed, recompute: compute.recompute, norms })));
+            return Self(Form::Fast(Box::new(Fast::new(w, batch_norms.is_none(), compute))));
         }
-        let [norm1, norm2] = match batch_norms {
-            Some(norms) => norms.map(Norm::Batch),
-            None => [w.norm1, w.norm2].map(|[scale, shift]| Norm::Layer(LayerNorm::new(scale, shift, w.eps))),
-        };
-        let pooling = |s: &Shrink| if s.maxima { Pooling::Maxima(s.size) } else { Pooling::Means(s.size) };
-        let linear = |weight, bias| Linear::new(weight, bias, compute.precision);
-        Self(Form::Portable(Box::new(Portable {
-            heads: w.heads,
-            precision: compute.precision,
-            nonlinearity: w.nonlinearity,
-            scope: w.scope,
-            norm1,
-            qkv: linear(w.qkv.0, w.qkv.1),
-            proj: linear(w.proj.0, Some(w.proj.1)),
-            norm2,
-            fc1: linear(w.fc1.0, Some(w.fc1.1)),
-            fc2: linear(w.fc2.0, Some(w.fc2.1)),
-            shrink: w.shrink.map(|s| (pooling(&s), linear(s.expand.0, Some(s.expand.1)))),
-            drop_path: w.drop_path,
-        })))
+        let is_plain = w.shrink.is_none() && w.drop_path.is_none() && batch_norms.is_none();
+        if compute.learns_fast(&w.qkv.0) && is_plain && w.scope.windows.is_none() && w.scope.bias.is_none() {
+            return Self(Form::Learnt(Box::new(Learnt::new(w, compute))));
+        }
+        Self(Form::Portable(Box::new(Portable::new(w, batch_norms, compute.precision))))
     }
 
     /// Tokens `[B, N, C]` to the same shape (or to `[B, N / 4, C']`), `prompt` `[N, C]` added to each sample as it
@@ -160,6 +158,7 @@ impl TransformerBlock {
     pub fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>, inside: &Inside) -> Tensor<3> {
         match &self.0 {
             Form::Fast(f) => f.forward(x, prompt, inside, false),
+            Form::Learnt(learnt) => learnt.forward(x, prompt, inside, false),
             Form::Portable(block) => block.forward(x, prompt, inside),
         }
     }
@@ -168,12 +167,59 @@ impl TransformerBlock {
     pub fn class_token(&self, x: Tensor<3>, prompt: Option<Tensor<2>>, inside: &Inside) -> Tensor<3> {
         match &self.0 {
             Form::Fast(f) => f.forward(x, prompt, inside, true),
+            Form::Learnt(learnt) => learnt.forward(x, prompt, inside, true),
             Form::Portable(block) => block.forward(x, prompt, inside).narrow(1, 0, 1),
         }
     }
 }
 
+impl Learnt {
+    fn new(w: TransformerWeights, compute: Compute) -> Self {
+        // As `plain` has them: `W (s · x + t) + b = (W s) x + (W t + b)`.
+        let behind = |[scale, shift]: &[Tensor<1>; 2], weight: &Tensor<2>, bias: Option<&Tensor<1>>| {
+            let shifted = (weight.clone() * shift.clone().unsqueeze()).sum_dim(1).squeeze_dim::<1>(1);
+            let bias = bias.map_or(shifted.clone(), |bias| shifted + bias.clone());
+            [(weight.clone() * scale.clone().unsqueeze()).flatten(0, 1), bias]
+        };
+        let linear = |(weight, bias): &(Tensor<2>, Tensor<1>)| [weight.clone().flatten(0, 1), bias.clone()];
+        let layers = [
+            behind(&w.norm1, &w.qkv.0, w.qkv.1.as_ref()),
+            linear(&w.proj),
+            behind(&w.norm2, &w.fc1.0, Some(&w.fc1.1)),
+            linear(&w.fc2),
+        ];
+        Self {
+            fast: Fast::new(w.clone(), true, compute),
+            layers: Tensor::cat(layers.into_iter().flatten().collect(), 0),
+            weights: w,
+            precision: compute.precision,
+        }
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        prompt: Option<Tensor<2>>,
+        inside: &Inside,
+        class_token: bool,
+    ) -> Tensor<3> {
+        if !inside.is_empty() {
+            let y = Portable::new(self.weights.clone(), None, self.precision).forward(x, prompt, inside);
+            return if class_token { y.narrow(1, 0, 1) } else { y };
+        }
+        let layers = lotep_frozen::Inside { layers: true, ..Default::default() };
+        let op = self.fast.packed.learning(layers, class_token);
+        fast::apply_learning(op, self.fast.recompute, x, prompt, Some(self.layers.clone()))
+    }
+}
+
 impl Fast {
+    fn new(w: TransformerWeights, normalises: bool, compute: Compute) -> Self {
+        let norms = [w.norm1.clone(), w.norm2.clone()];
+        let packed = Arc::new(plain(w, normalises).pack(compute.precision));
+        Self { packed, recompute: compute.recompute, norms }
+    }
+
     fn forward(
         &self,
         x: Tensor<3>,
@@ -191,6 +237,29 @@ impl Fast {
 }
 
 impl Portable {
+    fn new(w: TransformerWeights, batch_norms: Option<[BatchNorm; 2]>, precision: Precision) -> Self {
+        let [norm1, norm2] = match batch_norms {
+            Some(norms) => norms.map(Norm::Batch),
+            None => [w.norm1, w.norm2].map(|[scale, shift]| Norm::Layer(LayerNorm::new(scale, shift, w.eps))),
+        };
+        let pooling = |s: &Shrink| if s.maxima { Pooling::Maxima(s.size) } else { Pooling::Means(s.size) };
+        let linear = |weight, bias| Linear::new(weight, bias, precision);
+        Self {
+            heads: w.heads,
+            precision,
+            nonlinearity: w.nonlinearity,
+            scope: w.scope,
+            norm1,
+            qkv: linear(w.qkv.0, w.qkv.1),
+            proj: linear(w.proj.0, Some(w.proj.1)),
+            norm2,
+            fc1: linear(w.fc1.0, Some(w.fc1.1)),
+            fc2: linear(w.fc2.0, Some(w.fc2.1)),
+            shrink: w.shrink.map(|s| (pooling(&s), linear(s.expand.0, Some(s.expand.1)))),
+            drop_path: w.drop_path,
+        }
+    }
+
     fn forward(&self, x: Tensor<3>, prompt: Option<Tensor<2>>, inside: &Inside) -> Tensor<3> {
         let x = match prompt {
             Some(prompt) => x + prompt.unsqueeze(),

@@ -7,9 +7,11 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamW, AdamWConfig, AdamWState, Optimizer, RecordState, Sgd, SgdConfig, SgdState};
 use burn::optim::{StateSink, StateSource, decay::WeightDecayConfig};
 use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::params::{Group, Params};
+use crate::ops::is_cpu;
+use crate::params::{Group, Param, Params};
 use crate::safetensors::NamedTensor;
 use crate::{Result, bail};
 
@@ -67,13 +69,14 @@ impl Optim {
         Self { prompt: rule(decay.prompt), head: rule(decay.head), states: vec![None; count] }
     }
 
-    /// Update what is learnt with its gradients, in the order of [`Params::learnt`].
+    /// Update what is learnt with its gradients, in the order of [`Params::learnt`]. On the CPU parameters are shared out
+    /// among threads, since Burn updates one on one thread.
     pub fn step(&mut self, rates: Rates, params: &mut Params, grads: Vec<Tensor<1>>) {
-        let learnt = params.iter_mut().filter(|p| p.group != Group::Fixed);
-        for ((param, grad), state) in learnt.zip(grads).zip(&mut self.states) {
+        let (prompt, head) = (&self.prompt, &self.head);
+        let update = |((param, grad), state): ((&mut Param, Tensor<1>), &mut Option<State>)| {
             let (rule, rate) = match param.group {
-                Group::Head => (&self.head, rates.head),
-                _ => (&self.prompt, rates.prompt),
+                Group::Head => (head, rates.head),
+                _ => (prompt, rates.prompt),
             };
             let value = param.value.clone();
             (param.value, *state) = match (rule, state.take()) {
@@ -88,6 +91,14 @@ impl Optim {
                     (value, state.map(State::AdamW))
                 }
             };
+        };
+        let on_cpu = grads.first().is_some_and(|grad| is_cpu(&grad.device()));
+        let learnt = params.iter_mut().filter(|p| p.group != Group::Fixed);
+        let each = learnt.zip(grads).zip(&mut self.states);
+        if on_cpu {
+            each.collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each(update);
+        } else {
+            each.for_each(update);
         }
     }
 
