@@ -16,6 +16,15 @@ pub struct Kernel {
     pub bias: Vec<f32>,
 }
 
+/// The size of the map behind each of some convolutions, one after another; the input's first.
+pub(crate) fn sizes(shapes: impl Iterator<Item = Shape>, input: [usize; 2]) -> Vec<[usize; 2]> {
+    let mut sizes = vec![input];
+    for shape in shapes {
+        sizes.push(shape.output(sizes[sizes.len() - 1]));
+    }
+    sizes
+}
+
 /// A frozen convolution with its bias; the input gradient is packed at the first backward pass.
 #[derive(Debug)]
 pub(crate) struct FrozenConv<T> {

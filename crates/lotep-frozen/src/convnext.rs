@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lotep_kernels::depthwise::{Depthwise, Rows};
 use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
 use lotep_kernels::memory::uncleared;
-use lotep_kernels::{Buffer, Operand, Tiles, norm};
+use lotep_kernels::{Operand, Tiles, norm};
 
 use crate::conv::{FrozenConv, Kernel};
 use crate::inside::{FC1, FC2, Layout, Learnt, Step};
@@ -97,7 +97,7 @@ impl<T: Operand> Packed<T> {
     ) -> (Vec<f32>, Option<Kept>) {
         let (images, size, width) = (shape[0], [shape[1], shape[2]], shape[3]);
         let rows = images * size[0] * size[1];
-        let mut y = Buffer::new(rows * width);
+        let mut y = uncleared(rows * width);
         let pixels = Rows::new(x, width).prompt(prompt);
         self.depthwise.run(isa(), &pixels, images, size, &Store::new(&mut y, width).bias(&self.bias));
         let (mut normed, mut inverse) = (Tiles::new(rows, width), vec![0.0; rows]);
@@ -153,11 +153,11 @@ impl<T: Operand> Packed<T> {
         if !wanted.stream {
             return (Vec::new(), gradient);
         }
-        let mut branch = Buffer::new(grad.len());
+        let mut branch = uncleared(grad.len());
         let store = Store::new(&mut branch, width);
         self.fc1.backward_updated(update, &inner, &back.unwrap_or_default(), store);
         drop(inner);
-        let mut y = Buffer::new(grad.len());
+        let mut y = uncleared(grad.len());
         norm::backward(isa(), &normed, &inverse, &branch, &[], &mut y);
         let mut out = uncleared(grad.len());
         let around = Residual::new(grad, &[], &[], &mut out, width);
@@ -279,7 +279,7 @@ impl<T: Operand> FrozenOp for PackedDown<T> {
         let Normed { rows, inverse } = *kept.downcast::<Normed<T>>().expect("its own");
         let (width, size) = (shape[3], [shape[1], shape[2]]);
         let upper = Tiles::<T>::rounded(isa(), grad, &[], &[], self.conv.outputs());
-        let mut branch = Buffer::new(rows.rows() * width);
+        let mut branch = uncleared(rows.rows() * width);
         self.conv.backward().run(isa(), &upper, shape[0], size, false, &Store::new(&mut branch, width));
         let mut out = uncleared(branch.len());
         norm::backward(isa(), &rows, &inverse, &branch, &[], &mut out);

@@ -13,8 +13,9 @@ use lotep_kernels::correlation::kernel_gradient;
 use lotep_kernels::gemm::{Activation, Add, Masked, Multiply, Store};
 use lotep_kernels::memory::uncleared;
 use lotep_kernels::stem::pooled;
-use lotep_kernels::{Buffer, Operand, Tiles, pool};
+use lotep_kernels::{Operand, Tiles, pool};
 
+use crate::conv::sizes;
 use crate::{Kept, LearningOp, Precision, Wanted, isa, packed};
 
 /// A convolution without bias and the batch norm behind it.
@@ -183,11 +184,7 @@ struct Saved<T> {
 impl<T: Operand> Residual<T> {
     /// The size of the map behind each convolution, the input's first.
     fn sizes(&self, input: &[usize]) -> Vec<[usize; 2]> {
-        let mut sizes = vec![[input[1], input[2]]];
-        for layer in &self.convs {
-            sizes.push(layer.conv.shape.output(sizes[sizes.len() - 1]));
-        }
-        sizes
+        sizes(self.convs.iter().map(|layer| layer.conv.shape), [input[1], input[2]])
     }
 }
 
@@ -380,7 +377,7 @@ impl<T: Operand> LearningOp for Stem<T> {
             return (Vec::new(), gradient);
         }
         // Few ask for that of the images: an ordinary convolution will do.
-        let mut pixels = Buffer::new(shape.iter().product());
+        let mut pixels = uncleared(shape.iter().product());
         let store = Store::new(&mut pixels, shape[1]);
         let conv = self.layer.packed::<T>(learnt).transposed();
         conv.run(isa(), &upper, images, size, false, &store);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use lotep_kernels::gemm::{Rounded, Store};
-use lotep_kernels::{Buffer, Operand, Tiles, norm};
+use lotep_kernels::memory::uncleared;
+use lotep_kernels::{Operand, Tiles, norm};
 use rayon::prelude::*;
 
 use crate::linear::{Dense, FrozenLinear};
@@ -68,7 +69,7 @@ impl<T: Operand> FrozenOp for Packed<T> {
     fn forward(&self, x: &[f32], shape: &[usize], _prompt: &[f32], keep: bool) -> (Vec<f32>, Option<Kept>) {
         let c = shape[3];
         let count: usize = merged(shape).iter().product();
-        let mut fours = Buffer::new(count * 4 * c);
+        let mut fours = uncleared(count * 4 * c);
         fours.par_chunks_mut(4 * c).enumerate().with_min_len(64).for_each(|(i, row)| {
             for (to, from) in row.chunks_mut(c).zip(four(shape, i)) {
                 match from {
@@ -89,10 +90,10 @@ impl<T: Operand> FrozenOp for Packed<T> {
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
         let Normed { rows, inverse } = *kept.downcast::<Normed<T>>().expect("its own");
         let (c, count) = (shape[3], rows.rows());
-        let mut branch = Buffer::new(count * 4 * c);
+        let mut branch = uncleared(count * 4 * c);
         let from = Rounded::new(grad, self.reduce.outputs());
         self.reduce.backward(&from, &Store::new(&mut branch, 4 * c));
-        let mut fours = Buffer::new(branch.len());
+        let mut fours = uncleared(branch.len());
         norm::backward(isa(), &rows, &inverse, &branch, &[], &mut fours);
         let mut out = vec![0.0; shape.iter().product()];
         for (i, row) in fours.chunks(4 * c).enumerate() {

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use lotep_kernels::memory::uncleared;
 use lotep_kernels::patches::{self, Grid};
-use lotep_kernels::{Buffer, Operand, Tiles, norm};
+use lotep_kernels::{Operand, Tiles, norm};
 
 use crate::linear::{Dense, FrozenLinear};
 use crate::{Entrance, FrozenOp, Kept, Precision, isa, packed};
@@ -127,9 +128,9 @@ struct Normed<T> {
 
 impl<T: Operand> PackedStem<T> {
     /// Patches behind the convolution, before the norm.
-    fn patches(&self, x: &[f32], shape: &[usize], prompt: &[f32]) -> Buffer {
+    fn patches(&self, x: &[f32], shape: &[usize], prompt: &[f32]) -> Vec<f32> {
         let (grid, width) = (grid(shape, self.patch), self.project.outputs());
-        let mut out = Buffer::new(grid.images * grid.patches() * width);
+        let mut out = uncleared(grid.images * grid.patches() * width);
         let plain: Vec<f32>;
         let offset = if self.offset.is_empty() {
             plain = self.project.bias().repeat(grid.patches());
@@ -144,7 +145,7 @@ impl<T: Operand> PackedStem<T> {
 
 impl<T: Operand> Entrance for PackedStem<T> {
     fn linear_part(&self, image: &[f32], shape: &[usize]) -> Vec<f32> {
-        self.patches(image, shape, &[]).to_vec()
+        self.patches(image, shape, &[])
     }
 
     fn with_offset(&self, offset: Vec<f32>) -> Arc<dyn Entrance> {
@@ -170,7 +171,7 @@ impl<T: Operand> FrozenOp for PackedStem<T> {
 
     fn backward(&self, kept: Kept, shape: &[usize], grad: &[f32]) -> Vec<f32> {
         let Normed { rows, inverse } = *kept.downcast::<Normed<T>>().expect("its own");
-        let mut patches = Buffer::new(grad.len());
+        let mut patches = uncleared(grad.len());
         norm::channels_backward(isa(), &rows, &inverse, &self.norm[0], grad, &mut patches);
         let mut out = vec![0.0; shape.iter().product()];
         patches::embed_backward(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lotep_kernels::gemm::{Activate, Activation, Add, AddTo, Epilogue, Multiply, Part, Store};
 use lotep_kernels::{Operand, Tiles, bf16};
 
-use crate::conv::{FrozenConv, Kernel};
+use crate::conv::{FrozenConv, Kernel, sizes};
 use crate::{Convolution, Precision, isa};
 
 /// `relu(convs(x') + shortcut(x'))` with `x' = x + P`, a ReLU between the convolutions; maps are `[B, H, W, C]`.
@@ -78,11 +78,7 @@ pub(crate) enum Behind<'a, T> {
 impl<T: Operand> Packed<T> {
     /// The size of the map behind each convolution, the input's first.
     pub(crate) fn sizes(&self, input: [usize; 2]) -> Vec<[usize; 2]> {
-        let mut sizes = vec![input];
-        for conv in &self.convs {
-            sizes.push(conv.forward.shape().output(sizes[sizes.len() - 1]));
-        }
-        sizes
+        sizes(self.convs.iter().map(|conv| conv.forward.shape()), input)
     }
 
     /// Channels that it puts out.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lotep_kernels::gemm::{Activate, Activation, Multiply, Residual, Rounded, Store};
 use lotep_kernels::{
-    Buffer, Operand, Tiles,
+    Operand, Tiles,
     attention::{self, Attention, Extra, Places},
     depthwise::{Depthwise, Rows, Shape},
     memory::uncleared,
@@ -229,7 +229,7 @@ impl<T: Operand> Packed<T> {
         qkv: &Tiles<T>,
         keys_values: Option<&KeysValues<T>>,
         grad: &Tiles<T>,
-    ) -> (Tiles<T>, Option<Buffer>) {
+    ) -> (Tiles<T>, Option<Vec<f32>>) {
         let columns = self.qkv.outputs();
         let prompted = self.prompted(tokens);
         let (sizes, gathered) = match &prompted {
@@ -243,7 +243,7 @@ impl<T: Operand> Packed<T> {
         let rows = if prompted.is_some() { sizes.batch * sizes.tokens } else { samples * tokens };
         let mut projections = Tiles::new(rows, columns);
         let extra = keys_values.map(KeysValues::extra);
-        let mut of_samples = keys_values.map(|kv| Buffer::new(sizes.batch * kv.len()));
+        let mut of_samples = keys_values.map(|kv| uncleared(sizes.batch * kv.len()));
         let both = extra.as_ref().zip(of_samples.as_deref_mut());
         attention::backward(isa(), sizes, qkv, both, grad, &mut projections);
         let projections = match &prompted {
@@ -312,7 +312,7 @@ impl<T: Operand> Packed<T> {
         let keys_values = learnt.keys_values::<T>(self.qkv.outputs() / 3);
         let extra = keys_values.as_ref().map(KeysValues::extra);
         let attended = self.attend([samples, tokens, asking], &qkv, extra.as_ref());
-        let mut y = Buffer::new(rows * columns);
+        let mut y = uncleared(rows * columns);
         let update = learnt.update(PROJ);
         let thin_proj = if let Some(h) = &self.shrink {
             let around = self.around(h, x, shape, prompt);
@@ -347,12 +347,12 @@ impl<T: Operand> Packed<T> {
     }
 
     /// `expand(mean(x + P))`.
-    fn around(&self, h: &Halved<T>, x: &[f32], shape: &[usize], prompt: &[f32]) -> Buffer {
+    fn around(&self, h: &Halved<T>, x: &[f32], shape: &[usize], prompt: &[f32]) -> Vec<f32> {
         let rows = shape[0] * shape[1] / 4;
         let mut halved = Tiles::new(rows, shape[2]);
         let pixels = Rows::new(x, shape[2]).prompt(prompt);
         h.means.run(isa(), &pixels, shape[0], h.size, &Store::tiles(&mut halved));
-        let mut around = Buffer::new(rows * h.expand.outputs());
+        let mut around = uncleared(rows * h.expand.outputs());
         let store = Store::new(&mut around, h.expand.outputs()).bias(h.expand.bias());
         h.expand.forward(&halved, &store);
         around
@@ -405,11 +405,11 @@ impl<T: Operand> Packed<T> {
         if !goes_on(Step::Fc1) {
             return (Vec::new(), gradient);
         }
-        let mut branch = Buffer::new(rows * columns);
+        let mut branch = uncleared(rows * columns);
         let store = Store::new(&mut branch, columns);
         self.fc1.backward_updated(update, &inner, &back.unwrap_or_default(), store);
         drop(inner);
-        let mut middle = Buffer::new(rows * columns);
+        let mut middle = uncleared(rows * columns);
         self.before_norm(&normed2, &inverse2, &branch, grad, &mut middle);
         drop(normed2);
 
@@ -454,15 +454,15 @@ impl<T: Operand> Packed<T> {
         if !wanted.stream {
             return (Vec::new(), gradient);
         }
-        let mut branch = Buffer::new(samples * tokens * width);
+        let mut branch = uncleared(samples * tokens * width);
         let store = Store::new(&mut branch, width);
         self.qkv.backward_updated(update, &projections, &back.unwrap_or_default(), store);
         let mut out = uncleared(samples * shape[1] * width);
         if let Some(h) = &self.shrink {
-            let mut around = Buffer::new(branch.len());
+            let mut around = uncleared(branch.len());
             h.expand.backward(&Rounded::new(&middle, columns), &Store::new(&mut around, width));
             let spread = |from: &[f32]| {
-                let mut to = Buffer::new(samples * shape[1] * width);
+                let mut to = uncleared(samples * shape[1] * width);
                 let pixels = Rows::new(from, width);
                 h.means.backward(isa(), &pixels, samples, h.size, &Store::new(&mut to, width));
                 to

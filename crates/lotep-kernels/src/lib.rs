@@ -30,7 +30,6 @@
 
 pub mod attention;
 pub mod batch_norm;
-mod buffer;
 pub mod conv;
 pub mod correlation;
 pub mod depthwise;
@@ -55,7 +54,6 @@ mod testing;
 pub mod thin;
 mod tiles;
 
-pub use buffer::Buffer;
 pub use half::bf16;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use operand::Operand;

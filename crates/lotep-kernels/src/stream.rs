@@ -1,7 +1,7 @@
 //! A residual stream in tiles beside its products: the sum over samples that a prompt's gradient is, and the mean over
 //! pixels at a network's end.
 
-use crate::gemm::{PANEL, TILE_ROWS, load, mask_words, stored};
+use crate::gemm::{PANEL, TILE_ROWS, load, mask_words, selected, stored};
 use crate::parallel::ranges;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
@@ -63,7 +63,7 @@ impl<T: Operand> Kernel for TakePrompt<'_, T> {
                         s.store(low, s.add(old[0], v[0]));
                         s.store(high, s.add(old[1], v[1]));
                         let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
-                        let kept = select(s, mask, v);
+                        let kept = selected(s, mask, v);
                         // SAFETY: as above.
                         unsafe { self.grad.store_panel(s, row, column, count, kept) };
                     }
@@ -71,13 +71,6 @@ impl<T: Operand> Kernel for TakePrompt<'_, T> {
             }
         }
     }
-}
-
-/// A panel's values where the bits of one or two words are set, zero elsewhere.
-#[inline(always)]
-fn select<S: Simd>(s: S, mask: &[u16], v: [S::F; 2]) -> [S::F; 2] {
-    let high = mask.get(1).copied().unwrap_or(0);
-    [s.select(mask[0], v[0], s.splat(0.0)), s.select(high, v[1], s.splat(0.0))]
 }
 
 /// The mean of each sample's rows: `x` in rows of `columns`, `[samples · pixels, columns]` to `[samples, columns]`.
@@ -171,7 +164,7 @@ impl<T: Operand> Kernel for SpreadRows<'_, T> {
                 // SAFETY: a sample's row has these columns.
                 let v = unsafe { load(s, self.grad, row / self.pixels * columns + column, count) };
                 let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
-                let v = select(s, mask, [s.mul(v[0], scale), s.mul(v[1], scale)]);
+                let v = selected(s, mask, [s.mul(v[0], scale), s.mul(v[1], scale)]);
                 // SAFETY: rows are shared out among the tasks.
                 unsafe { self.out.store_panel(s, row, column, count, v) };
             }

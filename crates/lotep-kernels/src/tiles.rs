@@ -47,7 +47,7 @@ impl<T: Operand> Tiles<T> {
     }
 
     /// Round rows of f32, `prompt` (one sample's rows, repeated; may be empty) added first, and with a `mask` of
-    /// bits ([`crate::gemm::Residual::relu`]; may be empty) only where it is set.
+    /// bits ([`crate::gemm::Join::mask`]; may be empty) only where it is set.
     ///
     /// # Panics
     /// The lengths do not fit each other.

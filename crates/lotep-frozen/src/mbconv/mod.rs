@@ -8,7 +8,7 @@ use lotep_kernels::depthwise::{Depthwise, Rows, Shape};
 use lotep_kernels::excite::{self, Behind};
 use lotep_kernels::gemm::{Activate, Activation, Add, Multiply, Residual, Rounded, Store};
 use lotep_kernels::memory::uncleared;
-use lotep_kernels::{Buffer, Operand, Tiles, conv};
+use lotep_kernels::{Operand, Tiles, conv};
 
 use self::parts::{First, Means, Middle};
 use crate::conv::{FrozenConv, Kernel};
@@ -233,13 +233,13 @@ impl<T: Operand> Packed<T> {
     }
 
     /// `shortcut(x + P)`, unless it is `x + P` itself.
-    fn around(&self, x: &[f32], shape: &[usize], prompt: &[f32]) -> Option<Buffer> {
+    fn around(&self, x: &[f32], shape: &[usize], prompt: &[f32]) -> Option<Vec<f32>> {
         let (images, [from, _, to], c) = (shape[0], self.sizes(shape), shape[3]);
         let rows = images * to[0] * to[1];
         let pixels = Rows::new(x, c).prompt(prompt);
         let Some(conv) = &self.shortcut else {
             return self.means.as_ref().map(|means| {
-                let mut out = Buffer::new(rows * c);
+                let mut out = uncleared(rows * c);
                 means.0.run(isa(), &pixels, images, from, &Store::new(&mut out, c));
                 out
             });
@@ -252,7 +252,7 @@ impl<T: Operand> Packed<T> {
             }
             None => Tiles::rounded(isa(), x, prompt, &[], c),
         };
-        let mut out = Buffer::new(rows * conv.outputs());
+        let mut out = uncleared(rows * conv.outputs());
         let store = Store::new(&mut out, conv.outputs()).bias(&conv.bias);
         conv.forward.run(isa(), &narrow, images, to, &store);
         Some(out)
@@ -406,8 +406,8 @@ impl<T: Operand> FrozenOp for Packed<T> {
         drop((wider, first));
         let mut out = vec![0.0; shape.iter().product()];
         // The shortcut first, then the branch on top.
-        let skipped: Option<Buffer> = self.shortcut.as_ref().map(|conv| {
-            let mut skipped = Buffer::new(images * pixels * c);
+        let skipped: Option<Vec<f32>> = self.shortcut.as_ref().map(|conv| {
+            let mut skipped = uncleared(images * pixels * c);
             conv.backward().run(isa(), &upper, images, to, false, &Store::new(&mut skipped, c));
             skipped
         });

@@ -60,6 +60,18 @@ fn expect_read<S: Simd>(s: S, x: &[f32], stride: usize, row: usize, rows: usize,
     }
 }
 
+/// Up to 32 values where the bits of a row's one or two words are set, zero elsewhere.
+#[inline(always)]
+pub(crate) fn selected<S: Simd>(s: S, words: &[u16], v: [S::F; 2]) -> [S::F; 2] {
+    let high = words.get(1).copied().unwrap_or(0);
+    [s.select(words[0], v[0], s.splat(0.0)), s.select(high, v[1], s.splat(0.0))]
+}
+
+/// Words of a row's mask: a bit a column.
+pub(crate) fn mask_words(columns: usize) -> usize {
+    columns.div_ceil(LANES)
+}
+
 pub(super) fn check_bias(bias: &[f32], columns: usize) {
     assert!(bias.is_empty() || bias.len() == columns, "a bias of {} for {columns} columns", bias.len());
 }
@@ -354,29 +366,13 @@ pub struct Residual<'a> {
     prompt: Repeated<'a>,
     bias: &'a [f32],
     out: Plain<'a>,
-    relu: bool,
-    mask: Option<SharedMut<'a, u16>>,
-}
-
-/// Words of a row's mask: a bit a column.
-pub(crate) fn mask_words(columns: usize) -> usize {
-    columns.div_ceil(LANES)
 }
 
 impl<'a> Residual<'a> {
     /// `x` and `out` in rows `stride` apart; `prompt` is one sample's rows, repeated, and may be empty.
     pub fn new(x: &'a [f32], prompt: &'a [f32], bias: &'a [f32], out: &'a mut [f32], stride: usize) -> Self {
         let prompt = Repeated::rows(prompt, stride);
-        Self { x, prompt, bias, out: Plain::new(out, stride), relu: false, mask: None }
-    }
-
-    /// Put a ReLU behind the sum. Of each row, a bit a column tells where the result is above zero: sixteen to a
-    /// word; `mask` may be empty if nobody will ask.
-    #[must_use]
-    pub fn relu(mut self, mask: &'a mut [u16]) -> Self {
-        self.relu = true;
-        self.mask = (!mask.is_empty()).then(|| SharedMut::new(mask));
-        self
+        Self { x, prompt, bias, out: Plain::new(out, stride) }
     }
 }
 
@@ -386,10 +382,6 @@ impl Epilogue for Residual<'_> {
         self.out.check(rows, columns);
         assert!(self.x.len() >= self.out.data.len(), "a residual shorter than the result");
         self.prompt.check(self.out.data.len());
-        if let Some(mask) = &self.mask {
-            assert_eq!(columns, self.out.stride, "columns of a masked result");
-            assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
-        }
     }
 
     #[inline(always)]
@@ -400,8 +392,7 @@ impl Epilogue for Residual<'_> {
 
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
-        let stride = self.out.stride;
-        let at = row * stride + column;
+        let at = row * self.out.stride + column;
         // SAFETY: everything was checked for these rows and columns, the prompt being made of whole rows; each
         // element comes once.
         unsafe {
@@ -409,17 +400,6 @@ impl Epilogue for Residual<'_> {
             v = add(s, v, load(s, self.x, at, count));
             if !self.prompt.is_empty() {
                 v = add(s, v, load(s, self.prompt.values(), self.prompt.index(at), count));
-            }
-            if self.relu {
-                if let Some(mask) = &self.mask {
-                    let word = row * mask_words(stride) + column / LANES;
-                    let words = mask.part_unchecked(word, count.div_ceil(LANES));
-                    words[0] = s.positive(v[0]);
-                    if count > LANES {
-                        words[1] = s.positive(v[1]);
-                    }
-                }
-                v = [s.max(s.splat(0.0), v[0]), s.max(s.splat(0.0), v[1])];
             }
             self.out.put(s, row, column, count, v);
         }
@@ -435,7 +415,7 @@ pub struct Masked<'a> {
 }
 
 impl<'a> Masked<'a> {
-    /// `grad` and `out` in rows of `columns`, `mask` as [`Residual::relu`] wrote it.
+    /// `grad` and `out` in rows of `columns`, `mask` as [`super::Join::mask`] wrote it.
     pub fn new(grad: &'a [f32], mask: &'a [u16], out: &'a mut [f32], columns: usize) -> Self {
         Self { grad, mask, out: Plain::new(out, columns) }
     }
@@ -461,10 +441,7 @@ impl Epilogue for Masked<'_> {
         // SAFETY: everything was checked for these rows and columns; each element comes once.
         unsafe {
             let words = self.mask.get_unchecked(word..word + count.div_ceil(LANES));
-            let grad = load(s, self.grad, at, count);
-            let high = if count > LANES { words[1] } else { 0 };
-            let zero = s.splat(0.0);
-            let kept = [s.select(words[0], grad[0], zero), s.select(high, grad[1], zero)];
+            let kept = selected(s, words, load(s, self.grad, at, count));
             self.out.put(s, row, column, count, add(s, sums, kept));
         }
     }

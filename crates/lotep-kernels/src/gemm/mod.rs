@@ -21,7 +21,7 @@ mod stream;
 use rayon::prelude::*;
 
 pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output, Plain, Residual, Store};
-pub(crate) use epilogue::{load, mask_words};
+pub(crate) use epilogue::{load, mask_words, selected};
 pub use matrix::Matrix;
 pub use source::{Rounded, Source};
 pub(crate) use stream::stored;

@@ -3,7 +3,7 @@
 //! In bfloat16 a value of the stream is so rounded once for each block, where it is stored; the sum that is rounded, with
 //! its bias, its ReLU and the next block's prompt, is one of f32.
 
-use super::epilogue::{Epilogue, Output, Plain, add, add_bias, check_bias, load, mask_words};
+use super::epilogue::{Epilogue, Output, Plain, add, add_bias, check_bias, load, mask_words, selected};
 use super::line;
 use crate::repeated::Repeated;
 use crate::simd::{LANES, Simd};
@@ -87,9 +87,7 @@ unsafe fn masked<S: Simd>(
     }
     let word = row * words + column / LANES;
     // SAFETY: the caller's.
-    let words = unsafe { mask.get_unchecked(word..word + count.div_ceil(LANES)) };
-    let high = if count > LANES { words[1] } else { 0 };
-    [s.select(words[0], v[0], s.splat(0.0)), s.select(high, v[1], s.splat(0.0))]
+    selected(s, unsafe { mask.get_unchecked(word..word + count.div_ceil(LANES)) }, v)
 }
 
 impl<T: Operand, O: Output> Epilogue for Join<'_, T, O> {

@@ -76,7 +76,8 @@ impl TrainConfig {
 
     /// How the backbone is loaded for this run.
     pub fn load_options(&self, device: &Device) -> LoadOptions {
-        // Where its weights are learnt a network takes the portable form, in which rounding costs time and saves none.
+        // Of all weights the gradients are learnt from, not those of a few prompts: unless told otherwise, whole. (In the
+        // portable form, which only ResNets and ViTs on the CPU do without, rounding would cost time as well.)
         let full = matches!(self.method, MethodConfig::Full(_)).then_some(Precision::F32);
         LoadOptions {
             backbone: self.backbone.clone(),
