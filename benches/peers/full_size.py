@@ -47,7 +47,6 @@ ARCHITECTURES = [
     ("coatnet_bn_0_rw_224", 1000),
     ("coatnet_1_rw_224", 1000),
     ("coatnet_rmlp_nano_rw_224", 1000),
-    ("coatnet_rmlp_1_rw_224", 1000),
     ("coatnet_rmlp_1_rw2_224", 1000),
     ("coatnet_rmlp_2_rw_224", 1000),
     ("resnet50", 1000, 192, 320),
@@ -56,6 +55,8 @@ ARCHITECTURES = [
     ("swin_tiny_patch4_window7_224", 1000, 160, 320),
     ("coatnet_2_rw_224", 1000, 160, 320),
     ("coatnet_rmlp_1_rw2_224", 1000, 160, 320),
+    # Its shortcuts take maxima of so many windows at its own size that some are always nearly tied (`clear_of_ties`).
+    ("coatnet_rmlp_1_rw_224", 1000, 64, 96),
 ]
 SEED, BATCH = 1, 2
 HEADER = ["architecture", "classes", "image", "logits", "loss", "input gradient", "worst prompt gradient", "agrees"]

@@ -252,19 +252,41 @@ fn pack_panel<T: Operand>(
 /// Add the products of eight outputs with 32 inputs.
 #[inline(always)]
 fn add_products<T: Operand, S: Simd>(s: S, strip: &[Line], panel: &[Line], sums: &mut [f32]) {
-    let mut totals = [[s.splat(0.0); 2]; ROWS];
+    if S::WIDE {
+        add_block::<T, S, ROWS, 2>(s, strip, panel, sums, [0, 0]);
+    } else {
+        for first in [[0, 0], [ROWS / 2, 0], [0, 1], [ROWS / 2, 1]] {
+            add_block::<T, S, { ROWS / 2 }, 1>(s, strip, panel, sums, first);
+        }
+    }
+}
+
+/// The same of `R` outputs and `V` vectors of inputs from the `first` on.
+#[inline(always)]
+fn add_block<T: Operand, S: Simd, const R: usize, const V: usize>(
+    s: S,
+    strip: &[Line],
+    panel: &[Line],
+    sums: &mut [f32],
+    [row, vector]: [usize; 2],
+) {
+    let mut totals = [[s.splat(0.0); V]; R];
     for (outputs, inputs) in strip.iter().zip(panel.as_chunks::<4>().0) {
         for (half, inputs) in inputs.as_chunks::<2>().0.iter().enumerate() {
-            let [low, high] = [s.load_groups(&inputs[0].0), s.load_groups(&inputs[1].0)];
+            let mut groups = [s.splat_group(0); V];
+            for (group, inputs) in groups.iter_mut().zip(&inputs[vector..]) {
+                *group = s.load_groups(&inputs.0);
+            }
             for (r, totals) in totals.iter_mut().enumerate() {
-                let output = s.splat_group(outputs.0[half * ROWS + r]);
-                totals[0] = T::dot(s, totals[0], output, low);
-                totals[1] = T::dot(s, totals[1], output, high);
+                let output = s.splat_group(outputs.0[half * ROWS + row + r]);
+                for (total, group) in totals.iter_mut().zip(groups) {
+                    *total = T::dot(s, *total, output, group);
+                }
             }
         }
     }
-    for (sums, totals) in sums.as_chunks_mut::<PANEL>().0.iter_mut().zip(totals) {
-        for (sums, total) in sums.chunks_exact_mut(LANES).zip(totals) {
+    for (sums, totals) in sums.as_chunks_mut::<PANEL>().0[row..].iter_mut().zip(totals) {
+        for (sums, total) in sums.chunks_exact_mut(LANES).skip(vector).zip(totals) {
             let total = s.add(s.load(sums), total);
             s.store(sums, total);
         }

@@ -477,24 +477,29 @@ impl Kernel for Slide<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // The usual steps and widths, known to the compiler.
+        // The usual steps and widths, known to the compiler; as many sums at once as registers hold.
         match (self.step, self.block) {
-            (1, WIDE) => self.slide::<S, WIDE>(s, 1),
-            (1, _) => self.slide::<S, NARROW>(s, 1),
-            (2, WIDE) => self.slide::<S, WIDE>(s, 2),
-            (2, _) => self.slide::<S, NARROW>(s, 2),
-            (step, _) => self.slide::<S, 1>(s, step),
+            (1, WIDE) if S::WIDE => self.slide::<S, ROWS, WIDE>(s, 1),
+            (1, NARROW) if S::WIDE => self.slide::<S, ROWS, NARROW>(s, 1),
+            (2, WIDE) if S::WIDE => self.slide::<S, ROWS, WIDE>(s, 2),
+            (2, NARROW) if S::WIDE => self.slide::<S, ROWS, NARROW>(s, 2),
+            (1, WIDE) => self.slide::<S, 1, { WIDE / 2 }>(s, 1),
+            (1, NARROW) => self.slide::<S, 1, NARROW>(s, 1),
+            (2, WIDE) => self.slide::<S, 1, { WIDE / 2 }>(s, 2),
+            (2, NARROW) => self.slide::<S, 1, NARROW>(s, 2),
+            (step, _) => self.slide::<S, 1, 1>(s, step),
         }
     }
 }
 
 impl Slide<'_> {
     #[inline(always)]
-    fn slide<S: Simd, const WIDTH: usize>(self, s: S, step: usize) {
-        for column in (0..self.columns).step_by(WIDTH) {
-            let lines = &self.lines[column * step..];
-            let sums = block::<S, WIDTH>(s, lines, self.pitch, step, self.weights, self.taps);
-            for (out, sums) in self.sums.chunks_exact_mut(self.columns).zip(sums) {
+    fn slide<S: Simd, const R: usize, const WIDTH: usize>(self, s: S, step: usize) {
+        let blocks = (0..ROWS).step_by(R).flat_map(|r| (0..self.columns).step_by(WIDTH).map(move |c| (r, c)));
+        for (row, column) in blocks {
+            let lines = &self.lines[row * step * self.pitch + column * step..];
+            let sums = block::<S, R, WIDTH>(s, lines, self.pitch, step, self.weights, self.taps);
+            for (out, sums) in self.sums.chunks_exact_mut(self.columns).skip(row).zip(sums) {
                 for (out, sum) in out[column..column + WIDTH].iter_mut().zip(sums) {
                     s.store(out, sum);
                 }
@@ -509,22 +514,22 @@ impl Slide<'_> {
 /// A tap's weights serve the whole block, and its inputs are operands in memory: about one load for each
 /// multiply-add, the ratio that processors have units for.
 #[inline(always)]
-fn block<S: Simd, const WIDTH: usize>(
+fn block<S: Simd, const R: usize, const WIDTH: usize>(
     s: S,
     lines: &[[f32; LANES]],
     pitch: usize,
     step: usize,
     weights: &[[f32; LANES]],
     taps: usize,
-) -> [[S::F; WIDTH]; ROWS] {
-    let mut sums = [[s.splat(0.0); WIDTH]; ROWS];
+) -> [[S::F; WIDTH]; R] {
+    let mut sums = [[s.splat(0.0); WIDTH]; R];
     let reach = (WIDTH - 1) * step + 1;
     let mut weights = weights;
     let mut y = 0;
     while !weights.is_empty() {
         let (here, rest) = weights.split_at(taps);
         weights = rest;
-        let x: [_; ROWS] = std::array::from_fn(|r| &lines[(y + r * step) * pitch..][..taps - 1 + reach]);
+        let x: [_; R] = std::array::from_fn(|r| &lines[(y + r * step) * pitch..][..taps - 1 + reach]);
         for (t, w) in here.iter().enumerate() {
             let w = s.load(w);
             for (sums, x) in sums.iter_mut().zip(&x) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand};
 
-/// Sums in flight: more than a multiply-add takes cycles on the machines that start two a cycle.
+/// Registers of sums in flight: more than a multiply-add takes cycles on the machines that start two a cycle.
 const SUMS: usize = 12;
 
 /// Operations a second (a multiplication and an addition are two) of all threads together, each running `rounds` of a
@@ -42,15 +42,17 @@ impl<T: Operand> Kernel for Spin<T> {
         let group = black_box(T::group([1e-9; 2]));
         let (a, b) = (s.splat_group(group), s.splat_group(group));
         let mut sums = [s.splat(0.0); SUMS];
+        // A vector is several registers where those are not wide.
+        let sums = &mut sums[..if S::WIDE { SUMS } else { SUMS / 2 }];
         for _ in 0..self.rounds {
-            for sum in &mut sums {
+            for sum in &mut *sums {
                 *sum = T::dot(s, *sum, a, b);
             }
         }
-        for sum in sums {
-            black_box(s.sum(sum));
+        for sum in &*sums {
+            black_box(s.sum(*sum));
         }
-        (self.rounds * SUMS * 2 * T::GROUP * LANES) as f64
+        (self.rounds * sums.len() * 2 * T::GROUP * LANES) as f64
     }
 }
 

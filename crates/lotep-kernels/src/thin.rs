@@ -96,12 +96,13 @@ impl<P: Pixels> Kernel for Contract<'_, P> {
         for column in self.columns.clone().step_by(PANEL) {
             for first in (0..rows).step_by(BLOCK) {
                 let block = first..rows.min(first + BLOCK);
-                // Eight ranks at a time, two vectors of sums each; what is left in smaller powers of two.
+                // Eight ranks at a time, two vectors of sums each, where registers hold them; what is left in smaller powers
+                // of two.
                 let mut k = 0;
                 while k < self.rank {
                     k += match self.rank - k {
-                        8.. => self.block::<8, S>(s, block.clone(), column, k),
-                        4.. => self.block::<4, S>(s, block.clone(), column, k),
+                        8.. if S::WIDE => self.block::<8, S>(s, block.clone(), column, k),
+                        4.. if S::WIDE => self.block::<4, S>(s, block.clone(), column, k),
                         2.. => self.block::<2, S>(s, block.clone(), column, k),
                         _ => self.block::<1, S>(s, block.clone(), column, k),
                     };

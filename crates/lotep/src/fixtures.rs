@@ -73,6 +73,11 @@ impl Fixture {
     }
 }
 
+/// What a tolerance is where the tests run.
+pub(crate) fn allowed(tolerance: f64) -> f64 {
+    tolerance * slack().unwrap_or(1.0)
+}
+
 /// Check `max|Δ| / max|ref| <= tolerance`.
 #[track_caller]
 pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f64, what: &str) {
@@ -86,7 +91,7 @@ pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f64, wha
     if slack().is_some() {
         println!("{what}: {:.1e}", error / scale);
     }
-    let tolerance = tolerance * slack().unwrap_or(1.0);
+    let tolerance = allowed(tolerance);
     assert!(error <= tolerance * scale, "{what}: max error {error:e}, allowed {:e}", tolerance * scale);
 }
 

@@ -11,6 +11,12 @@ use crate::simd::{LANES, Simd};
 /// Rows whose sums are held in registers at once by the vector form: two vectors each, beside two of `W`.
 const ROWS: usize = 8;
 
+/// The same where registers are not wide: one vector each, which is two or four of them. Two blocks of these and one of
+/// [`FEW_ROWS`] make a tile's rows.
+const SOME_ROWS: usize = 6;
+/// The same of bfloat16, which takes registers to widen it.
+const FEW_ROWS: usize = 4;
+
 /// Lines of the summed axis to take at a time where rows are many. A panel of as many is 96 KiB: with the rows that pass
 /// by it, it stays in the second-level cache. (Measured: shorter parts, for the first-level cache, gain nothing, since
 /// sums are stored and loaded between them.)
@@ -97,8 +103,21 @@ impl<T: Operand, S: Simd> Unit<T, S> {
             return tiles.product(a, b, sums, stride, add);
         }
         for (tile, sums) in a.iter().filter(|t| !t.is_empty()).zip(sums.chunks_mut(TILE_ROWS * stride)) {
-            for first in (0..TILE_ROWS).step_by(ROWS) {
-                self.vectors(&tile[first..], b, &mut sums[first * stride..], stride, add);
+            if S::WIDE {
+                for first in (0..TILE_ROWS).step_by(ROWS) {
+                    self.block::<ROWS, 2>(tile, b, sums, stride, add, [first, 0]);
+                }
+                continue;
+            }
+            // The columns of a block stay the same as long as there are rows.
+            for vector in 0..2 {
+                let few = if T::GROUP == 1 { 2 * SOME_ROWS } else { 0 };
+                for first in (0..few).step_by(SOME_ROWS) {
+                    self.block::<SOME_ROWS, 1>(tile, b, sums, stride, add, [first, vector]);
+                }
+                for first in (few..TILE_ROWS).step_by(FEW_ROWS) {
+                    self.block::<FEW_ROWS, 1>(tile, b, sums, stride, add, [first, vector]);
+                }
             }
         }
     }
@@ -123,53 +142,114 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         if let Some(tiles) = &self.tiles {
             return tiles.product_at(a, starts, row, b, sums, stride);
         }
-        let s = self.s;
-        for first in (0..rows).step_by(ROWS) {
-            let mut acc = [[s.splat(0.0); 2]; ROWS];
-            for (start, b) in starts.iter().zip(b.chunks_exact(2 * GROUPS)) {
-                for g in 0..GROUPS {
-                    let (b0, b1) = (s.load_groups(&b[g].0), s.load_groups(&b[GROUPS + g].0));
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let a = s.splat_group(a[start + (first + r) * row + g]);
-                        acc[0] = T::dot(s, acc[0], a, b0);
-                        acc[1] = T::dot(s, acc[1], a, b1);
-                    }
+        if S::WIDE {
+            for first in (0..rows).step_by(ROWS) {
+                self.block_at::<ROWS, 2>(a, starts, row, b, sums, stride, [first, 0]);
+            }
+            return;
+        }
+        for vector in 0..2 {
+            for tile in (0..rows).step_by(TILE_ROWS) {
+                let few = if T::GROUP == 1 { 2 * SOME_ROWS } else { 0 };
+                for first in (tile..tile + few).step_by(SOME_ROWS) {
+                    self.block_at::<SOME_ROWS, 1>(a, starts, row, b, sums, stride, [first, vector]);
+                }
+                for first in (tile + few..tile + TILE_ROWS).step_by(FEW_ROWS) {
+                    self.block_at::<FEW_ROWS, 1>(a, starts, row, b, sums, stride, [first, vector]);
                 }
             }
-            store_sums(s, acc, &mut sums[first * stride..], stride);
         }
     }
 
-    /// `ROWS` rows; `a` begins with the first one's first line. `add` to the sums, or set them.
+    /// `R` rows of a tile and `V` vectors of columns, from the `first` row and vector on. `add` to the sums, or set them.
     #[inline(always)]
-    fn vectors(&self, a: &[Line], b: &[Line], sums: &mut [f32], stride: usize, add: bool) {
+    fn block<const R: usize, const V: usize>(
+        &self,
+        tile: &[Line],
+        b: &[Line],
+        sums: &mut [f32],
+        stride: usize,
+        add: bool,
+        [first, vector]: [usize; 2],
+    ) {
         let s = self.s;
-        let mut acc = [[s.splat(0.0); 2]; ROWS];
+        let sums = &mut sums[first * stride + vector * LANES..];
+        let mut acc = [[s.splat(0.0); V]; R];
         if add {
             for (acc, sums) in acc.iter_mut().zip(sums.chunks(stride)) {
-                *acc = [s.load(&sums[..LANES]), s.load(&sums[LANES..PANEL])];
+                for (acc, sums) in acc.iter_mut().zip(sums.chunks_exact(LANES)) {
+                    *acc = s.load(sums);
+                }
             }
         }
-        for (a, b) in a.chunks(TILE_ROWS).zip(b.chunks_exact(2 * GROUPS)) {
-            let a: &[Line; ROWS] = a[..ROWS].try_into().expect("eight rows of a tile");
+        for (a, b) in tile[first..].chunks(TILE_ROWS).zip(b.chunks_exact(2 * GROUPS)) {
+            let a: &[Line; R] = a[..R].try_into().expect("a part of a tile's rows");
+            let b = &b[vector * GROUPS..];
             for g in 0..GROUPS {
-                let (b0, b1) = (s.load_groups(&b[g].0), s.load_groups(&b[GROUPS + g].0));
-                for (acc, a) in acc.iter_mut().zip(a) {
-                    let a = s.splat_group(a.0[g]);
-                    acc[0] = T::dot(s, acc[0], a, b0);
-                    acc[1] = T::dot(s, acc[1], a, b1);
-                }
+                add_products::<T, S, R, V>(s, &mut acc, b, g, |r| a[r].0[g]);
             }
         }
         store_sums(s, acc, sums, stride);
     }
+
+    /// The same of rows that lie `row` groups apart; `starts` are their lines'.
+    #[allow(clippy::too_many_arguments)] // what `product_at` was given, and which part
+    #[inline(always)]
+    fn block_at<const R: usize, const V: usize>(
+        &self,
+        a: &[u32],
+        starts: &[usize],
+        row: usize,
+        b: &[Line],
+        sums: &mut [f32],
+        stride: usize,
+        [first, vector]: [usize; 2],
+    ) {
+        let s = self.s;
+        let mut acc = [[s.splat(0.0); V]; R];
+        for (start, b) in starts.iter().zip(b.chunks_exact(2 * GROUPS)) {
+            let b = &b[vector * GROUPS..];
+            for g in 0..GROUPS {
+                add_products::<T, S, R, V>(s, &mut acc, b, g, |r| a[start + (first + r) * row + g]);
+            }
+        }
+        store_sums(s, acc, &mut sums[first * stride + vector * LANES..], stride);
+    }
 }
 
+/// Group `g` of `R` rows times that of `V` vectors; those begin in `b`, `GROUPS` lines apart.
 #[inline(always)]
-fn store_sums<S: Simd>(s: S, acc: [[S::F; 2]; ROWS], sums: &mut [f32], stride: usize) {
+fn add_products<T: Operand, S: Simd, const R: usize, const V: usize>(
+    s: S,
+    acc: &mut [[S::F; V]; R],
+    b: &[Line],
+    g: usize,
+    a: impl Fn(usize) -> u32,
+) {
+    // Without closures around instructions: those would be compiled without them.
+    let mut groups = [s.splat_group(0); V];
+    for (group, b) in groups.iter_mut().zip(b[g..].iter().step_by(GROUPS)) {
+        *group = s.load_groups(&b.0);
+    }
+    for (r, acc) in acc.iter_mut().enumerate() {
+        let a = s.splat_group(a(r));
+        for (acc, b) in acc.iter_mut().zip(groups) {
+            *acc = T::dot(s, *acc, a, b);
+        }
+    }
+}
+
+/// Into rows `stride` apart.
+#[inline(always)]
+fn store_sums<S: Simd, const R: usize, const V: usize>(
+    s: S,
+    acc: [[S::F; V]; R],
+    sums: &mut [f32],
+    stride: usize,
+) {
     for (sums, acc) in sums.chunks_mut(stride).zip(acc) {
-        let (low, high) = sums[..PANEL].split_at_mut(LANES);
-        s.store(low, acc[0]);
-        s.store(high, acc[1]);
+        for (sums, acc) in sums.chunks_exact_mut(LANES).zip(acc) {
+            s.store(sums, acc);
+        }
     }
 }

@@ -29,6 +29,8 @@ impl<const FMA: bool> Simd for Array<FMA> {
     type F = [f32; LANES];
     type G = [u32; LANES];
 
+    const WIDE: bool = false;
+
     #[inline(always)]
     fn tiles(self) -> bool {
         false

@@ -36,6 +36,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type G = __m512i;
 
+    const WIDE: bool = true;
+
     #[inline(always)]
     fn tiles(self) -> bool {
         self.0

@@ -5,6 +5,8 @@
 
 mod array;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
+mod avx2;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod avx512;
 mod math;
 
@@ -25,6 +27,10 @@ pub trait Simd: Copy + Send + Sync {
     type F: Copy;
     /// Sixteen 32-bit groups, each one f32 or two bfloat16: what products are made of.
     type G: Copy;
+
+    /// Whether registers hold the sums of eight rows and two vectors beside what is added to them; products keep fewer sums
+    /// at once where they don't.
+    const WIDE: bool;
 
     /// Whether tile instructions may be used too.
     fn tiles(self) -> bool;
@@ -114,7 +120,8 @@ trait Forms: Kernel {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2(self) -> Self::Output {
-        self.run(Array::<true>)
+        // SAFETY: this function is only called where these features were detected.
+        self.run(unsafe { avx2::Avx2::new() })
     }
 
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -132,7 +139,8 @@ trait Forms: Kernel {
     }
 
     fn portable(self) -> Self::Output {
-        self.run(Array::<false>)
+        // On these the multiply-add is one of the instructions that are always there.
+        self.run(Array::<{ cfg!(target_arch = "aarch64") }>)
     }
 }
 

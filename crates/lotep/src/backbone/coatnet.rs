@@ -15,7 +15,7 @@ use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, inside, lea
 use crate::data::Interpolation;
 use crate::ops::{
     BatchNorm, Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvUpdates,
-    MbConvWeights, Nonlinearity, Precision, Scope, Shrink, TransformerBlock, TransformerWeights,
+    MbConvWeights, Nonlinearity, Precision, Scope, Shrink, TransformerBlock, TransformerWeights, mean_pixels,
     relative_bias, token_rows,
 };
 use crate::{Result, bail};
@@ -264,10 +264,9 @@ enum LastNorm {
 impl LastNorm {
     /// Normalise a map, and average it: `[B, C, H, W]` to `[B, C]`.
     fn pooled(&self, x: Tensor<4>) -> Tensor<2> {
-        let [b, c, _, _] = x.dims();
         match self {
             Self::Layer(norm) => norm.forward(rows(x)).mean_dim(1).squeeze_dim(1),
-            Self::Batch(norm) => norm.forward(x).mean_dims(&[2, 3]).reshape([b, c]),
+            Self::Batch(norm) => mean_pixels(norm.forward(x)),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, 
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, ConvNextBlock, ConvNextUpdates, ConvNextWeights, LayerNorm, Linear, NormDown, PatchStem,
+    mean_pixels,
 };
 use crate::{Result, bail};
 
@@ -195,7 +196,7 @@ impl ConvNext {
 
 impl Backbone for ConvNext {
     fn features(&self, x: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
-        let [b, _, height, width] = x.dims();
+        let [_, _, height, width] = x.dims();
         let stem = self.stem.forward(x, hooks.below().as_ref());
         let mut x = map(stem, [height / self.patch, width / self.patch]);
         let mut l = 0;
@@ -212,7 +213,7 @@ impl Backbone for ConvNext {
                 l += 1;
             }
         }
-        self.norm.forward(x.mean_dims(&[2, 3]).reshape([b, self.width]))
+        self.norm.forward(mean_pixels(x))
     }
 
     fn block_names(&self) -> Vec<String> {

@@ -162,7 +162,8 @@ fn learnt(f: &Fixture, name: &str, compute: Compute, device: &Device) {
         if name.ends_with("qkv.bias") {
             // The key's third is zero in theory and rounding noise in both: compared with the rest's scale.
             let scale = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-            assert!(grad.iter().zip(&expected).all(|(a, e)| (a - e).abs() <= 5e-5 * scale), "{name}");
+            let most = fixtures::allowed(GRADIENT) as f32 * scale;
+            assert!(grad.iter().zip(&expected).all(|(a, e)| (a - e).abs() <= most), "{name}");
         } else {
             fixtures::assert_close(&grad, &expected, GRADIENT, &name);
         }

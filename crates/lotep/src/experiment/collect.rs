@@ -107,7 +107,7 @@ fn of_training(outcome: &Outcome, path: &Path) -> Result<Facts> {
         peak_rss_mb: train.peak_rss_mb,
         rule: run.protocol.clone(),
         data: run.data.clone(),
-        machine: format!("{}, {} cores, {}", e.cpu, e.cores, e.os),
+        machine: format!("{}, {} core{}, {}", e.cpu, e.cores, if e.cores == 1 { "" } else { "s" }, e.os),
     })
 }
 

@@ -14,11 +14,24 @@ pub fn plots(report: &Report) -> Vec<(String, String)> {
             made.push((format!("accuracy-{}.svg", i + 1), accuracies(table)));
         }
         if table.rows.iter().filter(|r| r.parameters.is_some()).count() > 1 {
-            made.push((format!("parameters-{}.svg", i + 1), by_parameters(table)));
+            made.push((format!("parameters-{}.svg", i + 1), by_parameters(report, table)));
         }
     }
     made.extend(alike(report).into_iter().enumerate().map(|(i, svg)| (format!("cka-{}.svg", i + 1), svg)));
     made
+}
+
+/// A row's colour in all charts: its place among the names of all rows, and behind them of what was compared.
+fn colour(report: &Report, name: &str) -> Option<usize> {
+    let rows = report.tables.iter().flat_map(|table| &table.rows).map(|row| &row.name);
+    let compared = report.cka.iter().flat_map(|(_, found)| found).map(|c| &c.name);
+    let mut names: Vec<&String> = Vec::new();
+    for one in rows.chain(compared) {
+        if !names.contains(&one) {
+            names.push(one);
+        }
+    }
+    names.iter().position(|one| *one == name)
 }
 
 /// The column that sums a table up: the last.
@@ -74,9 +87,10 @@ fn varied(table: &Table, what: &str, values: &[String]) -> String {
             ours.push(Point { x: at(i), y, deviation: cell.deviation });
             paper.push(Point { x: at(i), y: cell.paper.unwrap_or(f64::NAN), deviation: None });
         }
-        series.push(Series { name: method.to_owned(), points: ours, line: true, paper: false });
+        series.push(Series { name: method.to_owned(), points: ours, line: true, ..Series::default() });
         if paper.iter().any(|p| p.y.is_finite()) {
-            series.push(Series { name: format!("{method}, paper"), points: paper, line: true, paper: true });
+            let name = format!("{method}, paper");
+            series.push(Series { name, points: paper, line: true, paper: true, colour: None });
         }
     }
     chart(&Chart {
@@ -89,9 +103,10 @@ fn varied(table: &Table, what: &str, values: &[String]) -> String {
     })
 }
 
-fn by_parameters(table: &Table) -> String {
+fn by_parameters(report: &Report, table: &Table) -> String {
     let (column, name) = main_column(table);
     let one = |name: String, x: Option<f64>, y: Option<f64>, deviation, paper| Series {
+        colour: colour(report, &name),
         name,
         points: vec![Point { x: x.unwrap_or(f64::NAN), y: y.unwrap_or(f64::NAN), deviation }],
         line: false,
@@ -139,7 +154,8 @@ fn alike(report: &Report) -> Vec<String> {
                 deviation: None,
             };
             let points = diagonal.iter().enumerate().map(point).collect();
-            series.push(Series { name: c.name.clone(), points, line: true, paper: false });
+            let colour = colour(report, &c.name);
+            series.push(Series { name: c.name.clone(), points, line: true, paper: false, colour });
         }
         chart(&Chart {
             title: format!("Likeness of features to {against}, block by block"),

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::ops::thin_product;
+
 /// How a prompt `[C, H, W]` lies in memory. It is the same prompt; one that lies as the activations do, to which it will be
 /// added, need not be rearranged at every step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +19,10 @@ impl Order {
     fn product(self, a: Tensor<2>, planes: Tensor<2>, [h, w]: [usize; 2]) -> Tensor<3> {
         let channels = a.dims()[1];
         match self {
-            Self::ChannelsFirst => a.transpose().matmul(planes).reshape([channels, h, w]),
-            Self::ChannelsLast => planes.transpose().matmul(a).reshape([h, w, channels]).permute([2, 0, 1]),
+            Self::ChannelsFirst => thin_product(a.transpose(), planes).reshape([channels, h, w]),
+            Self::ChannelsLast => {
+                thin_product(planes.transpose(), a).reshape([h, w, channels]).permute([2, 0, 1])
+            }
         }
     }
 }

@@ -32,6 +32,7 @@ mod patch_stem;
 mod residual;
 mod scope;
 mod stem;
+mod thin;
 mod training;
 mod transformer;
 
@@ -57,6 +58,7 @@ pub use patch_stem::PatchStem;
 pub use residual::{ConvNorm, ResidualBlock, ResidualUpdates, mean_pixels};
 pub use scope::{Scope, relative_bias};
 pub use stem::{Below, ImageStem};
+pub use thin::thin_product;
 pub use training::{BatchStatistics, DropPath, Training};
 pub use transformer::{Shrink, TransformerBlock, TransformerWeights};
 

@@ -176,8 +176,9 @@ impl ResidualBlock {
 
 /// The mean of a map over its pixels: `[B, C, H, W]` to `[B, C]`.
 pub fn mean_pixels(x: Tensor<4>) -> Tensor<2> {
-    let [b, c, _, _] = x.dims();
-    x.mean_dims(&[2, 3]).reshape([b, c])
+    let [b, c, h, w] = x.dims();
+    // The fast forms' maps lie pixel by pixel.
+    x.permute([0, 2, 3, 1]).reshape([b, h * w, c]).mean_dim(1).reshape([b, c])
 }
 
 fn last_first(x: Tensor<4>) -> Tensor<4> {

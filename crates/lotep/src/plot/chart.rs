@@ -32,6 +32,8 @@ pub struct Series {
     pub line: bool,
     /// Dashed and hollow, in the colour of the series before it: what a paper reports.
     pub paper: bool,
+    /// Its colour's number, so that a name has the same one in several charts; else the one behind the series before.
+    pub colour: Option<usize>,
 }
 
 /// A point of a series.
@@ -90,7 +92,7 @@ pub fn chart(c: &Chart) -> String {
     svg.upright([16.0, TOP + h / 2.0], Anchor::Middle, 12.0, &c.y);
     let mut colour = COLOURS.len() - 1;
     for (i, s) in c.series.iter().enumerate() {
-        colour = if s.paper && i > 0 { colour } else { (colour + 1) % COLOURS.len() };
+        colour = if s.paper && i > 0 { colour } else { s.colour.unwrap_or(colour + 1) % COLOURS.len() };
         let colour = COLOURS[colour];
         let usable = |p: &&Point| p.x.is_finite() && p.y.is_finite() && (!c.log_x || p.x > 0.0);
         if s.line {
@@ -129,7 +131,7 @@ mod tests {
         let points = points.iter().enumerate();
         let points =
             points.map(|(i, y)| Point { x: i as f64, y: *y, deviation: Some(0.5) }).collect::<Vec<_>>();
-        let one = Series { name: "a <b>".into(), points, line: true, paper: false };
+        let one = Series { name: "a <b>".into(), points, line: true, ..Series::default() };
         let paper = Series { paper: true, name: "paper".into(), ..one.clone() };
         let text = chart(&Chart { title: "t".into(), series: vec![one, paper], ..Chart::default() });
         assert_eq!(text.matches("<polyline").count(), 4, "two parts each: {text}");
@@ -137,5 +139,17 @@ mod tests {
         assert_eq!(text.matches("<circle").count(), 10);
         assert_eq!(text.matches("stroke-dasharray").count(), 2);
         assert!(text.contains("a &lt;b&gt;") && !text.contains("NaN"), "{text}");
+    }
+
+    #[test]
+    fn series_have_the_colour_that_is_asked_for() {
+        let points = vec![Point { x: 0.0, y: 1.0, deviation: None }];
+        let one = |colour| Series { points: points.clone(), colour, ..Series::default() };
+        let series = [None, Some(5), None, Some(0), Some(COLOURS.len())].map(one).to_vec();
+        let text = chart(&Chart { series, ..Chart::default() });
+        for (colour, series) in [(0, 3), (1, 0), (5, 1), (6, 1)] {
+            // A point, and the legend's.
+            assert_eq!(text.matches(&format!("fill='{}'", COLOURS[colour])).count(), 2 * series, "{colour}");
+        }
     }
 }

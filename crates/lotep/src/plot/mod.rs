@@ -15,7 +15,7 @@ pub(crate) use svg::short;
 pub use svg::{Anchor, Svg, escape};
 
 /// Colours of series that people with any colour vision tell apart: Okabe and Ito's, then some of Tol's.
-pub const COLOURS: [&str; 12] = [
+pub const COLOURS: [&str; 16] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#882255", "#999933",
-    "#332288", "#44aa99", "#aa4466",
+    "#332288", "#44aa99", "#aa4466", "#117733", "#661100", "#ddcc77", "#aa4499",
 ];

@@ -352,7 +352,6 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
         // Tokens begin small, where a norm makes their gradients large.
         (MethodConfig::VptShallow(_) | MethodConfig::VptDeep(_), _, _) => [0.005, 0.002],
         (MethodConfig::E2vpt(_), _, _) => [0.005, 0.0005],
-        (MethodConfig::Lora(_), _, _) => [0.005, 0.1],
         (_, OptimizerKind::Sgd, _) => [0.005, 0.02],
     }
 }

@@ -167,7 +167,12 @@ fn write(found: &[Comparison], output: &Output<'_>, ui: &Ui) -> Result<()> {
         if let Some(diagonal) = c.diagonal() {
             let point = |(l, v): (usize, &Option<f64>)| Point { x: l as f64, y: number(v), deviation: None };
             let points = diagonal.iter().enumerate().map(point).collect();
-            series.push(Series { name: format!("with {}", c.against), points, line: true, paper: false });
+            series.push(Series {
+                name: format!("with {}", c.against),
+                points,
+                line: true,
+                ..Series::default()
+            });
         }
         if ui.json() {
             ui.out_json(c)?;

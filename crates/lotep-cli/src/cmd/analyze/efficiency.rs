@@ -125,8 +125,7 @@ fn picture(costs: &[Cost]) -> String {
     let series = costs.iter().map(|c| Series {
         name: format!("{} on {}", c.method, c.backbone),
         points: vec![Point { x: c.parameters as f64, y: c.top1.unwrap_or(f64::NAN), deviation: None }],
-        line: false,
-        paper: false,
+        ..Series::default()
     });
     chart(&Chart {
         title: "Accuracy for what is learnt".into(),

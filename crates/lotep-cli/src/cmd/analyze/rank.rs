@@ -68,6 +68,7 @@ fn by_layer(found: &Ranks) -> String {
             .collect(),
         line: true,
         paper,
+        colour: None,
     };
     let of = |i: usize| &found.prompts[i];
     let mut all = vec![
@@ -96,7 +97,7 @@ fn spectrum(found: &Ranks) -> String {
         // What f32 can't tell from zero is left out.
         let shown = p.spectrum.iter().map(|s| s / most).take_while(|share| *share > 1e-6).enumerate();
         let point = |(i, share): (usize, f64)| Point { x: (i + 1) as f64, y: share.log10(), deviation: None };
-        Series { name: p.place.clone(), points: shown.map(point).collect(), line: true, paper: false }
+        Series { name: p.place.clone(), points: shown.map(point).collect(), line: true, ..Series::default() }
     });
     chart(&Chart {
         title: "Singular values, as shares of each prompt's largest".into(),

@@ -1,0 +1,62 @@
+//! A large matrix of low rank from its factors: what a low-rank prompt is.
+
+use lotep_kernels::gemm::{self, Matrix, Rounded, Store};
+use lotep_kernels::memory::uncleared;
+use lotep_kernels::thin;
+
+use crate::{Kept, LearningOp, Wanted, isa};
+
+/// `x w` in f32, with `x` `[rows, rank]` the stream and `w` `[rank, columns]` what is learnt. The rank is small, so that all
+/// three passes (this, and the gradients of the two) cost what it takes to write or read the large matrix once.
+///
+/// Kept: `x`.
+#[derive(Clone, Copy, Debug)]
+pub struct ThinProduct {
+    /// Of `w`.
+    pub columns: usize,
+}
+
+impl LearningOp for ThinProduct {
+    fn output_shape(&self, input: &[usize]) -> Vec<usize> {
+        vec![input[0], self.columns]
+    }
+
+    fn forward(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        _prompt: &[f32],
+        w: &[f32],
+        keep: bool,
+    ) -> (Vec<f32>, Option<Kept>) {
+        let (rows, rank, columns) = (shape[0], shape[1], self.columns);
+        assert_eq!(w.len(), rank * columns, "the second factor of {rank} rows and {columns} columns");
+        let mut out = uncleared(rows * columns);
+        let matrix = Matrix::<f32>::pack(rank, columns, |k, n| w[k * columns + n]);
+        gemm::run(isa(), &Rounded::new(x, rank), &matrix, &Store::new(&mut out, columns));
+        (out, keep.then(|| Box::new(x.to_vec()) as Kept))
+    }
+
+    fn backward(
+        &self,
+        kept: Kept,
+        shape: &[usize],
+        w: &[f32],
+        grad: &[f32],
+        wanted: Wanted,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let (rows, rank, columns) = (shape[0], shape[1], self.columns);
+        let x = kept.downcast::<Vec<f32>>().expect("its own");
+        let grad = Rounded::new(grad, columns);
+        let mut of_x = vec![0.0; if wanted.stream { rows * rank } else { 0 }];
+        if wanted.stream {
+            let matrix = Matrix::<f32>::pack(columns, rank, |k, n| w[n * columns + k]);
+            gemm::run(isa(), &grad, &matrix, &Store::new(&mut of_x, rank));
+        }
+        let mut of_w = vec![0.0; if wanted.learnt { rank * columns } else { 0 }];
+        if wanted.learnt {
+            thin::contract(isa(), &x, rank, &grad, &mut of_w);
+        }
+        (of_x, of_w)
+    }
+}
