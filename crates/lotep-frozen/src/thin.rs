@@ -6,8 +6,9 @@ use lotep_kernels::thin;
 
 use crate::{Kept, LearningOp, Wanted, isa};
 
-/// `x w` in f32, with `x` `[rows, rank]` the stream and `w` `[rank, columns]` what is learnt. The rank is small, so that all
-/// three passes (this, and the gradients of the two) cost what it takes to write or read the large matrix once.
+/// `x w` in f32, with `x` `[rows, rank]` the stream and `w` `[rank, columns]` what is learnt. The rank is small, so that
+/// this and the gradients of the two are little more than passes over the large matrix, shared out by its rows or, for the
+/// gradient of `w`, by its columns.
 ///
 /// Kept: `x`.
 #[derive(Clone, Copy, Debug)]

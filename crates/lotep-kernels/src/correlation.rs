@@ -19,7 +19,7 @@ use crate::{Isa, Operand, Tiles};
 /// Pixels whose products are summed in registers before they join the total: so many that a panel of them stays in the
 /// first-level cache; and a total of hundreds of thousands loses less when it is summed in steps.
 const BLOCK: usize = 256;
-/// Outputs whose sums are held in registers at once: two vectors each.
+/// Outputs whose sums are held in registers at once, two vectors each; half as many, one each, where registers are not wide.
 const ROWS: usize = 8;
 /// Outputs of a task. A block of them stays in the second-level cache while the taps pass, with the sums.
 const OUTPUTS: usize = 256;

@@ -20,7 +20,8 @@ use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand, Tiles};
 
 /// Results whose sums are held in registers at once: two rows of eight, or of seven, which maps of 224 pixels are
-/// halved down to. Enough to keep the multipliers busy while each waits for its last sum.
+/// halved down to. Enough to keep the multipliers busy while each waits for its last sum. Where registers are not wide, a
+/// row of seven, or of half of eight.
 const ROWS: usize = 2;
 const WIDE: usize = 8;
 const NARROW: usize = 7;
@@ -487,7 +488,7 @@ impl Kernel for Slide<'_> {
             (1, NARROW) => self.slide::<S, 1, NARROW>(s, 1),
             (2, WIDE) => self.slide::<S, 1, { WIDE / 2 }>(s, 2),
             (2, NARROW) => self.slide::<S, 1, NARROW>(s, 2),
-            (step, _) => self.slide::<S, 1, 1>(s, step),
+            (step, _) => self.slide::<S, ROWS, 1>(s, step),
         }
     }
 }
@@ -497,8 +498,8 @@ impl Slide<'_> {
     fn slide<S: Simd, const R: usize, const WIDTH: usize>(self, s: S, step: usize) {
         let blocks = (0..ROWS).step_by(R).flat_map(|r| (0..self.columns).step_by(WIDTH).map(move |c| (r, c)));
         for (row, column) in blocks {
-            let lines = &self.lines[row * step * self.pitch + column * step..];
-            let sums = block::<S, R, WIDTH>(s, lines, self.pitch, step, self.weights, self.taps);
+            let lines = &self.lines[column * step..];
+            let sums = block::<S, R, WIDTH>(s, lines, self.pitch, step, row, self.weights, self.taps);
             for (out, sums) in self.sums.chunks_exact_mut(self.columns).skip(row).zip(sums) {
                 for (out, sum) in out[column..column + WIDTH].iter_mut().zip(sums) {
                     s.store(out, sum);
@@ -508,8 +509,8 @@ impl Slide<'_> {
     }
 }
 
-/// The sums of neighbouring windows, `step` apart, of `taps` columns; `lines` begins with the first window's, in rows
-/// of `pitch`.
+/// The sums of neighbouring windows, `step` apart, of `taps` columns, from the `first` row of them on; `lines` begins with the
+/// first row's first window, in rows of `pitch`.
 ///
 /// A tap's weights serve the whole block, and its inputs are operands in memory: about one load for each
 /// multiply-add, the ratio that processors have units for.
@@ -519,6 +520,7 @@ fn block<S: Simd, const R: usize, const WIDTH: usize>(
     lines: &[[f32; LANES]],
     pitch: usize,
     step: usize,
+    first: usize,
     weights: &[[f32; LANES]],
     taps: usize,
 ) -> [[S::F; WIDTH]; R] {
@@ -529,7 +531,8 @@ fn block<S: Simd, const R: usize, const WIDTH: usize>(
     while !weights.is_empty() {
         let (here, rest) = weights.split_at(taps);
         weights = rest;
-        let x: [_; R] = std::array::from_fn(|r| &lines[(y + r * step) * pitch..][..taps - 1 + reach]);
+        let x: [_; R] =
+            std::array::from_fn(|r| &lines[(y + (first + r) * step) * pitch..][..taps - 1 + reach]);
         for (t, w) in here.iter().enumerate() {
             let w = s.load(w);
             for (sums, x) in sums.iter_mut().zip(&x) {
@@ -627,6 +630,7 @@ mod tests {
             (5, 7, 2, 3, 1, [1, 2]),
             // Pixels that no window reaches, steps beyond two, wide padding, an even side, no images.
             (3, 1, 2, 0, 1, [4, 5]),
+            (3, 1, 2, 0, 1, [4, 17]),
             (4, 3, 3, 0, 1, [8, 7]),
             (2, 3, 1, 2, 1, [3, 4]),
             (2, 3, 4, 2, 1, [9, 6]),

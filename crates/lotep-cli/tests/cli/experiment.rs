@@ -136,12 +136,24 @@ fn what_varies_is_plotted_and_features_are_compared() {
         "{ran}"
     );
     let looks = read_json(&case.path("e/cka/tiny-drawn-small-lotep-2-s3/cka.json"));
-    assert_eq!(looks[0]["name"], "LoTeP 2");
+    assert_eq!(looks[0]["name"], "LoTeP, rank 2");
     assert_eq!(looks[1]["against"], "Probe (Tiny, drawn & small)");
     lotep!("experiment", "report", case.path("e")).done();
     let page = fs::read_to_string(case.path("e/report/index.html")).unwrap();
     assert!(page.contains("Likeness of features to Probe (Tiny, drawn &amp; small)"), "{page}");
     assert!(case.path("e/report/vary-1.svg").is_file() && case.path("e/report/cka-2.svg").is_file());
+    // A row has one colour: that of the dot before its name in each legend.
+    let colour = |file: &str, row: &str| {
+        let svg = fs::read_to_string(case.path("e/report").join(file)).unwrap();
+        let before = svg.split(&format!(">{row}</text>")).next().filter(|before| before.len() < svg.len());
+        let stroke = before.and_then(|before| before.rsplit("<circle").next()?.split("stroke='").nth(1));
+        stroke.unwrap_or_else(|| panic!("{file} has no {row}: {svg}"))[..7].to_owned()
+    };
+    let [one, two] = ["LoTeP, rank 1", "LoTeP, rank 2"];
+    for row in [one, two] {
+        assert_eq!(colour("cka-1.svg", row), colour("parameters-1.svg", row), "{row}");
+    }
+    assert_ne!(colour("cka-1.svg", one), colour("cka-1.svg", two));
     // Nothing is compared twice.
     let again = experiment(&case, &["--epochs", "1", "--subset", "24"]).done();
     assert!(!again.stderr.contains("begun"), "{again}");

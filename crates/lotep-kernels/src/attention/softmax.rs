@@ -12,6 +12,12 @@ pub(super) struct Power<S: Simd> {
     shift: S::F,
 }
 
+/// Not a closure: that would be compiled without the instructions.
+#[inline(always)]
+fn scaled<S: Simd>(s: S, x: &[f32], scale: S::F) -> S::F {
+    s.mul(s.load(x), scale)
+}
+
 impl<S: Simd> Power<S> {
     /// Look through a row of scores, of which `keys` count; add bias and mask first.
     #[inline(always)]
@@ -30,20 +36,19 @@ impl<S: Simd> Power<S> {
             let (scale, unit) = (s.splat(factor), s.splat(std::f32::consts::LOG2_E));
             let added = row.len().min(first.len().next_multiple_of(LANES));
             let (row, rest) = row.split_at_mut(added);
-            let scaled = |x: &[f32]| s.mul(s.load(x), scale);
             if second.is_empty() {
                 for (x, a) in row.chunks_exact_mut(LANES).zip(first.chunks(LANES)) {
-                    s.store(x, s.mul_add(s.load(a), unit, scaled(x)));
+                    s.store(x, s.mul_add(s.load(a), unit, scaled(s, x, scale)));
                 }
             } else {
                 for ((x, a), b) in
                     row.chunks_exact_mut(LANES).zip(first.chunks(LANES)).zip(second.chunks(LANES))
                 {
-                    s.store(x, s.mul_add(s.add(s.load(a), s.load(b)), unit, scaled(x)));
+                    s.store(x, s.mul_add(s.add(s.load(a), s.load(b)), unit, scaled(s, x, scale)));
                 }
             }
             for x in rest.chunks_exact_mut(LANES) {
-                s.store(x, scaled(x));
+                s.store(x, scaled(s, x, scale));
             }
             factor = 1.0;
         }

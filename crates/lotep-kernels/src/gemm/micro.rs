@@ -17,6 +17,12 @@ const SOME_ROWS: usize = 6;
 /// The same of bfloat16, which takes registers to widen it.
 const FEW_ROWS: usize = 4;
 
+/// Rows of a tile, from its first, that are taken [`SOME_ROWS`] at a time; the others [`FEW_ROWS`].
+const fn some_rows<T: Operand>() -> usize {
+    const { assert!(2 * SOME_ROWS + FEW_ROWS == TILE_ROWS && TILE_ROWS.is_multiple_of(FEW_ROWS)) };
+    if T::GROUP == 1 { 2 * SOME_ROWS } else { 0 }
+}
+
 /// Lines of the summed axis to take at a time where rows are many. A panel of as many is 96 KiB: with the rows that pass
 /// by it, it stays in the second-level cache. (Measured: shorter parts, for the first-level cache, gain nothing, since
 /// sums are stored and loaded between them.)
@@ -111,11 +117,10 @@ impl<T: Operand, S: Simd> Unit<T, S> {
             }
             // The columns of a block stay the same as long as there are rows.
             for vector in 0..2 {
-                let few = if T::GROUP == 1 { 2 * SOME_ROWS } else { 0 };
-                for first in (0..few).step_by(SOME_ROWS) {
+                for first in (0..some_rows::<T>()).step_by(SOME_ROWS) {
                     self.block::<SOME_ROWS, 1>(tile, b, sums, stride, add, [first, vector]);
                 }
-                for first in (few..TILE_ROWS).step_by(FEW_ROWS) {
+                for first in (some_rows::<T>()..TILE_ROWS).step_by(FEW_ROWS) {
                     self.block::<FEW_ROWS, 1>(tile, b, sums, stride, add, [first, vector]);
                 }
             }
@@ -150,7 +155,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         }
         for vector in 0..2 {
             for tile in (0..rows).step_by(TILE_ROWS) {
-                let few = if T::GROUP == 1 { 2 * SOME_ROWS } else { 0 };
+                let few = some_rows::<T>();
                 for first in (tile..tile + few).step_by(SOME_ROWS) {
                     self.block_at::<SOME_ROWS, 1>(a, starts, row, b, sums, stride, [first, vector]);
                 }

@@ -139,7 +139,7 @@ trait Forms: Kernel {
     }
 
     fn portable(self) -> Self::Output {
-        // On these the multiply-add is one of the instructions that are always there.
+        // On AArch64 the multiply-add is one of the instructions that are always there.
         self.run(Array::<{ cfg!(target_arch = "aarch64") }>)
     }
 }
@@ -197,8 +197,22 @@ mod tests {
                 check(s.min(va, vb), &f32::min);
                 check(s.scale_by_power(va, s.splat(-3.0)), &|a, _| a / 8.0);
                 check(s.select(s.positive(vb), va, vb), &|a, b| if b > 0.0 { a } else { b });
+                check(s.select(s.positive(va), va, vb), &|a, b| if a > 0.0 { a } else { b });
+                check(s.round(va), &|a, _| a.round_ties_even());
+                // What is no number: the second of two.
+                let none = s.splat(f32::NAN);
+                check(s.max(none, va), &|a, _| a);
+                check(s.min(none, va), &|a, _| a);
+                let mut out = [0.0; LANES];
+                s.store(&mut out, s.max(va, none));
+                assert!(out.iter().all(|v| v.is_nan()));
                 assert!((s.sum(va) - a.iter().sum::<f32>()).abs() < 1e-4);
-                assert_eq!(s.largest(va).to_bits(), a[15].to_bits());
+                for lane in 0..LANES {
+                    let mut peak = [-1.0; LANES];
+                    peak[lane] = 0.5;
+                    assert_eq!(s.largest(s.load(&peak)).to_bits(), 0.5_f32.to_bits());
+                    assert_eq!(s.positive(s.load(&peak)), 1 << lane);
+                }
                 // Fewer values than lanes.
                 let mut short = [7.0; 5];
                 s.store(&mut short, s.load(&a[..3]));
@@ -212,6 +226,17 @@ mod tests {
                 s.store(&mut back, s.load_bf16(&rounded));
                 assert_eq!(back[..5], rounded.map(f32::from));
                 assert_eq!(back[5..], [0.0; 2]);
+                // All lanes, the ends of the range among them.
+                let mut ends = a;
+                ends[..4].copy_from_slice(&[f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE]);
+                let mut rounded = [bf16::ZERO; LANES];
+                s.store_bf16(&mut rounded, s.load(&ends));
+                assert_eq!(rounded, ends.map(bf16::from_f32));
+                let mut back = [0.0; LANES];
+                s.store(&mut back, s.load_bf16(&rounded));
+                assert_eq!(back.map(f32::to_bits), rounded.map(|v| f32::from(v).to_bits()));
+                s.store_bf16(&mut rounded, none);
+                assert!(rounded.iter().all(|v| v.is_nan()));
                 // Products of groups.
                 let mut groups = [0; LANES];
                 s.store_groups(&mut groups, s.pair(va, vb));
@@ -240,5 +265,7 @@ mod tests {
         for isa in Isa::available() {
             dispatch(*isa, Check);
         }
+        // What other processors' forms are made of.
+        Check.run(Array::<true>);
     }
 }

@@ -21,7 +21,8 @@ pub fn plots(report: &Report) -> Vec<(String, String)> {
     made
 }
 
-/// A row's colour in all charts: its place among the names of all rows, and behind them of what was compared.
+/// The colour of a row in the charts that have rows for series: its place among the names of all rows, and behind them of
+/// what was compared.
 fn colour(report: &Report, name: &str) -> Option<usize> {
     let rows = report.tables.iter().flat_map(|table| &table.rows).map(|row| &row.name);
     let compared = report.cka.iter().flat_map(|(_, found)| found).map(|c| &c.name);

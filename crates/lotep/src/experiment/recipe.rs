@@ -240,6 +240,12 @@ pub(super) const MEAN: &str = "mean";
 pub(super) const BASE: &str = "base";
 
 impl Recipe {
+    /// What a row is called: the method, and what varies with its value.
+    pub fn row_name(&self, method: &str, variant: Option<&str>) -> String {
+        let what = self.vary.as_ref().map_or("", |v| v.name.as_str());
+        variant.map_or_else(|| method.to_owned(), |variant| format!("{method}, {what} {variant}"))
+    }
+
     /// Read a recipe.
     ///
     /// # Errors

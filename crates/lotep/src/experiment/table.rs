@@ -292,7 +292,7 @@ fn table(recipe: &Recipe, found: &[Found<'_>], caption: String, columns: &[Colum
         let said: Vec<&Expected> = columns_of_row.collect();
         let paper = |value: &dyn Fn(&Expected) -> Option<f64>| said.iter().find_map(|e| value(e));
         made.push(Row {
-            name: variant.as_ref().map_or_else(|| method.clone(), |v| named(recipe, &method, v)),
+            name: recipe.row_name(&method, variant.as_deref()),
             cells,
             parameters: count(&|f| f.parameters as f64),
             prompt_parameters: count(&|f| f.prompt_parameters as f64),
@@ -307,11 +307,6 @@ fn table(recipe: &Recipe, found: &[Found<'_>], caption: String, columns: &[Colum
         });
     }
     Table { caption, columns: columns.iter().map(|c| c.title.clone()).collect(), rows: made }
-}
-
-fn named(recipe: &Recipe, method: &str, variant: &str) -> String {
-    let what = recipe.vary.as_ref().map_or("", |v| v.name.as_str());
-    format!("{method}, {what} {variant}")
 }
 
 impl<'a> Column<'a> {

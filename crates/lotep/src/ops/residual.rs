@@ -177,7 +177,8 @@ impl ResidualBlock {
 /// The mean of a map over its pixels: `[B, C, H, W]` to `[B, C]`.
 pub fn mean_pixels(x: Tensor<4>) -> Tensor<2> {
     let [b, c, h, w] = x.dims();
-    // The fast forms' maps lie pixel by pixel.
+    // The fast forms' maps lie pixel by pixel. (On CUDA Burn 0.22.1 takes wrong means over both axes of such a map, as a view,
+    // where it is one pixel high.)
     x.permute([0, 2, 3, 1]).reshape([b, h * w, c]).mean_dim(1).reshape([b, c])
 }
 

@@ -20,10 +20,13 @@ fn thin(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Distribution};
+    use burn::tensor::{Device, TensorData};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
 
     use super::*;
     use crate::fixtures::assert_close;
+    use crate::params::normal;
 
     fn flat(x: Tensor<2>) -> Vec<f32> {
         x.without_autodiff().into_data().iter::<f32>().collect()
@@ -34,13 +37,13 @@ mod tests {
     fn both_forms_agree() {
         let device = Device::flex().autodiff();
         for [rows, rank, columns] in [[1, 1, 1], [3, 6, 1000], [777, 1, 3], [530, 6, 64], [49, 33, 70]] {
-            let made = |shape: [usize; 2]| {
-                Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex()).into_data()
-            };
+            let mut dice = ChaCha8Rng::seed_from_u64(0);
+            let mut made =
+                |shape: [usize; 2]| TensorData::new(normal(shape[0] * shape[1], 1.0, &mut dice), shape);
             let (x, w, weigh) = (made([rows, rank]), made([rank, columns]), made([rows, columns]));
             for learnt in [[true, true], [true, false], [false, true]] {
                 let outcome = |product: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<2>| {
-                    let leaf = |data: &burn::tensor::TensorData, learnt: bool| {
+                    let leaf = |data: &TensorData, learnt: bool| {
                         let leaf = Tensor::<2>::from_data(data.clone(), &device);
                         if learnt { leaf.require_grad() } else { leaf }
                     };

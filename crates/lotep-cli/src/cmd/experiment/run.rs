@@ -267,7 +267,7 @@ fn comparisons(args: &Args, record: &Record) -> Vec<Job> {
         if let Some(dataset) = text("dataset") {
             arguments.extend(["--dataset".into(), dataset.into()]);
         }
-        let name = run.variant.as_ref().map_or_else(|| run.method.clone(), |v| format!("{} {v}", run.method));
+        let name = recipe.row_name(&run.method, run.variant.as_deref());
         arguments.extend(["--label".into(), name.into()]);
         for (option, number) in [("--images", plan.images), ("--batch-size", plan.batch_size)] {
             arguments.extend([option.into(), number.to_string().into()]);
