@@ -279,15 +279,15 @@ fn add_block<T: Operand, S: Simd, const R: usize, const V: usize>(
             }
             for (r, totals) in totals.iter_mut().enumerate() {
                 let output = s.splat_group(outputs.0[half * ROWS + row + r]);
-                for (total, group) in totals.iter_mut().zip(groups) {
-                    *total = T::dot(s, *total, output, group);
+                for (total, group) in totals.iter_mut().zip(&groups) {
+                    *total = T::dot(s, *total, output, *group);
                 }
             }
         }
     }
-    for (sums, totals) in sums.as_chunks_mut::<PANEL>().0[row..].iter_mut().zip(totals) {
+    for (sums, totals) in sums.as_chunks_mut::<PANEL>().0[row..].iter_mut().zip(&totals) {
         for (sums, total) in sums.chunks_exact_mut(LANES).skip(vector).zip(totals) {
-            let total = s.add(s.load(sums), total);
+            let total = s.add(s.load(sums), *total);
             s.store(sums, total);
         }
     }

@@ -238,8 +238,9 @@ fn add_products<T: Operand, S: Simd, const R: usize, const V: usize>(
     }
     for (r, acc) in acc.iter_mut().enumerate() {
         let a = s.splat_group(a(r));
-        for (acc, b) in acc.iter_mut().zip(groups) {
-            *acc = T::dot(s, *acc, a, b);
+        // By reference, here and below: an array's own iterator would keep it in memory where tests are compiled.
+        for (acc, b) in acc.iter_mut().zip(&groups) {
+            *acc = T::dot(s, *acc, a, *b);
         }
     }
 }
@@ -252,9 +253,9 @@ fn store_sums<S: Simd, const R: usize, const V: usize>(
     sums: &mut [f32],
     stride: usize,
 ) {
-    for (sums, acc) in sums.chunks_mut(stride).zip(acc) {
+    for (sums, acc) in sums.chunks_mut(stride).zip(&acc) {
         for (sums, acc) in sums.chunks_exact_mut(LANES).zip(acc) {
-            s.store(sums, acc);
+            s.store(sums, *acc);
         }
     }
 }
