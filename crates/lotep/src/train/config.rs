@@ -340,7 +340,7 @@ fn default_rates(method: &MethodConfig, architecture: &Architecture, optimizer: 
     }
     let lotep = matches!(method, MethodConfig::LotepCp(_) | MethodConfig::LotepTk(_));
     match (method, optimizer, architecture) {
-        // Batch norms bear steps that a transformer does not.
+        // Both from held-out images (`records/README.md`, figures of LoTeP and rates of the methods on a ViT).
         (MethodConfig::Full(_), _, Architecture::ResNet(_)) => [0.002, 0.001],
         (MethodConfig::Full(_), _, _) => [0.002, 1e-4],
         // The paper's, for steps through the scores of source classes.
