@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use crate::Operand;
+use crate::simd::LANES;
 
 /// One row of a tile: 64 bytes, a cache line.
 #[derive(Clone, Copy)]
@@ -46,4 +47,19 @@ pub(crate) fn elements<T: Operand>(lines: &[Line]) -> &[T] {
 pub(crate) fn elements_mut<T: Operand>(lines: &mut [Line]) -> &mut [T] {
     // SAFETY: as above.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines) / size_of::<T>()) }
+}
+
+/// Sixteen lines as a block to transpose.
+#[inline(always)]
+pub(crate) fn block(lines: &[Line]) -> &[[u32; LANES]; LANES] {
+    assert!(lines.len() == LANES);
+    // SAFETY: sixteen lines, each sixteen u32 and nothing else.
+    unsafe { &*lines.as_ptr().cast() }
+}
+
+#[inline(always)]
+pub(crate) fn block_mut(lines: &mut [Line]) -> &mut [[u32; LANES]; LANES] {
+    assert!(lines.len() == LANES);
+    // SAFETY: sixteen lines, each sixteen u32 and nothing else.
+    unsafe { &mut *lines.as_mut_ptr().cast() }
 }

@@ -4,12 +4,12 @@
 //! `S = P (D - Σ P D)` row by row, and those of queries, keys and values are `S K`, `Sᵀ Q` and `Pᵀ G`, the first two
 //! times `1 / √d`.
 
-use super::operands::{block, block_mut, right_line, store_left, transposed};
+use super::operands::{right_line, store_left, transposed};
 use super::softmax::Power;
 use super::{Attention, Extents, Extra, QUERY_BLOCK, STRIP, SUMS_LINES, store};
 use crate::gemm::micro::{Sums, Unit};
 use crate::gemm::{PANEL, TILE_ROWS, line};
-use crate::scratch::{Line, elements, elements_mut};
+use crate::scratch::{Line, block, block_mut, elements, elements_mut};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Operand, SharedMut, SharedTiles, Tiles};
 

@@ -5,7 +5,7 @@
 //! a right tile of `Xᵀ` are each other's transposes, taken 32 bits at a time.
 
 use crate::gemm::{PANEL, PackedRow, TILE_ROWS, line};
-use crate::scratch::{Line, elements_mut};
+use crate::scratch::{Line, block, block_mut, elements_mut};
 use crate::simd::{LANES, Simd};
 use crate::{Operand, Tiles};
 
@@ -162,21 +162,6 @@ pub(super) fn transposed<S: Simd>(s: S, from: &[Line], lines: usize, to_left: bo
             s.transpose(block(&from[a..a + TILE_ROWS]), block_mut(&mut out[b..b + TILE_ROWS]));
         }
     }
-}
-
-/// Sixteen lines as a block to transpose.
-#[inline(always)]
-pub(super) fn block(lines: &[Line]) -> &[[u32; LANES]; LANES] {
-    assert!(lines.len() == LANES);
-    // SAFETY: sixteen lines, each sixteen u32 and nothing else.
-    unsafe { &*lines.as_ptr().cast() }
-}
-
-#[inline(always)]
-pub(super) fn block_mut(lines: &mut [Line]) -> &mut [[u32; LANES]; LANES] {
-    assert!(lines.len() == LANES);
-    // SAFETY: sixteen lines, each sixteen u32 and nothing else.
-    unsafe { &mut *lines.as_mut_ptr().cast() }
 }
 
 /// Row `r` of a strip in the left form: where its panel `p` goes, 32 values.

@@ -92,9 +92,10 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     };
     // Lent here rather than inside the task: a closure there would be compiled without its instructions.
     let run = |i: usize| {
-        let lines = if a.packed().is_some() { 0 } else { size * lines * TILE_ROWS };
+        let is_read_in_place = a.packed().is_some() && !micro::turns(isa);
+        let packed = if is_read_in_place { 0 } else { size * lines * TILE_ROWS };
         let sums = size.next_multiple_of(2) * TILE_ROWS * PANEL / GROUPS;
-        scratch::with([lines, sums], |[packed, sums]| {
+        scratch::with([packed, sums], |[packed, sums]| {
             dispatch(isa, Task { packed, sums: elements_mut(sums), ..task(i) });
         });
     };
@@ -120,22 +121,36 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { a, w, epilogue, rows, panels, packed, sums } = self;
+    fn run<S: Simd>(mut self, s: S) {
+        let packed = std::mem::take(&mut self.packed);
+        let Self { a, rows, .. } = &self;
+        if let Some(all) = a.packed() {
+            let all = all.tiles(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS));
+            if S::WIDE {
+                return self.multiply::<S, false>(s, all);
+            }
+            micro::turn(s, all, packed);
+            return self.multiply::<S, true>(s, packed);
+        }
+        let tile = self.w.lines() * TILE_ROWS;
+        for (i, row) in rows.clone().enumerate().filter(|_| tile > 0) {
+            let at = i / TILE_ROWS * tile + i % TILE_ROWS;
+            a.pack(s, row, PackedRow::new(&mut packed[at..(i / TILE_ROWS + 1) * tile]));
+        }
+        self.multiply::<S, false>(s, packed);
+    }
+}
+
+impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
+    /// With the rows' tiles, which are turned or not.
+    #[inline(always)]
+    fn multiply<S: Simd, const TURNED: bool>(self, s: S, packed: &[Line]) {
+        let Self { w, epilogue, rows, panels, sums, .. } = self;
         let lines = w.lines();
         let tiles = rows.len().div_ceil(TILE_ROWS);
         let tile = lines * TILE_ROWS;
-        let packed = if let Some(all) = a.packed() {
-            all.tiles(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS))
-        } else {
-            for (i, row) in rows.clone().enumerate().filter(|_| lines > 0) {
-                let at = i / TILE_ROWS * tile + i % TILE_ROWS;
-                a.pack(s, row, PackedRow::new(&mut packed[at..(i / TILE_ROWS + 1) * tile]));
-            }
-            &*packed
-        };
         let unit = micro::Unit::<T, S>::new(s);
-        let part = unit.part(lines);
+        let part = micro::part::<TURNED>(lines);
         for (panel, start) in panels.flat_map(|p| (0..lines.max(1)).step_by(part).map(move |s| (p, s))) {
             let b = w.panel(panel);
             let column = panel * PANEL;
@@ -151,7 +166,7 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
                 if last {
                     epilogue.expect(s, row, count, column);
                 }
-                unit.add_part(pair, lines, part.clone(), b, sums, PANEL);
+                unit.add_part::<TURNED>(pair, lines, part.clone(), b, sums, PANEL);
                 if !last {
                     continue;
                 }

@@ -62,6 +62,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load(self, x: &[f32]) -> Self::F {
+        if x.len() == HALF {
+            return unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_setzero_ps()] };
+        }
         let mut whole = [0.0; LANES];
         let x = if x.len() >= LANES {
             x
@@ -74,6 +77,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn store(self, x: &mut [f32], v: Self::F) {
+        if x.len() == HALF {
+            return unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v[0]) };
+        }
         let mut whole = [0.0; LANES];
         let to = if x.len() >= LANES { x.as_mut_ptr() } else { whole.as_mut_ptr() };
         unsafe {
@@ -241,40 +247,38 @@ impl Simd for Avx2 {
     fn transpose(self, rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
         for (r, c) in [(0, 0), (0, HALF), (HALF, 0), (HALF, HALF)] {
             unsafe {
-                let mut square = [_mm256_setzero_si256(); HALF];
-                for (v, row) in square.iter_mut().zip(&rows[r..]) {
-                    *v = _mm256_loadu_si256(row.as_ptr().add(c).cast());
+                // Row `i` and, in the upper half, row `i + 4`: four columns of each, in the two halves of the square.
+                let mut square = [_mm256_setzero_ps(); HALF];
+                for (i, v) in square.iter_mut().enumerate() {
+                    let from = |row: usize| rows[r + row].as_ptr().add(c + i / 4 * 4).cast::<f32>();
+                    let low = _mm256_castps128_ps256(_mm_loadu_ps(from(i % 4)));
+                    *v = _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from(i % 4 + 4)));
                 }
                 for (i, row) in transposed(square).into_iter().enumerate() {
-                    _mm256_storeu_si256(out[c + i].as_mut_ptr().add(r).cast(), row);
+                    _mm256_storeu_ps(out[c + i].as_mut_ptr().add(r).cast(), row);
                 }
             }
         }
     }
 }
 
-/// Rows and columns exchanged, by doubling: neighbouring groups, pairs, then the registers' halves.
+/// In either half of the registers, and of the array, rows and columns of squares of four exchanged.
 #[inline(always)]
-unsafe fn transposed(a: [__m256i; HALF]) -> [__m256i; HALF] {
+unsafe fn transposed(a: [__m256; HALF]) -> [__m256; HALF] {
     // SAFETY: called with the token at hand.
     unsafe {
         let mut b = a;
-        for i in 0..4 {
-            b[2 * i] = _mm256_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-            b[2 * i + 1] = _mm256_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-        }
-        let mut c = b;
-        for i in 0..2 {
-            for j in 0..2 {
-                let (x, y) = (b[4 * i + j], b[4 * i + j + 2]);
-                c[4 * i + 2 * j] = _mm256_unpacklo_epi64(x, y);
-                c[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(x, y);
-            }
-        }
-        // c[4 i + j]: column 4 q + j of rows 4 i .. 4 i + 4 in half q.
-        for j in 0..4 {
-            b[j] = _mm256_permute2x128_si256::<0x20>(c[j], c[4 + j]);
-            b[4 + j] = _mm256_permute2x128_si256::<0x31>(c[j], c[4 + j]);
+        for i in [0, 4] {
+            let pairs = [
+                _mm256_unpacklo_ps(a[i], a[i + 1]),
+                _mm256_unpackhi_ps(a[i], a[i + 1]),
+                _mm256_unpacklo_ps(a[i + 2], a[i + 3]),
+                _mm256_unpackhi_ps(a[i + 2], a[i + 3]),
+            ];
+            b[i] = _mm256_shuffle_ps::<0b01_00_01_00>(pairs[0], pairs[2]);
+            b[i + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(pairs[0], pairs[2]);
+            b[i + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(pairs[1], pairs[3]);
+            b[i + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(pairs[1], pairs[3]);
         }
         b
     }

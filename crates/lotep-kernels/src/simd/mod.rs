@@ -217,6 +217,15 @@ mod tests {
                 let mut short = [7.0; 5];
                 s.store(&mut short, s.load(&a[..3]));
                 assert_eq!(short.map(f32::to_bits), [a[0], a[1], a[2], 0.0, 0.0].map(f32::to_bits));
+                // Half of them, and nothing beyond.
+                let mut half = [7.0; LANES];
+                s.store(&mut half[..LANES / 2], s.load(&a[..LANES / 2]));
+                for (i, v) in half.iter().enumerate() {
+                    let expected: f32 = if i < LANES / 2 { a[i] } else { 7.0 };
+                    assert_eq!(v.to_bits(), expected.to_bits(), "lane {i} of half as many");
+                }
+                s.store(&mut half, s.load(&a[..LANES / 2]));
+                assert!(half[LANES / 2..].iter().all(|v| v.to_bits() == 0), "{half:?}");
                 // bfloat16, ties to even.
                 let x = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -2.5, 0.0, 1e30];
                 let mut rounded = [bf16::ZERO; 5];

@@ -17,8 +17,8 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub(super) fn new(shape: &Shape, size: [usize; 2]) -> Self {
-        Self { shape: *shape, size, inner: shape.output(size), pixel: pixel(shape) }
+    pub(super) fn new<T: Operand>(shape: &Shape, size: [usize; 2]) -> Self {
+        Self { shape: *shape, size, inner: shape.output(size), pixel: pixel::<T>(shape) }
     }
 
     /// Values of a stride's pixels.
@@ -94,19 +94,17 @@ impl<T: Operand> Kernel for Image<'_, T> {
                     unit.product_into(pair, lines, transposed.panel(panel), to, columns);
                 }
             }
-            // Each stride of a row is reached by the windows of a few pixels: gather, rather than scatter, because
+            // Windows of neighbours overlap. Those that don't come one after the other, then the ones beside them, because
             // loads that overlap the latest stores would have to wait for them.
+            let apart = reach / step;
             for ky in 0..shape.side {
                 let row = &mut sum[(y * shape.stride + ky) * strides * step..][..strides * step];
-                for (q, row) in row.chunks_exact_mut(step).enumerate() {
-                    for (chunk, row) in row.chunks_mut(LANES).enumerate() {
-                        let mut v = s.load(row);
-                        let first = (q + 1).saturating_sub(reach / step);
-                        for x in first..(q + 1).min(inner[1]) {
-                            let at = x * columns + ky * reach + (q - x) * step + chunk * LANES;
-                            v = s.add(v, s.load(&windows[at..at + row.len()]));
-                        }
-                        s.store(row, v);
+                for x in (0..apart).flat_map(|first| (first..inner[1]).step_by(apart)) {
+                    let to = row[x * step..x * step + reach].chunks_mut(LANES);
+                    let from = windows[x * columns + ky * reach..][..reach].chunks(LANES);
+                    for (to, from) in to.zip(from) {
+                        let v = s.add(s.load(to), s.load(from));
+                        s.store(to, v);
                     }
                 }
             }

@@ -21,8 +21,9 @@ pub(super) struct Sizes {
     /// Groups (32 bits) of a pixel as it is laid out, and of a row of them.
     pixel: usize,
     pitch: usize,
-    /// Where each line of the summed axis begins, in groups from a window's first.
+    /// Where each line of the summed axis begins, in groups from a window's first, and how many of its groups are a window's.
     starts: Vec<usize>,
+    counts: Vec<usize>,
     /// Output channels in whole panels, and output pixels in whole blocks.
     channels: usize,
     width: usize,
@@ -31,7 +32,7 @@ pub(super) struct Sizes {
 impl Sizes {
     pub(super) fn new<T: Operand>(shape: &Shape, size: [usize; 2]) -> Self {
         let inner = shape.output(size);
-        let pixel = pixel(shape) / T::GROUP;
+        let pixel = pixel::<T>(shape) / T::GROUP;
         let row = row::<T>(shape) / T::GROUP;
         let width = inner[1].next_multiple_of(PANEL);
         // The last block's last window, and its last line, end here; the image may reach further.
@@ -39,8 +40,22 @@ impl Sizes {
         let pitch = need.next_multiple_of(LANES);
         let per_row = row / LANES;
         let starts = (0..shape.side * per_row).map(|l| l / per_row * pitch + l % per_row * LANES).collect();
+        let counts = (0..shape.side * per_row)
+            .map(|l| (shape.side * pixel - l % per_row * LANES).min(LANES))
+            .collect();
         let channels = shape.outputs.next_multiple_of(PANEL);
-        Self { shape: *shape, size, inner, pooled: pooled(inner), pixel, pitch, starts, channels, width }
+        Self {
+            shape: *shape,
+            size,
+            inner,
+            pooled: pooled(inner),
+            pixel,
+            pitch,
+            starts,
+            counts,
+            channels,
+            width,
+        }
     }
 
     /// Rows of the convolution, and of the image with its padding, that pooled rows need.
@@ -100,6 +115,7 @@ impl<T: Operand> Kernel for Band<'_, T> {
                         unit.product_at(
                             windows,
                             &sizes.starts,
+                            &sizes.counts,
                             step,
                             matrix.panel(panel),
                             to,

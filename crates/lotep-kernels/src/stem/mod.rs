@@ -1,8 +1,8 @@
 //! The entrance of a convolutional network: a convolution of images with few channels, ReLU, and max pooling.
 //!
-//! Images are laid out again, channels last and padded to a power of two, so that a window's row is one stretch of
-//! memory and those of neighbouring pixels a constant step apart: products read them where they are. The
-//! convolution's output exists a few rows at a time, until it is pooled.
+//! Images are laid out again, channels last in whole groups, so that a window's row is one stretch of memory and those of
+//! neighbouring pixels a constant step apart: products read them where they are. The convolution's output exists a few rows
+//! at a time, until it is pooled.
 
 mod backward;
 mod forward;
@@ -39,13 +39,13 @@ pub struct ImageConv<T> {
 }
 
 /// Channels of a pixel as it is laid out.
-fn pixel(shape: &Shape) -> usize {
-    shape.inputs.next_power_of_two().max(2)
+fn pixel<T: Operand>(shape: &Shape) -> usize {
+    shape.inputs.next_multiple_of(T::GROUP)
 }
 
 /// Values of a kernel's row along the summed axis: whole lines.
 fn row<T: Operand>(shape: &Shape) -> usize {
-    (shape.side * pixel(shape)).next_multiple_of(line::<T>())
+    (shape.side * pixel::<T>(shape)).next_multiple_of(line::<T>())
 }
 
 impl<T: Operand> ImageConv<T> {
@@ -56,9 +56,9 @@ impl<T: Operand> ImageConv<T> {
     pub fn new(shape: Shape, kernel: &[f32]) -> Self {
         let Shape { inputs, outputs, side, .. } = shape;
         assert_eq!(kernel.len(), outputs * inputs * side * side, "kernel of {shape:?}");
-        let (pixel, row) = (pixel(&shape), row::<T>(&shape));
+        let (pixel, row) = (pixel::<T>(&shape), row::<T>(&shape));
         let matrix = Matrix::pack(side * row, outputs, |k, n| {
-            let (ky, kx, c) = (k / row, k % row / pixel, k % pixel);
+            let (ky, kx, c) = (k / row, k % row / pixel, k % row % pixel);
             if kx < side && c < inputs { kernel[((n * inputs + c) * side + ky) * side + kx] } else { 0.0 }
         });
         Self { shape, matrix, transposed: OnceLock::new() }
@@ -146,14 +146,14 @@ impl<T: Operand> ImageConv<T> {
 
     /// The gradient of the images, given that of the convolution's pixels.
     fn carry_back(&self, isa: Isa, grad: &Tiles<T>, [images, height, width]: [usize; 3], out: &mut [f32]) {
-        let sizes = backward::Sizes::new(&self.shape, [height, width]);
+        let sizes = backward::Sizes::new::<T>(&self.shape, [height, width]);
         let image = self.shape.inputs * height * width;
         let inner = self.shape.output([height, width]);
         let expected = (images * inner[0] * inner[1], self.shape.outputs);
         assert_eq!((grad.rows(), grad.columns()), expected, "pixels and channels");
         assert_eq!(out.len(), images * image, "images of {height} x {width}");
         let transposed = self.transposed.get_or_init(|| {
-            let (row, pixel, reach) = (row::<T>(&self.shape), pixel(&self.shape), sizes.reach());
+            let (row, pixel, reach) = (row::<T>(&self.shape), pixel::<T>(&self.shape), sizes.reach());
             Matrix::pack(self.shape.outputs, self.shape.side * reach, |o, n| {
                 let (ky, x) = (n / reach, n % reach);
                 if x < self.shape.side * pixel { self.matrix.get(ky * row + x, o) } else { 0.0 }
