@@ -366,9 +366,14 @@ mod tests {
 
     #[test]
     fn the_lowest_run_that_is_long_enough_is_found() {
-        let used = Box::leak(vec![u64::MAX, 0b1011, 0, 0].into_boxed_slice());
-        let arena = Arena { pages: 4 * WORD, used, ..Arena::none(true) };
-        let found = [1, 2, 60, 61, 124, 188, 189].map(|count| arena.find(count));
+        let used = Box::into_raw(vec![u64::MAX, 0b1011, 0, 0].into_boxed_slice());
+        let found = {
+            // SAFETY: nobody else has it, and it is freed behind the arena.
+            let arena = Arena { pages: 4 * WORD, used: unsafe { &mut *used }, ..Arena::none(true) };
+            [1, 2, 60, 61, 124, 188, 189].map(|count| arena.find(count))
+        };
+        // SAFETY: from `into_raw`.
+        drop(unsafe { Box::from_raw(used) });
         assert_eq!(found, [Some(66), Some(68), Some(68), Some(68), Some(68), Some(68), None]);
     }
 }

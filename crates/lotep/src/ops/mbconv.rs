@@ -10,6 +10,7 @@ use super::conv::{BatchNorm, Behind, Conv2d, affine, depthwise_conv, folded, max
 use super::conv_update::{OpenConv, with_dropout};
 use super::{
     Compute, ConvNorm, ConvUpdate, Dropout, Linear, Nonlinearity, Precision, dense, fast, host, kernel,
+    mean_pixels,
 };
 
 /// The weights of a block; its convolutions have biases where they are given.
@@ -230,7 +231,7 @@ impl Portable {
     /// `x · gate(x)`.
     fn gated(&self, x: Tensor<4>) -> Tensor<4> {
         let [b, wide, _, _] = x.dims();
-        let mean = x.clone().mean_dims(&[2, 3]).reshape([b, wide]);
+        let mean = mean_pixels(x.clone());
         let gate = sigmoid(self.excite.forward(self.middle.apply(self.squeeze.forward(mean))));
         x * gate.reshape([b, wide, 1, 1])
     }
