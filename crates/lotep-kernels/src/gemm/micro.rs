@@ -32,17 +32,18 @@ const PART: usize = 48;
 /// over [`PART`]; without turning nothing.)
 const TURNED_PART: usize = 8;
 
-/// Lines of the summed axis, of `lines`, for [`Unit::add_part`] to take at a time: parts of equal length.
+/// Lines of the summed axis, of `lines`, for [`Unit::add_part`] to take at a time: parts as equal as may be, of
+/// [`TURNED_PART`] or [`PART`] at most.
 pub(crate) fn part<const TURNED: bool>(lines: usize) -> usize {
     let most = if TURNED { TURNED_PART } else { PART };
     lines.div_ceil(lines.div_ceil(most).max(1)).max(1)
 }
 
 /// Whether rows of `A` that are packed already are turned first, by [`turn`]: where vectors are not [wide](Simd::WIDE). A
-/// line then has the same group of sixteen rows, and a product reads what it multiplies at once from one line instead of six.
-/// (Measured on AVX2, Zen 3: 76 and 85 of the 92 GFLOP/s that registers alone reach. Rows further apart, so that they
-/// are in different banks of the cache, gain nothing; windows of feature maps, which are packed in any case, lose by
-/// turning what they gain: 74 and 67 to 70 with 64 outputs, 82 and 83 with 256.)
+/// line then has the same group of sixteen rows, and a product reads what it multiplies at once from one line instead of six (or
+/// four). (Measured in f32 on AVX2, Zen 3: 85 GFLOP/s, 76 without, of the 92 that registers alone reach. Rows further apart,
+/// so that they are in different banks of the cache, gain nothing; windows of feature maps, which are packed in any case, lose
+/// by turning what they gain: 67 to 70, 74 without, with 64 outputs, 83 and 82 with 256.)
 pub(crate) fn turns(isa: Isa) -> bool {
     isa.kind() < Kind::Avx512
 }
@@ -50,6 +51,7 @@ pub(crate) fn turns(isa: Isa) -> bool {
 /// Turn tiles.
 #[inline(always)]
 pub(crate) fn turn<S: Simd>(s: S, from: &[Line], to: &mut [Line]) {
+    assert!(from.len() <= to.len(), "room for the tiles");
     for (from, to) in from.chunks_exact(TILE_ROWS).zip(to.chunks_exact_mut(TILE_ROWS)) {
         s.transpose(block(from), block_mut(to));
     }
@@ -150,7 +152,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
     }
 
     /// `sums = a b` for 32 rows that lie `row` groups apart in `a`; their lines begin at `starts`, in groups too, and
-    /// may overlap. Of a line, only the first of `counts` groups need be multiplied: `b` has zeros for the others. Sums go
+    /// may overlap. Only the first `counts[i]` groups of line `i` need be multiplied: `b` has zeros for the others. Sums go
     /// into rows `stride` apart.
     #[inline(always)]
     pub(crate) fn product_at(

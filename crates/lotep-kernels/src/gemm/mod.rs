@@ -6,9 +6,8 @@
 //! Work is cut into blocks of rows whose packed form stays in the second-level cache while the panels of `W`, 32
 //! columns each, pass by once. A long summed axis is taken in parts, so that a part of the panel stays in the second-level
 //! cache while all rows of the block pass. Both operands are packed in lines of 64 bytes: a tile of `A` is 16 rows of one
-//! line, a tile of `W` 16
-//! groups (a group being 32 bits of the summed axis) of 16 columns. That is what tile instructions load, and the
-//! vector forms read the same bytes.
+//! line, a tile of `W` 16 groups (a group being 32 bits of the summed axis) of 16 columns. That is what tile instructions
+//! load, and the vector forms read the same bytes; those of narrow registers turn tiles of `A` first where it pays.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) mod amx;
@@ -76,6 +75,8 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     let panels = w.panels();
     let shares = (2 * threads).div_ceil(blocks).min(panels);
     let shares = if blocks.is_multiple_of(threads) { 1 } else { shares };
+    // Each share turns the rows for itself, which takes a panel or two to pay for.
+    let turned = a.packed().is_some() && micro::turns(isa) && panels >= 2 * shares;
     let task = |i: usize| {
         let (block, share) = (i / shares, i % shares);
         let part = |all: usize| share * all / shares..(share + 1) * all / shares;
@@ -86,14 +87,14 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
             epilogue,
             rows: first * TILE_ROWS..((first + size) * TILE_ROWS).min(rows),
             panels: part(panels),
+            turned,
             packed: &mut [],
             sums: &mut [],
         }
     };
     // Lent here rather than inside the task: a closure there would be compiled without its instructions.
     let run = |i: usize| {
-        let is_read_in_place = a.packed().is_some() && !micro::turns(isa);
-        let packed = if is_read_in_place { 0 } else { size * lines * TILE_ROWS };
+        let packed = if a.packed().is_some() && !turned { 0 } else { size * lines * TILE_ROWS };
         let sums = size.next_multiple_of(2) * TILE_ROWS * PANEL / GROUPS;
         scratch::with([packed, sums], |[packed, sums]| {
             dispatch(isa, Task { packed, sums: elements_mut(sums), ..task(i) });
@@ -112,6 +113,9 @@ struct Task<'a, T, A, E> {
     epilogue: &'a E,
     rows: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,
+    /// Whether rows that are packed already are turned.
+    turned: bool,
+    /// Room for packed rows, or turned ones.
     packed: &'a mut [Line],
     /// A panel's, of all rows.
     sums: &'a mut [f32],
@@ -126,7 +130,7 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
         let Self { a, rows, .. } = &self;
         if let Some(all) = a.packed() {
             let all = all.tiles(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS));
-            if S::WIDE {
+            if S::WIDE || !self.turned {
                 return self.multiply::<S, false>(s, all);
             }
             micro::turn(s, all, packed);

@@ -107,8 +107,30 @@ impl Sweep for Products {
 
 #[test]
 fn awkward_shapes_agree_with_f64() {
-    for sizes in [[1, 1, 1], [1, 33, 31], [2, 32, 32], [17, 64, 33], [33, 7, 65], [48, 100, 16]] {
+    for sizes in
+        [[1, 1, 1], [1, 33, 31], [2, 32, 32], [17, 64, 33], [33, 7, 65], [48, 100, 16], [33, 270, 65]]
+    {
         sweep(&Products(sizes, 7));
+    }
+}
+
+/// One thread takes all panels, for which rows are turned where they may be: in parts, the last of two tiles or one.
+#[test]
+fn turned_rows_agree_with_f64() {
+    struct Wide;
+    impl Kernel for Wide {
+        type Output = bool;
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> bool {
+            S::WIDE
+        }
+    }
+    for isa in Isa::available() {
+        assert_ne!(micro::turns(*isa), dispatch(*isa, Wide), "{isa:?}");
+    }
+    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for sizes in [[1, 33, 40], [17, 130, 65], [33, 270, 65]] {
+        alone.install(|| sweep(&Products(sizes, 7)));
     }
 }
 

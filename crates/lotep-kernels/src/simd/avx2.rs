@@ -247,7 +247,7 @@ impl Simd for Avx2 {
     fn transpose(self, rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
         for (r, c) in [(0, 0), (0, HALF), (HALF, 0), (HALF, HALF)] {
             unsafe {
-                // Row `i` and, in the upper half, row `i + 4`: four columns of each, in the two halves of the square.
+                // Four columns of row `i % 4` and, in the upper half, of the row four below; the next four columns from 4 on.
                 let mut square = [_mm256_setzero_ps(); HALF];
                 for (i, v) in square.iter_mut().enumerate() {
                     let from = |row: usize| rows[r + row].as_ptr().add(c + i / 4 * 4).cast::<f32>();

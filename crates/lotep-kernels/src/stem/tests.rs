@@ -105,6 +105,9 @@ fn images_of_any_size_agree_with_f64() {
         (3, 5, 4, 4, 0, 1, [8, 12]),
         (2, 3, 9, 2, 4, 1, [7, 6]),
         (5, 33, 3, 2, 1, 1, [9, 70]),
+        // Pixels between windows; and rows of a kernel that are two lines, the second in part, in either type.
+        (3, 4, 2, 3, 0, 1, [8, 11]),
+        (5, 3, 7, 2, 3, 1, [11, 20]),
     ] {
         for coarse in [false, true] {
             let shape = Shape { inputs, outputs, side, stride, padding };
