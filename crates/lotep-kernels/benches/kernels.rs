@@ -83,9 +83,12 @@ fn products(c: &mut Criterion) {
         share::<bf16>(&mut group, &format!("bf16 {size} residual"), operations, || {
             gemm::run(isa(), &a, &w, &Residual::new(&residual, &[], &bias, &mut out, n));
         });
-        let (a, w) = (values(rows * k), Matrix::<f32>::pack(k, n, at));
+        let (a, packed, w) = (values(rows * k), tiles::<f32>(rows, k), Matrix::<f32>::pack(k, n, at));
         share::<f32>(&mut group, &format!("f32 {size} plain"), operations, || {
             gemm::run(isa(), &Rounded::new(&a, k), &w, &Store::new(&mut out, n));
+        });
+        share::<f32>(&mut group, &format!("f32 {size} of tiles"), operations, || {
+            gemm::run(isa(), &packed, &w, &Store::new(&mut out, n));
         });
     }
 }
@@ -202,19 +205,24 @@ fn depthwise_convolutions(c: &mut Criterion) {
 }
 
 fn stems(c: &mut Criterion) {
+    stem_of::<bf16>(c, "bf16");
+    stem_of::<f32>(c, "f32");
+}
+
+fn stem_of<T: Operand>(c: &mut Criterion, name: &str) {
     let mut group = c.benchmark_group("stem");
     let (shape, side) = (conv::Shape { inputs: 3, outputs: 64, side: 7, stride: 2, padding: 3 }, 224);
-    let conv = ImageConv::<bf16>::new(shape, &values(64 * 3 * 49));
+    let conv = ImageConv::<T>::new(shape, &values(64 * 3 * 49));
     let (mut images, bias) = (values(IMAGES * 3 * side * side), values(64));
     let output = shape.output([side; 2]);
     let [height, width] = stem::pooled(output);
     let mut pooled = vec![0.0; IMAGES * height * width * 64];
     let operations = 2.0 * (IMAGES * output[0] * output[1] * 64 * 3 * 49) as f64;
-    share::<bf16>(&mut group, "forward", operations, || {
+    share::<T>(&mut group, &format!("{name} forward"), operations, || {
         conv.forward(isa(), &images, [IMAGES, side, side], &bias, &[], false, &mut pooled);
     });
     let winners = conv.forward(isa(), &images, [IMAGES, side, side], &bias, &[], true, &mut pooled);
-    share::<bf16>(&mut group, "backward", operations, || {
+    share::<T>(&mut group, &format!("{name} backward"), operations, || {
         conv.backward(isa(), &winners, &pooled, [IMAGES, side, side], &mut images);
     });
 }

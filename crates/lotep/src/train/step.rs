@@ -312,15 +312,15 @@ mod tests {
                     let name = theirs(&param.name);
                     let expected = run.values(&format!("step0.grad.{name}"));
                     match name.strip_suffix("core") {
-                        // A core of one value: its gradient is Σ v · dv / core, whatever the other factors, and of a sum
-                        // whose terms may cancel (to a thirteenth in the ViT's second prompt) the terms' size counts.
-                        Some(prompt) if expected.len() == 1 => {
+                        // The ViT's second core is one value. Its gradient is Σ v · dv / core, whatever the other factors,
+                        // whose terms cancel to a thirteenth: their size counts.
+                        Some(prompt) if backbone == "vit_b16" && expected.len() == 1 => {
                             let of = |what: &str, leaf: &str| run.values(&format!("{what}.{prompt}{leaf}"));
                             let (v, dv) = (of("init", "v"), of("step0.grad", "v"));
                             let terms: f32 = v.iter().zip(&dv).map(|(v, dv)| (v * dv).abs()).sum();
                             let (error, scale) =
                                 ((grad[0] - expected[0]).abs(), terms / of("init", "core")[0].abs());
-                            assert!(error <= 5e-5 * scale, "{name}: {} against {}", grad[0], expected[0]);
+                            assert!(error <= 2e-5 * scale, "{name}: {} against {}", grad[0], expected[0]);
                         }
                         _ => assert_close(&grad, &expected, 5e-5, &name),
                     }
