@@ -1,10 +1,10 @@
 //! Convolutions of feature maps whose pixels are rows of tiles, forward and back to the input.
 //!
-//! A convolution is a product: the windows of the input, gathered while the product packs them, with a matrix of
-//! the kernel's taps. The input gradient is one, or with a stride of `s` up to `s²` of them, each for the input
+//! A convolution is a product: the windows of the input, which the product reads where they lie or gathers while it packs
+//! them, with a matrix of the kernel's taps. The input gradient is one, or with a stride of `s` up to `s²` of them, each for the input
 //! pixels of one phase (`y mod s`, `x mod s`), which only some of the taps reach: no zeros are multiplied.
 
-use crate::gemm::{self, Epilogue, Matrix, PackedRow, Source, line};
+use crate::gemm::{self, Epilogue, Matrix, NOWHERE, PackedRow, Pieces, Source, TILE_ROWS, line};
 use crate::simd::Simd;
 use crate::{Isa, Operand, Tiles};
 
@@ -207,6 +207,46 @@ impl<T: Operand> Source<T> for Gather<'_, T> {
                 for i in 0..per_tap {
                     out.line::<T>(t * per_tap + i).fill(T::default());
                 }
+            }
+        }
+    }
+
+    fn pieces(&self) -> Option<Pieces<'_, T>> {
+        Some(Pieces::new(self.x, self.windows.taps.len())).filter(|_| !self.windows.taps.is_empty())
+    }
+
+    #[inline(always)]
+    fn find(&self, row: usize, starts: &mut [[u32; TILE_ROWS]]) {
+        let [height, width] = self.size;
+        let pixels = self.output[0] * self.output[1];
+        // Of each row its image's first pixel, and where in the image the window is.
+        let (mut images, mut ys, mut xs) = ([0; TILE_ROWS], [0; TILE_ROWS], [0; TILE_ROWS]);
+        let (mut image, mut y, mut x) =
+            (row / pixels, row % pixels / self.output[1], row % pixels % self.output[1]);
+        for r in 0..TILE_ROWS {
+            images[r] = (image * height * width) as u32;
+            ys[r] = (y * self.windows.step) as u32;
+            xs[r] = (x * self.windows.step) as u32;
+            x += 1;
+            if x == self.output[1] {
+                (x, y) = (0, y + 1);
+            }
+            if y == self.output[0] {
+                (y, image) = (0, image + 1);
+            }
+        }
+        // Rows that there are not are below every image.
+        let count = <Self as Source<T>>::rows(self).saturating_sub(row).min(TILE_ROWS);
+        ys[count..].fill(u32::MAX / 2);
+        let pieces = Pieces::new(self.x, self.windows.taps.len());
+        for (starts, [dy, dx]) in starts.iter_mut().zip(&self.windows.taps) {
+            for r in 0..TILE_ROWS {
+                // Above and left of the image they wrap around, to beyond its far edges.
+                let y = ys[r].wrapping_add(*dy as u32);
+                let x = xs[r].wrapping_add(*dx as u32);
+                let pixel = images[r].wrapping_add(y.wrapping_mul(width as u32)).wrapping_add(x);
+                let within = y < height as u32 && x < width as u32;
+                starts[r] = if within { pieces.start(pixel) } else { NOWHERE };
             }
         }
     }

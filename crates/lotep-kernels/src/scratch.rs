@@ -49,6 +49,13 @@ pub(crate) fn elements_mut<T: Operand>(lines: &mut [Line]) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines) / size_of::<T>()) }
 }
 
+/// Lines as rows of sixteen.
+#[inline(always)]
+pub(crate) fn rows_mut(lines: &mut [Line]) -> &mut [[u32; LANES]] {
+    // SAFETY: a line is sixteen u32 and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len()) }
+}
+
 /// Sixteen lines as a block to transpose.
 #[inline(always)]
 pub(crate) fn block(lines: &[Line]) -> &[[u32; LANES]; LANES] {

@@ -3,11 +3,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{GROUPS, PANEL, TILE_ROWS};
-use crate::isa::Kind;
-use crate::scratch::{Line, block, block_mut};
+use super::{GROUPS, NOWHERE, PANEL, TILE_ROWS};
+use crate::Operand;
+use crate::scratch::Line;
 use crate::simd::{LANES, Simd};
-use crate::{Isa, Operand};
 
 /// Rows whose sums are held in registers at once by the vector form: two vectors each, beside two of `W`.
 const ROWS: usize = 8;
@@ -22,39 +21,6 @@ const FEW_ROWS: usize = 4;
 const fn some_rows<T: Operand>() -> usize {
     const { assert!(2 * SOME_ROWS + FEW_ROWS == TILE_ROWS && TILE_ROWS.is_multiple_of(FEW_ROWS)) };
     if T::GROUP == 1 { 2 * SOME_ROWS } else { 0 }
-}
-
-/// Lines of the summed axis to take at a time where rows are many. A panel of as many is 96 KiB: with the rows that pass
-/// by it, it stays in the second-level cache. (Measured: shorter parts, for the first-level cache, gain nothing, since
-/// sums are stored and loaded between them.)
-const PART: usize = 48;
-/// The same of turned tiles, for the first-level cache. (Measured on Zen 3, whose second-level cache has 512 KiB: 2 to 10 %
-/// over [`PART`]; without turning nothing.)
-const TURNED_PART: usize = 8;
-
-/// Lines of the summed axis, of `lines`, for [`Unit::add_part`] to take at a time: parts as equal as may be, of
-/// [`TURNED_PART`] or [`PART`] at most.
-pub(crate) fn part<const TURNED: bool>(lines: usize) -> usize {
-    let most = if TURNED { TURNED_PART } else { PART };
-    lines.div_ceil(lines.div_ceil(most).max(1)).max(1)
-}
-
-/// Whether rows of `A` that are packed already are turned first, by [`turn`]: where vectors are not [wide](Simd::WIDE). A
-/// line then has the same group of sixteen rows, and a product reads what it multiplies at once from one line instead of six (or
-/// four). (Measured in f32 on AVX2, Zen 3: 85 GFLOP/s, 76 without, of the 92 that registers alone reach. Rows further apart,
-/// so that they are in different banks of the cache, gain nothing; windows of feature maps, which are packed in any case, lose
-/// by turning what they gain: 67 to 70, 74 without, with 64 outputs, 83 and 82 with 256.)
-pub(crate) fn turns(isa: Isa) -> bool {
-    isa.kind() < Kind::Avx512
-}
-
-/// Turn tiles.
-#[inline(always)]
-pub(crate) fn turn<S: Simd>(s: S, from: &[Line], to: &mut [Line]) {
-    assert!(from.len() <= to.len(), "room for the tiles");
-    for (from, to) in from.chunks_exact(TILE_ROWS).zip(to.chunks_exact_mut(TILE_ROWS)) {
-        s.transpose(block(from), block_mut(to));
-    }
 }
 
 /// Sums of 32 rows and 32 columns.
@@ -193,6 +159,35 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         }
     }
 
+    /// As [`Unit::add_part`] for sixteen rows that are in pieces ([`Pieces`](super::Pieces)): `starts` are some of them, each
+    /// `lines` long.
+    #[inline(always)]
+    pub(crate) fn add_pieces(
+        &self,
+        a: &[Line],
+        starts: &[[u32; TILE_ROWS]],
+        lines: usize,
+        b: &[Line],
+        sums: &mut [f32],
+        add: bool,
+    ) {
+        assert!(b.len() == starts.len() * lines * 2 * GROUPS && sums.len() >= TILE_ROWS * PANEL);
+        if S::WIDE {
+            for first in (0..TILE_ROWS).step_by(ROWS) {
+                self.block_of_pieces::<ROWS, 2>(a, starts, lines, b, sums, add, [first, 0]);
+            }
+            return;
+        }
+        for vector in 0..2 {
+            for first in (0..some_rows::<T>()).step_by(SOME_ROWS) {
+                self.block_of_pieces::<SOME_ROWS, 1>(a, starts, lines, b, sums, add, [first, vector]);
+            }
+            for first in (some_rows::<T>()..TILE_ROWS).step_by(FEW_ROWS) {
+                self.block_of_pieces::<FEW_ROWS, 1>(a, starts, lines, b, sums, add, [first, vector]);
+            }
+        }
+    }
+
     /// `R` rows of a tile and `V` vectors of columns, from the `first` row and vector on. `add` to the sums, or set them.
     #[inline(always)]
     fn block<const R: usize, const V: usize, const TURNED: bool>(
@@ -206,14 +201,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
     ) {
         let s = self.s;
         let sums = &mut sums[first * stride + vector * LANES..];
-        let mut acc = [[s.splat(0.0); V]; R];
-        if add {
-            for (acc, sums) in acc.iter_mut().zip(sums.chunks(stride)) {
-                for (acc, sums) in acc.iter_mut().zip(sums.chunks_exact(LANES)) {
-                    *acc = s.load(sums);
-                }
-            }
-        }
+        let mut acc = load_sums::<S, R, V>(s, sums, stride, add);
         for (a, b) in tile.chunks_exact(TILE_ROWS).zip(b.chunks_exact(2 * GROUPS)) {
             let b = &b[vector * GROUPS..];
             for g in 0..GROUPS {
@@ -229,8 +217,40 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         store_sums(s, acc, sums, stride);
     }
 
+    /// The same of rows in pieces.
+    #[inline(always)]
+    fn block_of_pieces<const R: usize, const V: usize>(
+        &self,
+        a: &[Line],
+        starts: &[[u32; TILE_ROWS]],
+        lines: usize,
+        b: &[Line],
+        sums: &mut [f32],
+        add: bool,
+        [first, vector]: [usize; 2],
+    ) {
+        let s = self.s;
+        let sums = &mut sums[first * PANEL + vector * LANES..];
+        let mut acc = load_sums::<S, R, V>(s, sums, PANEL, add);
+        for (starts, b) in starts.iter().zip(b.chunks_exact(lines * 2 * GROUPS)) {
+            let starts: &[u32; R] = starts[first..first + R].try_into().expect("a part of a tile's rows");
+            for (i, b) in b.chunks_exact(2 * GROUPS).enumerate() {
+                let mut rows = [&Line::ZERO.0; R];
+                for (row, start) in rows.iter_mut().zip(starts) {
+                    if *start != NOWHERE {
+                        *row = &a[*start as usize + i * TILE_ROWS].0;
+                    }
+                }
+                let b = &b[vector * GROUPS..];
+                for g in 0..GROUPS {
+                    add_products::<T, S, R, V>(s, &mut acc, b, g, |r| rows[r][g]);
+                }
+            }
+        }
+        store_sums(s, acc, sums, PANEL);
+    }
+
     /// The same of rows that lie `row` groups apart; `starts` are their lines'.
-    #[allow(clippy::too_many_arguments)] // what `product_at` was given, and which part
     #[inline(always)]
     fn block_at<const R: usize, const V: usize>(
         &self,
@@ -280,6 +300,25 @@ fn add_products<T: Operand, S: Simd, const R: usize, const V: usize>(
             *acc = T::dot(s, *acc, a, *b);
         }
     }
+}
+
+/// From rows `stride` apart, if there is something to `add` to.
+#[inline(always)]
+fn load_sums<S: Simd, const R: usize, const V: usize>(
+    s: S,
+    sums: &[f32],
+    stride: usize,
+    add: bool,
+) -> [[S::F; V]; R] {
+    let mut acc = [[s.splat(0.0); V]; R];
+    if add {
+        for (acc, sums) in acc.iter_mut().zip(sums.chunks(stride)) {
+            for (acc, sums) in acc.iter_mut().zip(sums.chunks_exact(LANES)) {
+                *acc = s.load(sums);
+            }
+        }
+    }
+    acc
 }
 
 /// Into rows `stride` apart.

@@ -7,10 +7,12 @@
 //! columns each, pass by once. A long summed axis is taken in parts, so that a part of the panel stays in the second-level
 //! cache while all rows of the block pass. Both operands are packed in lines of 64 bytes: a tile of `A` is 16 rows of one
 //! line, a tile of `W` 16 groups (a group being 32 bits of the summed axis) of 16 columns. That is what tile instructions
-//! load, and the vector forms read the same bytes; those of narrow registers turn tiles of `A` first where it pays.
+//! load, and the vector forms read the same bytes; those of narrow registers turn tiles of `A` first where it pays, and all of
+//! them read the windows of a feature map where they lie ([`Pieces`]).
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) mod amx;
+mod block;
 mod epilogue;
 mod matrix;
 pub(crate) mod micro;
@@ -22,13 +24,14 @@ use rayon::prelude::*;
 pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output, Plain, Residual, Store};
 pub(crate) use epilogue::{load, mask_words, selected};
 pub use matrix::Matrix;
-pub use source::{Rounded, Source};
+pub use source::{NOWHERE, Pieces, Rounded, Source};
 pub(crate) use stream::stored;
 pub use stream::{AddTo, Join, Part};
 
 use crate::scratch::{self, Line, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand};
+use block::{Block, Found, Packed};
 
 /// Rows of a tile of `A`.
 pub const TILE_ROWS: usize = 16;
@@ -60,8 +63,13 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     let lines = w.lines();
     let threads = rayon::current_num_threads();
     let tiles = rows.div_ceil(TILE_ROWS);
+    let pieces = a.pieces().filter(|pieces| block::in_place::<T>(isa) && pieces.line_count() > 0);
+    if let Some(pieces) = &pieces {
+        assert_eq!(pieces.count() * pieces.line_count(), lines, "the rows' pieces and the matrix's lines");
+    }
     // Blocks of rows as large as the cache allows, a multiple of the threads in number where there are enough.
-    let tile_bytes = lines.max(1) * 64 * TILE_ROWS;
+    let tile_lines = pieces.map_or(lines * TILE_ROWS, |pieces| pieces.lines().len().div_ceil(tiles));
+    let tile_bytes = tile_lines.max(1) * size_of::<Line>();
     let mut blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).max(2));
     if a.packed().is_some() && tiles * tile_bytes <= WHOLE_BYTES {
         // Few rows: the time goes into reading `W`, which each thread then reads a part of.
@@ -76,7 +84,7 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     let shares = (2 * threads).div_ceil(blocks).min(panels);
     let shares = if blocks.is_multiple_of(threads) { 1 } else { shares };
     // Each share turns the rows for itself, which takes a panel or two to pay for.
-    let turned = a.packed().is_some() && micro::turns(isa) && panels >= 2 * shares;
+    let turned = a.packed().is_some() && block::turns(isa) && panels >= 2 * shares;
     let task = |i: usize| {
         let (block, share) = (i / shares, i % shares);
         let part = |all: usize| share * all / shares..(share + 1) * all / shares;
@@ -88,13 +96,18 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
             rows: first * TILE_ROWS..((first + size) * TILE_ROWS).min(rows),
             panels: part(panels),
             turned,
+            pieces,
             packed: &mut [],
             sums: &mut [],
         }
     };
     // Lent here rather than inside the task: a closure there would be compiled without its instructions.
     let run = |i: usize| {
-        let packed = if a.packed().is_some() && !turned { 0 } else { size * lines * TILE_ROWS };
+        let packed = match &pieces {
+            Some(pieces) => size * pieces.count(),
+            None if a.packed().is_some() && !turned => 0,
+            None => size * lines * TILE_ROWS,
+        };
         let sums = size.next_multiple_of(2) * TILE_ROWS * PANEL / GROUPS;
         scratch::with([packed, sums], |[packed, sums]| {
             dispatch(isa, Task { packed, sums: elements_mut(sums), ..task(i) });
@@ -115,7 +128,9 @@ struct Task<'a, T, A, E> {
     panels: std::ops::Range<usize>,
     /// Whether rows that are packed already are turned.
     turned: bool,
-    /// Room for packed rows, or turned ones.
+    /// What rows are made of, where it is read where it lies.
+    pieces: Option<Pieces<'a, T>>,
+    /// Room for packed rows, or turned ones, or for where their pieces begin.
     packed: &'a mut [Line],
     /// A panel's, of all rows.
     sums: &'a mut [f32],
@@ -128,39 +143,44 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
     fn run<S: Simd>(mut self, s: S) {
         let packed = std::mem::take(&mut self.packed);
         let Self { a, rows, .. } = &self;
+        let lines = self.w.lines();
         if let Some(all) = a.packed() {
             let all = all.tiles(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS));
             if S::WIDE || !self.turned {
-                return self.multiply::<S, false>(s, all);
+                return self.multiply(s, &Packed::<false>::new(all, lines));
             }
-            micro::turn(s, all, packed);
-            return self.multiply::<S, true>(s, packed);
+            block::turn(s, all, packed);
+            return self.multiply(s, &Packed::<true>::new(packed, lines));
         }
-        let tile = self.w.lines() * TILE_ROWS;
+        if let Some(pieces) = self.pieces {
+            let starts = scratch::rows_mut(packed);
+            for (tile, starts) in starts.chunks_exact_mut(pieces.count()).enumerate() {
+                a.find(rows.start + tile * TILE_ROWS, starts);
+            }
+            return self.multiply(s, &Found::new(pieces, starts));
+        }
+        let tile = lines * TILE_ROWS;
         for (i, row) in rows.clone().enumerate().filter(|_| tile > 0) {
             let at = i / TILE_ROWS * tile + i % TILE_ROWS;
             a.pack(s, row, PackedRow::new(&mut packed[at..(i / TILE_ROWS + 1) * tile]));
         }
-        self.multiply::<S, false>(s, packed);
+        self.multiply(s, &Packed::<false>::new(packed, lines));
     }
 }
 
 impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
-    /// With the rows' tiles, which are turned or not.
     #[inline(always)]
-    fn multiply<S: Simd, const TURNED: bool>(self, s: S, packed: &[Line]) {
+    fn multiply<S: Simd>(self, s: S, block: &impl Block<T>) {
         let Self { w, epilogue, rows, panels, sums, .. } = self;
         let lines = w.lines();
         let tiles = rows.len().div_ceil(TILE_ROWS);
-        let tile = lines * TILE_ROWS;
         let unit = micro::Unit::<T, S>::new(s);
-        let part = micro::part::<TURNED>(lines);
+        let part = block.part();
         for (panel, start) in panels.flat_map(|p| (0..lines.max(1)).step_by(part).map(move |s| (p, s))) {
             let b = w.panel(panel);
             let column = panel * PANEL;
             let part = start..(start + part).min(lines);
             for first in (0..tiles).step_by(2) {
-                let pair = &packed[first * tile..(first + 2).min(tiles) * tile];
                 let count = (rows.len() - first * TILE_ROWS).min(2 * TILE_ROWS);
                 let row = rows.start + first * TILE_ROWS;
                 // Where all is done at once, the same few sums serve all rows.
@@ -170,7 +190,7 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
                 if last {
                     epilogue.expect(s, row, count, column);
                 }
-                unit.add_part::<TURNED>(pair, lines, part.clone(), b, sums, PANEL);
+                block.add(&unit, first..(first + 2).min(tiles), part.clone(), b, sums);
                 if !last {
                     continue;
                 }

@@ -1,7 +1,8 @@
 //! Where a product's rows come from.
 
-use super::{PackedRow, line};
+use super::{PackedRow, TILE_ROWS, line};
 use crate::depthwise::Pixels;
+use crate::scratch::Line;
 use crate::simd::{LANES, Simd};
 use crate::{Operand, Tiles};
 
@@ -16,6 +17,65 @@ pub trait Source<T: Operand>: Sync {
     /// All of it, where it is packed already.
     fn packed(&self) -> Option<&Tiles<T>> {
         None
+    }
+    /// What its rows are made of, where that lies in tiles already.
+    fn pieces(&self) -> Option<Pieces<'_, T>> {
+        None
+    }
+    /// For the sixteen rows from `row` on, where each piece begins: its first line among those of the tiles, or [`NOWHERE`],
+    /// as for rows beyond the last. To be `#[inline(always)]`.
+    fn find(&self, _row: usize, _starts: &mut [[u32; TILE_ROWS]]) {
+        unreachable!("only rows in pieces are looked for");
+    }
+}
+
+/// Rows made of whole rows of tiles, as many one after another in each: the windows of a feature map.
+pub struct Pieces<'a, T> {
+    tiles: &'a Tiles<T>,
+    count: usize,
+}
+
+impl<T> Clone for Pieces<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Pieces<'_, T> {}
+
+/// Where a piece of zeros begins.
+pub const NOWHERE: u32 = u32::MAX;
+
+impl<'a, T: Operand> Pieces<'a, T> {
+    /// `count` rows of `tiles` in each row.
+    ///
+    /// # Panics
+    /// There are more lines than [`NOWHERE`] lets tell apart: 256 GiB of them.
+    pub fn new(tiles: &'a Tiles<T>, count: usize) -> Self {
+        let pieces = Self { tiles, count };
+        assert!(u32::try_from(pieces.lines().len()).is_ok_and(|l| l < NOWHERE), "lines of a feature map");
+        pieces
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Of a piece; they lie a tile's height apart.
+    pub(crate) fn line_count(&self) -> usize {
+        self.tiles.per_row()
+    }
+
+    /// Of all tiles.
+    pub(crate) fn lines(&self) -> &'a [Line] {
+        self.tiles.tiles(0..self.tiles.rows().div_ceil(TILE_ROWS))
+    }
+
+    /// Where row `row` of the tiles begins.
+    #[inline(always)]
+    pub(crate) fn start(&self, row: u32) -> u32 {
+        let height = TILE_ROWS as u32;
+        (row / height).wrapping_mul(height * self.tiles.per_row() as u32) + row % height
     }
 }
 

@@ -126,7 +126,7 @@ fn turned_rows_agree_with_f64() {
         }
     }
     for isa in Isa::available() {
-        assert_ne!(micro::turns(*isa), dispatch(*isa, Wide), "{isa:?}");
+        assert_ne!(block::turns(*isa), dispatch(*isa, Wide), "{isa:?}");
     }
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     for sizes in [[1, 33, 40], [17, 130, 65], [33, 270, 65]] {
