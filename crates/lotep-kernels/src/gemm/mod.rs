@@ -13,6 +13,7 @@
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) mod amx;
 mod block;
+mod cut;
 mod epilogue;
 mod matrix;
 pub(crate) mod micro;
@@ -32,6 +33,7 @@ use crate::scratch::{self, Line, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand};
 use block::{Block, Found, Packed};
+use cut::Cut;
 
 /// Rows of a tile of `A`.
 pub const TILE_ROWS: usize = 16;
@@ -39,11 +41,6 @@ pub const TILE_ROWS: usize = 16;
 pub const PANEL: usize = 32;
 /// Groups of a line: 16 f32 or 32 bfloat16.
 const GROUPS: usize = 16;
-/// Bytes of packed rows to keep in the second-level cache, which `W`'s panels pass through as well.
-const BLOCK_BYTES: usize = 1 << 20;
-/// Bytes of packed rows that may stay there if they are all there are: an image's tokens with four times their width.
-const WHOLE_BYTES: usize = 3 << 19;
-
 /// Elements of a line.
 pub const fn line<T: Operand>() -> usize {
     GROUPS * T::GROUP
@@ -61,62 +58,39 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
         return;
     }
     let lines = w.lines();
-    let threads = rayon::current_num_threads();
     let tiles = rows.div_ceil(TILE_ROWS);
     let pieces = a.pieces().filter(|pieces| block::in_place::<T>(isa) && pieces.line_count() > 0);
     if let Some(pieces) = &pieces {
         assert_eq!(pieces.count() * pieces.line_count(), lines, "the rows' pieces and the matrix's lines");
     }
-    // Blocks of rows as large as the cache allows, a multiple of the threads in number where there are enough.
     let tile_lines = pieces.map_or(lines * TILE_ROWS, |pieces| pieces.lines().len().div_ceil(tiles));
-    let tile_bytes = tile_lines.max(1) * size_of::<Line>();
-    let mut blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).max(2));
-    if a.packed().is_some() && tiles * tile_bytes <= WHOLE_BYTES {
-        // Few rows: the time goes into reading `W`, which each thread then reads a part of.
-        blocks = 1;
-    } else if tiles >= 2 * threads {
-        blocks = blocks.next_multiple_of(threads);
-    }
-    let size = tiles.div_ceil(blocks).next_multiple_of(2).min(tiles);
-    let blocks = tiles.div_ceil(size);
-    // Too few of them: share out the columns as well.
-    let panels = w.panels();
-    let shares = (2 * threads).div_ceil(blocks).min(panels);
-    let shares = if blocks.is_multiple_of(threads) { 1 } else { shares };
+    let there = a.packed().is_some() || pieces.is_some();
+    let cut = Cut::new(tiles, tile_lines * size_of::<Line>(), there, w.panels());
     // Each share turns the rows for itself, which takes a panel or two to pay for.
-    let turned = a.packed().is_some() && block::turns(isa) && panels >= 2 * shares;
+    let turned = a.packed().is_some() && block::turns(isa) && w.panels() >= 2 * cut.shares();
     let task = |i: usize| {
-        let (block, share) = (i / shares, i % shares);
-        let part = |all: usize| share * all / shares..(share + 1) * all / shares;
-        let first = block * size;
-        Task {
-            a,
-            w,
-            epilogue,
-            rows: first * TILE_ROWS..((first + size) * TILE_ROWS).min(rows),
-            panels: part(panels),
-            turned,
-            pieces,
-            packed: &mut [],
-            sums: &mut [],
-        }
+        let (tiles, panels) = cut.task(i);
+        let rows = tiles.start * TILE_ROWS..(tiles.end * TILE_ROWS).min(rows);
+        Task { a, w, epilogue, rows, panels, turned, pieces, packed: &mut [], sums: &mut [] }
     };
     // Lent here rather than inside the task: a closure there would be compiled without its instructions.
     let run = |i: usize| {
+        let task = task(i);
+        let tiles = task.rows.len().div_ceil(TILE_ROWS);
         let packed = match &pieces {
-            Some(pieces) => size * pieces.count(),
+            Some(pieces) => tiles * pieces.count(),
             None if a.packed().is_some() && !turned => 0,
-            None => size * lines * TILE_ROWS,
+            None => tiles * lines * TILE_ROWS,
         };
-        let sums = size.next_multiple_of(2) * TILE_ROWS * PANEL / GROUPS;
+        let sums = tiles.next_multiple_of(2) * TILE_ROWS * PANEL / GROUPS;
         scratch::with([packed, sums], |[packed, sums]| {
-            dispatch(isa, Task { packed, sums: elements_mut(sums), ..task(i) });
+            dispatch(isa, Task { packed, sums: elements_mut(sums), ..task });
         });
     };
-    if blocks * shares == 1 {
+    if cut.tasks() == 1 {
         run(0);
     } else {
-        (0..blocks * shares).into_par_iter().with_max_len(1).for_each(run);
+        (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(run);
     }
 }
 
