@@ -243,9 +243,12 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         let mut acc = load_sums::<S, R, 2>(s, sums, stride, add);
         let lines = tiles[0].chunks_exact(TILE_ROWS).zip(tiles[1].chunks_exact(TILE_ROWS));
         for ((upper, lower), b) in lines.zip(b.chunks_exact(2 * GROUPS)) {
+            let mut rows = [&Line::ZERO; R];
+            for (row, at) in rows.iter_mut().zip(first..) {
+                *row = if at < TILE_ROWS { &upper[at] } else { &lower[at - TILE_ROWS] };
+            }
             for g in 0..GROUPS {
-                let row = |r| if r < TILE_ROWS { &upper[r] } else { &lower[r - TILE_ROWS] };
-                add_products::<T, S, R, 2>(s, &mut acc, b, g, |r| row(first + r).0[g]);
+                add_products::<T, S, R, 2>(s, &mut acc, b, g, |r| rows[r].0[g]);
             }
         }
         store_sums(s, acc, sums, stride);
