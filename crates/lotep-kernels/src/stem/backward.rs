@@ -120,6 +120,14 @@ impl<T: Operand> Kernel for Image<'_, T> {
     }
 }
 
+/// Along an axis, which of `count` windows of the pooling read row `i`, and at which of their three taps: window `o` reads row
+/// `2 o + tap - 1`.
+#[inline(always)]
+fn readers(i: usize, count: usize) -> impl Iterator<Item = (usize, usize)> {
+    let pairs = if i.is_multiple_of(2) { [(i / 2, 1), (count, 0)] } else { [(i / 2 + 1, 0), (i / 2, 2)] };
+    pairs.into_iter().filter(move |(window, _)| *window < count)
+}
+
 pub(super) struct PoolBackward<'a, T> {
     pub(super) winners: &'a [u16],
     pub(super) grad: &'a [f32],
@@ -140,21 +148,19 @@ impl<T: Operand> Kernel for PoolBackward<'_, T> {
             let per_image = self.size[0] * self.size[1];
             let (image, within) = (pixel / per_image, pixel % per_image);
             let (y, x) = (within / self.size[1], within % self.size[1]);
+            // Windows that read this pixel, and at which tap: one, two or four of them.
+            let (mut windows, mut found) = ([(0, 0); 4], 0);
+            for (oy, ty) in readers(y, height) {
+                for (ox, tx) in readers(x, width) {
+                    windows[found] = ((image * height + oy) * width + ox, 3 * ty + tx);
+                    found += 1;
+                }
+            }
             for chunk in 0..chunks {
                 let column = chunk * LANES;
                 let count = (channels - column).min(LANES);
                 let mut sum = s.splat(0.0);
-                for tap in 0..TAPS {
-                    // Output `o` reads input `2 o + tap - 1`.
-                    let (Some(y), Some(x)) = ((y + 1).checked_sub(tap / 3), (x + 1).checked_sub(tap % 3))
-                    else {
-                        continue;
-                    };
-                    let (oy, ox) = (y / 2, x / 2);
-                    if y % 2 == 1 || x % 2 == 1 || oy >= height || ox >= width {
-                        continue;
-                    }
-                    let from = (image * height + oy) * width + ox;
+                for (from, tap) in &windows[..found] {
                     let won = self.winners[(from * chunks + chunk) * TAPS + tap];
                     let at = from * channels + column;
                     let grad = s.load(&self.grad[at..at + count]);
