@@ -348,6 +348,8 @@ mod tests {
             (4, 6, 3, 2, 1, 1, [4, 3]),
             (3, 8, 7, 2, 3, 1, [13, 10]),
             (8, 8, 4, 4, 0, 1, [9, 8]),
+            // Three tiles of rows, whose pieces are multiplied in parts.
+            (200, 3, 3, 1, 1, 1, [5, 7]),
         ] {
             let shape = Shape { inputs, outputs, side, stride, padding };
             sweep(&Maps { shape, images, size });
