@@ -212,7 +212,7 @@ impl<T: Operand> Source<T> for Gather<'_, T> {
     }
 
     fn pieces(&self) -> Option<Pieces<'_, T>> {
-        Some(Pieces::new(self.x, self.windows.taps.len())).filter(|_| !self.windows.taps.is_empty())
+        Pieces::new(self.x, self.windows.taps.len())
     }
 
     #[inline(always)]
@@ -238,7 +238,7 @@ impl<T: Operand> Source<T> for Gather<'_, T> {
         // Rows that there are not are below every image.
         let count = <Self as Source<T>>::rows(self).saturating_sub(row).min(TILE_ROWS);
         ys[count..].fill(u32::MAX / 2);
-        let pieces = Pieces::new(self.x, self.windows.taps.len());
+        let (tall, per_row) = (TILE_ROWS as u32, self.x.per_row() as u32);
         for (starts, [dy, dx]) in starts.iter_mut().zip(&self.windows.taps) {
             for r in 0..TILE_ROWS {
                 // Above and left of the image they wrap around, to beyond its far edges.
@@ -246,7 +246,8 @@ impl<T: Operand> Source<T> for Gather<'_, T> {
                 let x = xs[r].wrapping_add(*dx as u32);
                 let pixel = images[r].wrapping_add(y.wrapping_mul(width as u32)).wrapping_add(x);
                 let within = y < height as u32 && x < width as u32;
-                starts[r] = if within { pieces.start(pixel) } else { NOWHERE };
+                let line = (pixel / tall).wrapping_mul(tall * per_row) + pixel % tall;
+                starts[r] = if within { line } else { NOWHERE };
             }
         }
     }
@@ -291,6 +292,24 @@ mod tests {
     use crate::gemm::Store;
     use crate::testing::{Sweep, assert_close, operands, sweep, wide};
 
+    /// Windows that are packed even where products could read them in place, as they are for tile instructions.
+    struct Packing<'a, T>(Gather<'a, T>);
+
+    impl<T: Operand> Source<T> for Packing<'_, T> {
+        fn rows(&self) -> usize {
+            self.0.rows()
+        }
+
+        fn depth(&self) -> usize {
+            self.0.depth()
+        }
+
+        #[inline(always)]
+        fn pack<S: Simd>(&self, s: S, row: usize, out: PackedRow<'_>) {
+            self.0.pack(s, row, out);
+        }
+    }
+
     struct Maps {
         shape: Shape,
         images: usize,
@@ -328,9 +347,14 @@ mod tests {
                 }
             }
             let conv = Conv::<T>::new(shape, &kernel);
+            let x = Tiles::from_rows(&x, inputs);
             let mut out = vec![9.0; expected.len()];
-            conv.run(isa, &Tiles::from_rows(&x, inputs), images, [h, w], &Store::new(&mut out, outputs));
+            conv.run(isa, &x, images, [h, w], &Store::new(&mut out, outputs));
             assert_close(&out, &expected, 1e-5, &what);
+            let mut packed = vec![9.0; expected.len()];
+            let windows = Gather { x: &x, windows: &conv.windows, images, size: [h, w], output: [oh, ow] };
+            gemm::run(isa, &Packing(windows), &conv.matrix, &Store::new(&mut packed, outputs));
+            assert_eq!(packed, out, "{what}");
             let mut out = vec![9.0; back.len()];
             let grad = Tiles::from_rows(&grad, outputs);
             conv.transposed().run(isa, &grad, images, [h, w], false, &Store::new(&mut out, inputs));
@@ -350,9 +374,22 @@ mod tests {
             (8, 8, 4, 4, 0, 1, [9, 8]),
             // Three tiles of rows, whose pieces are multiplied in parts.
             (200, 3, 3, 1, 1, 1, [5, 7]),
+            // Pieces of several lines, alone.
+            (70, 5, 1, 2, 0, 2, [5, 4]),
         ] {
             let shape = Shape { inputs, outputs, side, stride, padding };
             sweep(&Maps { shape, images, size });
+        }
+    }
+
+    /// Several blocks, the last of an odd number of tiles, on one thread and on three.
+    #[test]
+    #[cfg_attr(miri, ignore = "too long")]
+    fn large_maps_agree_with_f64() {
+        let shape = Shape { inputs: 64, outputs: 3, side: 3, stride: 1, padding: 1 };
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| sweep(&Maps { shape, images: 2, size: [80, 81] }));
         }
     }
 }

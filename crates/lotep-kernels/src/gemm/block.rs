@@ -11,7 +11,7 @@ use crate::{Isa, Operand};
 
 /// Lines of the summed axis to take at a time where rows are many. A panel of as many is 96 KiB: with the rows that pass
 /// by it, it stays in the second-level cache. (Measured: shorter parts, for the first-level cache, gain nothing, since
-/// sums are stored and loaded between them.)
+/// sums are stored and loaded between them.) A piece of more is taken whole.
 const PART: usize = 48;
 /// The same of turned tiles, for the first-level cache. (Measured on Zen 3, whose second-level cache has 512 KiB: 2 to 10 %
 /// over [`PART`]; without turning nothing.)
@@ -19,7 +19,7 @@ const TURNED_PART: usize = 8;
 
 /// Lines of the summed axis, of `lines`, for [`Unit::add_part`] to take at a time: parts as equal as may be, of
 /// [`TURNED_PART`] or [`PART`] at most.
-pub(crate) fn part<const TURNED: bool>(lines: usize) -> usize {
+fn part<const TURNED: bool>(lines: usize) -> usize {
     let most = if TURNED { TURNED_PART } else { PART };
     lines.div_ceil(lines.div_ceil(most).max(1)).max(1)
 }
@@ -27,8 +27,8 @@ pub(crate) fn part<const TURNED: bool>(lines: usize) -> usize {
 /// Whether rows of `A` that are packed already are turned first, by [`turn`]: where vectors are not [wide](Simd::WIDE). A
 /// line then has the same group of sixteen rows, and a product reads what it multiplies at once from one line instead of six (or
 /// four). (Measured in f32 on AVX2, Zen 3: 85 GFLOP/s, 76 without, of the 92 that registers alone reach. Rows further apart,
-/// so that they are in different banks of the cache, gain nothing; windows of feature maps, which are packed in any case, lose
-/// by turning what they gain: 67 to 70, 74 without, with 64 outputs, 83 and 82 with 256.)
+/// so that they are in different banks of the cache, gain nothing; windows of feature maps, when they were packed, lost by turning
+/// what they gained.)
 pub(crate) fn turns(isa: Isa) -> bool {
     isa.kind() < Kind::Avx512
 }

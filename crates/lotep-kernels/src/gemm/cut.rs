@@ -16,16 +16,18 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    /// For the threads that there are: `tiles` of rows, each reading `tile_bytes`, of which all are `there` or must be packed
-    /// first, with `panels`.
+    /// For the threads that there are: `tiles` of rows, each reading `tile_bytes` (not 0), of which all are `there` or must be
+    /// packed first, with `panels`.
     pub(super) fn new(tiles: usize, tile_bytes: usize, there: bool, panels: usize) -> Self {
         let threads = rayon::current_num_threads();
-        let tile_bytes = tile_bytes.max(1);
         let pairs = tiles.div_ceil(2);
         // As large as the cache allows, a multiple of the threads in number where there are enough.
         let mut blocks = pairs.div_ceil((BLOCK_BYTES / 2 / tile_bytes).max(1));
-        if there && tiles * tile_bytes <= WHOLE_BYTES {
-            // Few rows: the time goes into reading `W`, which each thread then reads a part of.
+        // Unless panels leave threads idle that rows would not.
+        let even =
+            panels.is_multiple_of(threads) || panels >= 2 * threads || (pairs < threads && panels > pairs);
+        if there && even && tiles * tile_bytes <= WHOLE_BYTES {
+            // Few rows: each thread then reads all of them and a part of `W`.
             blocks = 1;
         } else if pairs >= threads {
             blocks = blocks.next_multiple_of(threads).min(pairs);
@@ -59,14 +61,14 @@ impl Cut {
 mod tests {
     use super::*;
 
-    /// Blocks differ by a pair of tiles at most, and all tiles and panels come once, whatever the sizes.
+    /// Blocks differ by a pair of tiles at most, all tiles and panels come once, and no thread is idle while there are rows enough.
     #[test]
     fn tasks_are_of_equal_size_and_miss_nothing() {
         for threads in [1, 2, 3, 7] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             for tiles in [1, 2, 3, 25, 99, 1568] {
                 for (bytes, there, panels) in [
-                    (0, false, 1),
+                    (64, false, 1),
                     (2048, true, 2),
                     (24 << 10, false, 24),
                     (98_304, true, 3),
@@ -84,6 +86,8 @@ mod tests {
                     }
                     let what = format!("{threads} threads, {tiles} tiles of {bytes}, {panels} panels");
                     assert!(seen.iter().all(|seen| *seen == 1), "{what}");
+                    let enough = tiles.div_ceil(2) >= threads;
+                    assert!(!enough || cut.tasks() >= threads, "{what}: {} tasks", cut.tasks());
                     assert!(
                         sizes.iter().max().unwrap() - sizes.iter().min().unwrap() <= 1,
                         "{what}: {sizes:?}"

@@ -10,16 +10,16 @@ use crate::simd::{LANES, Simd};
 
 /// Rows whose sums are held in registers at once by the vector form: two vectors each, beside two of `W`.
 const ROWS: usize = 8;
-/// The same of a pair of tiles: two blocks of these and one of [`ROWS`]. (Measured on Zen 5 in bfloat16, against eight rows each: 64
-/// values a row 850 GFLOP/s on two cores for 720, 512 to 768 values 2 to 5 % more. Rows in pieces gain nothing.)
-const PAIR_ROWS: usize = 12;
-const _: () = assert!(2 * PAIR_ROWS + ROWS == 2 * TILE_ROWS);
-
 /// The same where registers are not wide: one vector each, which is two or four of them. Two blocks of these and one of
 /// [`FEW_ROWS`] make a tile's rows.
 const SOME_ROWS: usize = 6;
 /// The same of bfloat16, which takes registers to widen it.
 const FEW_ROWS: usize = 4;
+
+/// As [`ROWS`] for a pair of tiles: two blocks of these and one of those. (Measured on two cores of Zen 5 in bfloat16, against
+/// blocks of eight: 850 GFLOP/s instead of 720 with 64 values a row, 2 to 5 % more with 512 to 768. Rows in pieces gain nothing.)
+const PAIR_ROWS: usize = 12;
+const _: () = assert!(2 * PAIR_ROWS + ROWS == 2 * TILE_ROWS);
 
 /// Rows of a tile, from its first, that are taken [`SOME_ROWS`] at a time; the others [`FEW_ROWS`].
 const fn some_rows<T: Operand>() -> usize {
@@ -182,6 +182,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         add: bool,
     ) {
         assert!(b.len() == starts.len() * lines * 2 * GROUPS && sums.len() >= TILE_ROWS * PANEL);
+        debug_assert!(!(self.s.tiles() && T::GROUP == 2), "tiles are loaded from packed rows");
         if S::WIDE {
             for first in (0..TILE_ROWS).step_by(ROWS) {
                 self.block_of_pieces::<ROWS, 2>(a, starts, lines, b, sums, add, [first, 0]);
@@ -227,7 +228,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         store_sums(s, acc, sums, stride);
     }
 
-    /// The same of two tiles and both vectors.
+    /// The same for rows of two tiles and both vectors.
     #[inline(always)]
     fn block_of_pair<const R: usize>(
         &self,
@@ -254,7 +255,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         store_sums(s, acc, sums, stride);
     }
 
-    /// The same of rows in pieces.
+    /// As [`Unit::block`] for rows in pieces.
     #[inline(always)]
     fn block_of_pieces<const R: usize, const V: usize>(
         &self,
@@ -287,7 +288,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         store_sums(s, acc, sums, PANEL);
     }
 
-    /// The same of rows that lie `row` groups apart; `starts` are their lines'.
+    /// As [`Unit::block`] for rows that lie `row` groups apart; `starts` are their lines'.
     #[inline(always)]
     fn block_at<const R: usize, const V: usize>(
         &self,

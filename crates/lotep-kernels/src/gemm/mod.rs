@@ -25,7 +25,8 @@ use rayon::prelude::*;
 pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output, Plain, Residual, Store};
 pub(crate) use epilogue::{load, mask_words, selected};
 pub use matrix::Matrix;
-pub use source::{NOWHERE, Pieces, Rounded, Source};
+pub(crate) use source::NOWHERE;
+pub use source::{Pieces, Rounded, Source};
 pub(crate) use stream::stored;
 pub use stream::{AddTo, Join, Part};
 
@@ -59,11 +60,15 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     }
     let lines = w.lines();
     let tiles = rows.div_ceil(TILE_ROWS);
-    let pieces = a.pieces().filter(|pieces| block::in_place::<T>(isa) && pieces.line_count() > 0);
+    let pieces = a.pieces().filter(|_| block::in_place::<T>(isa));
     if let Some(pieces) = &pieces {
         assert_eq!(pieces.count() * pieces.line_count(), lines, "the rows' pieces and the matrix's lines");
     }
-    let tile_lines = pieces.map_or(lines * TILE_ROWS, |pieces| pieces.lines().len().div_ceil(tiles));
+    // Of pieces, also where they begin.
+    let tile_lines = match &pieces {
+        Some(pieces) => pieces.lines().len().div_ceil(tiles) + pieces.count(),
+        None => lines.max(1) * TILE_ROWS,
+    };
     let there = a.packed().is_some() || pieces.is_some();
     let cut = Cut::new(tiles, tile_lines * size_of::<Line>(), there, w.panels());
     // Each share turns the rows for itself, which takes a panel or two to pay for.

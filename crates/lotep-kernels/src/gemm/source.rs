@@ -18,18 +18,20 @@ pub trait Source<T: Operand>: Sync {
     fn packed(&self) -> Option<&Tiles<T>> {
         None
     }
-    /// What its rows are made of, where that lies in tiles already.
+    /// What its rows are made of, where that lies in tiles already; then [`Source::find`] is there, too.
+    #[doc(hidden)]
     fn pieces(&self) -> Option<Pieces<'_, T>> {
         None
     }
     /// For the sixteen rows from `row` on, where each piece begins: its first line among those of the tiles, or [`NOWHERE`],
     /// as for rows beyond the last. To be `#[inline(always)]`.
+    #[doc(hidden)]
     fn find(&self, _row: usize, _starts: &mut [[u32; TILE_ROWS]]) {
         unreachable!("only rows in pieces are looked for");
     }
 }
 
-/// Rows made of whole rows of tiles, as many one after another in each: the windows of a feature map.
+/// Rows that each consist of the same number of whole rows of tiles, or of zeros in their place: the windows of a feature map.
 pub struct Pieces<'a, T> {
     tiles: &'a Tiles<T>,
     count: usize,
@@ -47,21 +49,18 @@ impl<T> Copy for Pieces<'_, T> {}
 pub const NOWHERE: u32 = u32::MAX;
 
 impl<'a, T: Operand> Pieces<'a, T> {
-    /// `count` rows of `tiles` in each row.
-    ///
-    /// # Panics
-    /// There are more lines than [`NOWHERE`] lets tell apart: 256 GiB of them.
-    pub fn new(tiles: &'a Tiles<T>, count: usize) -> Self {
+    /// `count` rows of `tiles` in each row; `None` where there is nothing, or more lines than [`NOWHERE`] lets tell apart.
+    pub(crate) fn new(tiles: &'a Tiles<T>, count: usize) -> Option<Self> {
         let pieces = Self { tiles, count };
-        assert!(u32::try_from(pieces.lines().len()).is_ok_and(|l| l < NOWHERE), "lines of a feature map");
-        pieces
+        let lines = u32::try_from(pieces.lines().len()).is_ok_and(|lines| lines > 0 && lines < NOWHERE);
+        (count > 0 && lines).then_some(pieces)
     }
 
     pub(crate) fn count(&self) -> usize {
         self.count
     }
 
-    /// Of a piece; they lie a tile's height apart.
+    /// Lines of a piece; they lie a tile's height apart.
     pub(crate) fn line_count(&self) -> usize {
         self.tiles.per_row()
     }
@@ -69,13 +68,6 @@ impl<'a, T: Operand> Pieces<'a, T> {
     /// Of all tiles.
     pub(crate) fn lines(&self) -> &'a [Line] {
         self.tiles.tiles(0..self.tiles.rows().div_ceil(TILE_ROWS))
-    }
-
-    /// Where row `row` of the tiles begins.
-    #[inline(always)]
-    pub(crate) fn start(&self, row: u32) -> u32 {
-        let height = TILE_ROWS as u32;
-        (row / height).wrapping_mul(height * self.tiles.per_row() as u32) + row % height
     }
 }
 
