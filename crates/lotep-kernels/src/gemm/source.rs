@@ -46,7 +46,7 @@ impl<T> Clone for Pieces<'_, T> {
 impl<T> Copy for Pieces<'_, T> {}
 
 /// Where a piece of zeros begins.
-pub const NOWHERE: u32 = u32::MAX;
+pub(crate) const NOWHERE: u32 = u32::MAX;
 
 impl<'a, T: Operand> Pieces<'a, T> {
     /// `count` rows of `tiles` in each row; `None` where there is nothing, or more lines than [`NOWHERE`] lets tell apart.
