@@ -1,6 +1,6 @@
 //! A large matrix of low rank from its factors: what a low-rank prompt is.
 
-use lotep_kernels::gemm::{self, Matrix, Rounded, Store};
+use lotep_kernels::depthwise::Rows;
 use lotep_kernels::memory::uncleared;
 use lotep_kernels::thin;
 
@@ -33,8 +33,7 @@ impl LearningOp for ThinProduct {
         let (rows, rank, columns) = (shape[0], shape[1], self.columns);
         assert_eq!(w.len(), rank * columns, "the second factor of {rank} rows and {columns} columns");
         let mut out = uncleared(rows * columns);
-        let matrix = Matrix::<f32>::pack(rank, columns, |k, n| w[k * columns + n]);
-        gemm::run(isa(), &Rounded::new(x, rank), &matrix, &Store::new(&mut out, columns));
+        thin::product(isa(), x, w, rank, &mut out);
         (out, keep.then(|| Box::new(x.to_vec()) as Kept))
     }
 
@@ -48,15 +47,13 @@ impl LearningOp for ThinProduct {
     ) -> (Vec<f32>, Vec<f32>) {
         let (rows, rank, columns) = (shape[0], shape[1], self.columns);
         let x = kept.downcast::<Vec<f32>>().expect("its own");
-        let grad = Rounded::new(grad, columns);
         let mut of_x = vec![0.0; if wanted.stream { rows * rank } else { 0 }];
         if wanted.stream {
-            let matrix = Matrix::<f32>::pack(columns, rank, |k, n| w[n * columns + k]);
-            gemm::run(isa(), &grad, &matrix, &Store::new(&mut of_x, rank));
+            thin::product_of_transposed(isa(), grad, w, rank, &mut of_x);
         }
         let mut of_w = vec![0.0; if wanted.learnt { rank * columns } else { 0 }];
         if wanted.learnt {
-            thin::contract(isa(), &x, rank, &grad, &mut of_w);
+            thin::contract(isa(), &x, rank, &Rows::new(grad, columns), &mut of_w);
         }
         (of_x, of_w)
     }

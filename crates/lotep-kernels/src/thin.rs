@@ -2,7 +2,8 @@
 //!
 //! An update adds `t W` to a layer's sums, with `t` `[rows, rank]` and `W` `[rank, columns]`. For the ranks in use (up to
 //! some dozens) that is little next to the layer itself, so it needs no operands of its own: [`Added`] adds it while the
-//! sums are in registers. [`contract`] is what the gradients need, a product that sums over the many rows.
+//! sums are in registers. [`contract`] is what the gradients need, a product that sums over the many rows. [`product`] and
+//! [`product_of_transposed`] are the other products of such matrices alone, which pack nothing.
 
 use crate::depthwise::Pixels;
 use crate::gemm::{Epilogue, PANEL, load};
@@ -147,6 +148,136 @@ impl<P: Pixels> Contract<'_, P> {
     }
 }
 
+/// `out = thin wide`: `[rows, rank]` with `[rank, columns]` to `[rows, columns]`.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn product(isa: Isa, thin: &[f32], wide: &[f32], rank: usize, out: &mut [f32]) {
+    let (rows, columns) = (thin.len() / rank.max(1), wide.len() / rank.max(1));
+    let lengths = [thin.len(), wide.len(), out.len()];
+    assert!(
+        rank > 0 && lengths == [rows * rank, rank * columns, rows * columns],
+        "{lengths:?} of rank {rank}"
+    );
+    let out = SharedMut::new(out);
+    ranges(rows, AT_ONCE, 2, |rows| dispatch(isa, Product { thin, wide, rank, columns, rows, out }));
+}
+
+/// `out = grad wideᵀ`: `[rows, columns]` with `[rank, columns]` to `[rows, rank]`, what the gradient of [`product`]'s thin
+/// factor is.
+///
+/// # Panics
+/// The lengths do not fit each other.
+pub fn product_of_transposed(isa: Isa, grad: &[f32], wide: &[f32], rank: usize, out: &mut [f32]) {
+    let (rows, columns) = (out.len() / rank.max(1), wide.len() / rank.max(1));
+    let lengths = [grad.len(), wide.len(), out.len()];
+    assert!(
+        rank > 0 && lengths == [rows * columns, rank * columns, rows * rank],
+        "{lengths:?} of rank {rank}"
+    );
+    let out = SharedMut::new(out);
+    ranges(rows, AT_ONCE, 2, |rows| dispatch(isa, OfTransposed { grad, wide, rank, columns, rows, out }));
+}
+
+/// Rows that share each load of the wide factor.
+const AT_ONCE: usize = 4;
+
+struct Product<'a> {
+    thin: &'a [f32],
+    wide: &'a [f32],
+    rank: usize,
+    columns: usize,
+    rows: std::ops::Range<usize>,
+    out: SharedMut<'a, f32>,
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { thin, wide, rank, columns, .. } = self;
+        for first in self.rows.clone().step_by(AT_ONCE) {
+            let rows = first..(first + AT_ONCE).min(self.rows.end);
+            // SAFETY: rows are shared out among the tasks.
+            let out = unsafe { self.out.part(rows.start * columns..rows.end * columns) };
+            let thin = &thin[rows.start * rank..rows.end * rank];
+            for column in (0..columns).step_by(LANES) {
+                let count = (columns - column).min(LANES);
+                let mut sums = [s.splat(0.0); AT_ONCE];
+                for k in 0..rank {
+                    let w = s.load(&wide[k * columns + column..][..count]);
+                    for (sum, thin) in sums.iter_mut().zip(thin.chunks_exact(rank)) {
+                        *sum = s.mul_add(s.splat(thin[k]), w, *sum);
+                    }
+                }
+                for (out, sum) in out.chunks_exact_mut(columns).zip(sums) {
+                    s.store(&mut out[column..column + count], sum);
+                }
+            }
+        }
+    }
+}
+
+struct OfTransposed<'a> {
+    grad: &'a [f32],
+    wide: &'a [f32],
+    rank: usize,
+    columns: usize,
+    rows: std::ops::Range<usize>,
+    out: SharedMut<'a, f32>,
+}
+
+impl Kernel for OfTransposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for first in self.rows.clone().step_by(AT_ONCE) {
+            let rows = first..(first + AT_ONCE).min(self.rows.end);
+            let mut k = 0;
+            while k < self.rank {
+                k += match self.rank - k {
+                    4.. if S::WIDE => self.block::<4, S>(s, rows.clone(), k),
+                    2.. => self.block::<2, S>(s, rows.clone(), k),
+                    _ => self.block::<1, S>(s, rows.clone(), k),
+                };
+            }
+        }
+    }
+}
+
+impl OfTransposed<'_> {
+    /// `N` of the ranks, from `k` on, of up to [`AT_ONCE`] rows; gives `N`.
+    #[inline(always)]
+    fn block<const N: usize, S: Simd>(&self, s: S, rows: std::ops::Range<usize>, k: usize) -> usize {
+        let Self { grad, wide, rank, columns, .. } = *self;
+        let mut sums = [[s.splat(0.0); N]; AT_ONCE];
+        let grad = &grad[rows.start * columns..rows.end * columns];
+        for column in (0..columns).step_by(LANES) {
+            let count = (columns - column).min(LANES);
+            let mut w = [s.splat(0.0); N];
+            for (i, w) in w.iter_mut().enumerate() {
+                *w = s.load(&wide[(k + i) * columns + column..][..count]);
+            }
+            for (sums, grad) in sums.iter_mut().zip(grad.chunks_exact(columns)) {
+                let grad = s.load(&grad[column..column + count]);
+                for (sum, w) in sums.iter_mut().zip(&w) {
+                    *sum = s.mul_add(grad, *w, *sum);
+                }
+            }
+        }
+        for (row, sums) in rows.zip(&sums) {
+            // SAFETY: rows are shared out among the tasks.
+            let out = unsafe { self.out.part(row * rank + k..row * rank + k + N) };
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = s.sum(*sum);
+            }
+        }
+        N
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +312,43 @@ mod tests {
             let mut again = vec![9.0; rank * columns];
             contract(isa, &thin, rank, &Rounded::new(&x, columns), &mut again);
             assert_eq!(out, again, "{what}");
+        }
+    }
+
+    /// Rows, rank, columns.
+    struct Thin([usize; 3]);
+
+    impl Sweep for Thin {
+        fn check<T: Operand>(&self, isa: Isa, _rounding: f64) {
+            let [rows, rank, columns] = self.0;
+            let what = format!("{isa:?} {:?}", self.0);
+            let (thin, w) = (values(rows * rank, 1), values(rank * columns, 2));
+            let (xs, ws) = (wide(&thin), wide(&w));
+            let sum = |i: usize| -> f64 {
+                (0..rank).map(|k| xs[i / columns * rank + k] * ws[k * columns + i % columns]).sum()
+            };
+            let mut out = vec![9.0; rows * columns];
+            product(isa, &thin, &w, rank, &mut out);
+            let expected: Vec<f64> = (0..out.len()).map(sum).collect();
+            assert_close(&out, &expected, 1e-5, &what);
+            let grad = values(rows * columns, 3);
+            let gs = wide(&grad);
+            let sum = |i: usize| -> f64 {
+                (0..columns).map(|c| gs[i / rank * columns + c] * ws[i % rank * columns + c]).sum()
+            };
+            let mut out = vec![9.0; rows * rank];
+            product_of_transposed(isa, &grad, &w, rank, &mut out);
+            let expected: Vec<f64> = (0..out.len()).map(sum).collect();
+            assert_close(&out, &expected, 1e-5, &what);
+        }
+    }
+
+    #[test]
+    fn thin_products_agree_with_f64() {
+        for sizes in [[1, 1, 1], [4, 2, 16], [5, 3, 33], [7, 6, 70], [0, 2, 5], [3, 4, 0], [41, 13, 40]] {
+            if !cfg!(miri) || sizes[0] < 41 {
+                sweep(&Thin(sizes));
+            }
         }
     }
 
