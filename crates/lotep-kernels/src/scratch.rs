@@ -66,7 +66,5 @@ pub(crate) fn block(lines: &[Line]) -> &[[u32; LANES]; LANES] {
 
 #[inline(always)]
 pub(crate) fn block_mut(lines: &mut [Line]) -> &mut [[u32; LANES]; LANES] {
-    assert!(lines.len() == LANES);
-    // SAFETY: sixteen lines, each sixteen u32 and nothing else.
-    unsafe { &mut *lines.as_mut_ptr().cast() }
+    rows_mut(lines).try_into().expect("sixteen lines")
 }

@@ -153,14 +153,11 @@ impl<P: Pixels> Contract<'_, P> {
 /// # Panics
 /// The lengths do not fit each other.
 pub fn product(isa: Isa, thin: &[f32], wide: &[f32], rank: usize, out: &mut [f32]) {
-    let (rows, columns) = (thin.len() / rank.max(1), wide.len() / rank.max(1));
-    let lengths = [thin.len(), wide.len(), out.len()];
-    assert!(
-        rank > 0 && lengths == [rows * rank, rank * columns, rows * columns],
-        "{lengths:?} of rank {rank}"
-    );
+    let [rows, columns] = sizes(thin, wide, rank, out);
     let out = SharedMut::new(out);
-    ranges(rows, AT_ONCE, 2, |rows| dispatch(isa, Product { thin, wide, rank, columns, rows, out }));
+    ranges(rows, AT_ONCE, 2, |rows| {
+        dispatch(isa, Product(Factors { x: thin, wide, rank, columns, rows, out }));
+    });
 }
 
 /// `out = grad wideᵀ`: `[rows, columns]` with `[rank, columns]` to `[rows, rank]`, what the gradient of [`product`]'s thin
@@ -169,21 +166,28 @@ pub fn product(isa: Isa, thin: &[f32], wide: &[f32], rank: usize, out: &mut [f32
 /// # Panics
 /// The lengths do not fit each other.
 pub fn product_of_transposed(isa: Isa, grad: &[f32], wide: &[f32], rank: usize, out: &mut [f32]) {
-    let (rows, columns) = (out.len() / rank.max(1), wide.len() / rank.max(1));
-    let lengths = [grad.len(), wide.len(), out.len()];
-    assert!(
-        rank > 0 && lengths == [rows * columns, rank * columns, rows * rank],
-        "{lengths:?} of rank {rank}"
-    );
+    let [rows, columns] = sizes(out, wide, rank, grad);
     let out = SharedMut::new(out);
-    ranges(rows, AT_ONCE, 2, |rows| dispatch(isa, OfTransposed { grad, wide, rank, columns, rows, out }));
+    ranges(rows, AT_ONCE, 2, |rows| {
+        dispatch(isa, OfTransposed(Factors { x: grad, wide, rank, columns, rows, out }));
+    });
+}
+
+/// Rows and columns, given `[rows, rank]`, `[rank, columns]` and `[rows, columns]`.
+fn sizes(thin: &[f32], wide: &[f32], rank: usize, whole: &[f32]) -> [usize; 2] {
+    assert!(rank > 0, "a rank");
+    let (rows, columns) = (thin.len() / rank, wide.len() / rank);
+    let lengths = [thin.len(), wide.len(), whole.len()];
+    assert_eq!(lengths, [rows * rank, rank * columns, rows * columns], "values, with rank {rank}");
+    [rows, columns]
 }
 
 /// Rows that share each load of the wide factor.
 const AT_ONCE: usize = 4;
 
-struct Product<'a> {
-    thin: &'a [f32],
+/// What the two products are made of, and some rows of the result.
+struct Factors<'a> {
+    x: &'a [f32],
     wide: &'a [f32],
     rank: usize,
     columns: usize,
@@ -191,16 +195,25 @@ struct Product<'a> {
     out: SharedMut<'a, f32>,
 }
 
+impl Factors<'_> {
+    /// The rows, [`AT_ONCE`] at a time.
+    fn parts(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let std::ops::Range { start, end } = self.rows;
+        (start..end).step_by(AT_ONCE).map(move |first| first..(first + AT_ONCE).min(end))
+    }
+}
+
+struct Product<'a>(Factors<'a>);
+
 impl Kernel for Product<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { thin, wide, rank, columns, .. } = self;
-        for first in self.rows.clone().step_by(AT_ONCE) {
-            let rows = first..(first + AT_ONCE).min(self.rows.end);
+        let Factors { x: thin, wide, rank, columns, out, .. } = self.0;
+        for rows in self.0.parts() {
             // SAFETY: rows are shared out among the tasks.
-            let out = unsafe { self.out.part(rows.start * columns..rows.end * columns) };
+            let out = unsafe { out.part(rows.start * columns..rows.end * columns) };
             let thin = &thin[rows.start * rank..rows.end * rank];
             for column in (0..columns).step_by(LANES) {
                 let count = (columns - column).min(LANES);
@@ -219,25 +232,17 @@ impl Kernel for Product<'_> {
     }
 }
 
-struct OfTransposed<'a> {
-    grad: &'a [f32],
-    wide: &'a [f32],
-    rank: usize,
-    columns: usize,
-    rows: std::ops::Range<usize>,
-    out: SharedMut<'a, f32>,
-}
+struct OfTransposed<'a>(Factors<'a>);
 
 impl Kernel for OfTransposed<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for first in self.rows.clone().step_by(AT_ONCE) {
-            let rows = first..(first + AT_ONCE).min(self.rows.end);
+        for rows in self.0.parts() {
             let mut k = 0;
-            while k < self.rank {
-                k += match self.rank - k {
+            while k < self.0.rank {
+                k += match self.0.rank - k {
                     4.. if S::WIDE => self.block::<4, S>(s, rows.clone(), k),
                     2.. => self.block::<2, S>(s, rows.clone(), k),
                     _ => self.block::<1, S>(s, rows.clone(), k),
@@ -251,7 +256,7 @@ impl OfTransposed<'_> {
     /// `N` of the ranks, from `k` on, of up to [`AT_ONCE`] rows; gives `N`.
     #[inline(always)]
     fn block<const N: usize, S: Simd>(&self, s: S, rows: std::ops::Range<usize>, k: usize) -> usize {
-        let Self { grad, wide, rank, columns, .. } = *self;
+        let Factors { x: grad, wide, rank, columns, out, .. } = self.0;
         let mut sums = [[s.splat(0.0); N]; AT_ONCE];
         let grad = &grad[rows.start * columns..rows.end * columns];
         for column in (0..columns).step_by(LANES) {
@@ -269,7 +274,7 @@ impl OfTransposed<'_> {
         }
         for (row, sums) in rows.zip(&sums) {
             // SAFETY: rows are shared out among the tasks.
-            let out = unsafe { self.out.part(row * rank + k..row * rank + k + N) };
+            let out = unsafe { out.part(row * rank + k..row * rank + k + N) };
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = s.sum(*sum);
             }

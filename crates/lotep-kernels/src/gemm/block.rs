@@ -104,14 +104,13 @@ impl<T: Operand, const TURNED: bool> Block<T> for Packed<'_, TURNED> {
 /// Rows whose pieces were found.
 pub(crate) struct Found<'a, T> {
     pieces: Pieces<'a, T>,
-    lines: &'a [Line],
     /// Of each tile's pieces in turn, those of the sixteen rows.
     starts: &'a [[u32; TILE_ROWS]],
 }
 
 impl<'a, T: Operand> Found<'a, T> {
     pub(crate) fn new(pieces: Pieces<'a, T>, starts: &'a [[u32; TILE_ROWS]]) -> Self {
-        Self { pieces, lines: pieces.lines(), starts }
+        Self { pieces, starts }
     }
 }
 
@@ -137,7 +136,7 @@ impl<T: Operand> Block<T> for Found<'_, T> {
         let b = &b[part.start * 2 * GROUPS..part.end * 2 * GROUPS];
         for (tile, sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * PANEL)) {
             let starts = &self.starts[tile * count..(tile + 1) * count][part.start / lines..part.end / lines];
-            unit.add_pieces(self.lines, starts, lines, b, sums, part.start > 0);
+            unit.add_pieces(self.pieces.lines(), starts, lines, b, sums, part.start > 0);
         }
     }
 }

@@ -27,6 +27,28 @@ const fn some_rows<T: Operand>() -> usize {
     if T::GROUP == 1 { 2 * SOME_ROWS } else { 0 }
 }
 
+/// Call a method of [`Unit`] for each block of a tile whose first row is `$tile`: its rows and vectors of columns as generic
+/// arguments, where it begins as the last argument. (Not a closure: that would be compiled without its instructions.)
+macro_rules! each_block {
+    ($self:ident.$block:ident $(::<$more:ident>)? ($($given:expr),*), $tile:expr) => {
+        if S::WIDE {
+            for first in ($tile..$tile + TILE_ROWS).step_by(ROWS) {
+                $self.$block::<ROWS, 2, $($more)?>($($given,)* [first, 0]);
+            }
+        } else {
+            // The columns of a block stay the same as long as there are rows.
+            for vector in 0..2 {
+                for first in ($tile..$tile + some_rows::<T>()).step_by(SOME_ROWS) {
+                    $self.$block::<SOME_ROWS, 1, $($more)?>($($given,)* [first, vector]);
+                }
+                for first in ($tile + some_rows::<T>()..$tile + TILE_ROWS).step_by(FEW_ROWS) {
+                    $self.$block::<FEW_ROWS, 1, $($more)?>($($given,)* [first, vector]);
+                }
+            }
+        }
+    };
+}
+
 /// Sums of 32 rows and 32 columns.
 #[repr(C, align(64))]
 pub(crate) struct Sums(pub(crate) [[f32; PANEL]; 2 * TILE_ROWS]);
@@ -109,21 +131,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
             return;
         }
         for (tile, sums) in a.iter().filter(|t| !t.is_empty()).zip(sums.chunks_mut(TILE_ROWS * stride)) {
-            if S::WIDE {
-                for first in (0..TILE_ROWS).step_by(ROWS) {
-                    self.block::<ROWS, 2, TURNED>(tile, b, sums, stride, add, [first, 0]);
-                }
-                continue;
-            }
-            // The columns of a block stay the same as long as there are rows.
-            for vector in 0..2 {
-                for first in (0..some_rows::<T>()).step_by(SOME_ROWS) {
-                    self.block::<SOME_ROWS, 1, TURNED>(tile, b, sums, stride, add, [first, vector]);
-                }
-                for first in (some_rows::<T>()..TILE_ROWS).step_by(FEW_ROWS) {
-                    self.block::<FEW_ROWS, 1, TURNED>(tile, b, sums, stride, add, [first, vector]);
-                }
-            }
+            each_block!(self.block::<TURNED>(tile, b, sums, stride, add), 0);
         }
     }
 
@@ -150,22 +158,8 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         if let Some(tiles) = &self.tiles {
             return tiles.product_at(a, starts, row, b, sums, stride);
         }
-        if S::WIDE {
-            for first in (0..rows).step_by(ROWS) {
-                self.block_at::<ROWS, 2>(a, starts, counts, row, b, sums, stride, [first, 0]);
-            }
-            return;
-        }
-        for vector in 0..2 {
-            for tile in (0..rows).step_by(TILE_ROWS) {
-                let few = some_rows::<T>();
-                for first in (tile..tile + few).step_by(SOME_ROWS) {
-                    self.block_at::<SOME_ROWS, 1>(a, starts, counts, row, b, sums, stride, [first, vector]);
-                }
-                for first in (tile + few..tile + TILE_ROWS).step_by(FEW_ROWS) {
-                    self.block_at::<FEW_ROWS, 1>(a, starts, counts, row, b, sums, stride, [first, vector]);
-                }
-            }
+        for tile in [0, TILE_ROWS] {
+            each_block!(self.block_at(a, starts, counts, row, b, sums, stride), tile);
         }
     }
 
@@ -183,20 +177,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
     ) {
         assert!(b.len() == starts.len() * lines * 2 * GROUPS && sums.len() >= TILE_ROWS * PANEL);
         debug_assert!(!(self.s.tiles() && T::GROUP == 2), "tiles are loaded from packed rows");
-        if S::WIDE {
-            for first in (0..TILE_ROWS).step_by(ROWS) {
-                self.block_of_pieces::<ROWS, 2>(a, starts, lines, b, sums, add, [first, 0]);
-            }
-            return;
-        }
-        for vector in 0..2 {
-            for first in (0..some_rows::<T>()).step_by(SOME_ROWS) {
-                self.block_of_pieces::<SOME_ROWS, 1>(a, starts, lines, b, sums, add, [first, vector]);
-            }
-            for first in (some_rows::<T>()..TILE_ROWS).step_by(FEW_ROWS) {
-                self.block_of_pieces::<FEW_ROWS, 1>(a, starts, lines, b, sums, add, [first, vector]);
-            }
-        }
+        each_block!(self.block_of_pieces(a, starts, lines, b, sums, add), 0);
     }
 
     /// `R` rows of a tile and `V` vectors of columns, from the `first` row and vector on. `add` to the sums, or set them.

@@ -6,7 +6,7 @@ use super::{TAPS, pixel, pooled, row};
 use crate::conv::Shape;
 use crate::gemm::micro::Unit;
 use crate::gemm::{Matrix, PANEL};
-use crate::scratch::{Line, elements_mut};
+use crate::scratch::{Line, elements_mut, rows_mut};
 use crate::simd::{Kernel, LANES, Simd};
 use crate::{Operand, SharedMut};
 
@@ -96,7 +96,7 @@ impl<T: Operand> Kernel for Band<'_, T> {
         let Self { sizes, matrix, offset, .. } = self;
         let [image, ring] = self.lines;
         let (conv, rows) = sizes.spans(&self.rows);
-        let image = groups_mut(image);
+        let image = rows_mut(image).as_flattened_mut();
         lay_out::<T, S>(s, sizes, self.x, rows.clone(), image);
         let ring = elements_mut::<f32>(ring);
         let unit = Unit::<T, S>::new(s);
@@ -170,12 +170,6 @@ fn lay_out<T: Operand, S: Simd>(s: S, sizes: &Sizes, x: &[f32], rows: Range<usiz
             }
         }
     }
-}
-
-#[inline(always)]
-fn groups_mut(lines: &mut [Line]) -> &mut [u32] {
-    // SAFETY: a line is sixteen u32 and nothing else.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
 struct Pool<'a> {
