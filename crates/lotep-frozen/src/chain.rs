@@ -5,17 +5,19 @@
 //! bfloat16, backwards too, as in PyTorch's own bfloat16 modes; in f32 precision it is f32. At a chain's ends it is f32 in
 //! either, so that a chain's blocks one by one, as chains of one, put out the same to the bit.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use lotep_kernels::depthwise::Rows;
 use lotep_kernels::gemm::Join;
 use lotep_kernels::memory::uncleared;
-use lotep_kernels::{Operand, Tiles, norm, stream};
+use lotep_kernels::{Operand, Tiles, norm, stream, thin};
 
 use crate::residual::{Behind, Kind, Link, Packed};
 use crate::{Kept, Wanted, isa};
 
-/// Blocks one after another, each entered with a prompt of its own or none: maps `[B, H, W, C]`, prompts `[H, W, C]`.
+/// Blocks one after another, each entered with a prompt of its own or none: maps are `[B, H, W, C]`.
 ///
 /// Kept, of each block: a bit for each value that it puts out (whether its last ReLU let it through), and in the
 /// operands' precision each convolution's input but the first one's, or in their place the block's entrance
@@ -24,19 +26,95 @@ pub trait Chain: Debug + Send + Sync {
     /// The shape that it makes of its input's.
     fn output_shape(&self, input: &[usize]) -> Vec<usize>;
 
-    /// Compute from `x`, of `shape`; of `prompts` there are as many as blocks, empty ones where there is none.
-    fn forward(&self, x: &[f32], shape: &[usize], prompts: &[&[f32]], keep: Keep)
-    -> (Vec<f32>, Option<Kept>);
+    /// Compute from `x`, of `shape`; of `prompts` there are as many as blocks.
+    fn forward(
+        &self,
+        x: &[f32],
+        shape: &[usize],
+        prompts: &[Prompt<'_>],
+        keep: Keep,
+    ) -> (Vec<f32>, Option<Kept>);
 
-    /// The gradient of the input, of its `shape`, and those of the prompts; what is not wanted, or was not there, is
-    /// empty.
+    /// The gradient of the input, of its `shape`, and those of what the prompts are made of, the same ones (the values of whole
+    /// ones are not asked for again); what is not wanted, or was not there, is empty.
     fn backward(
         &self,
         kept: Kept,
         shape: &[usize],
+        prompts: &[Prompt<'_>],
         grad: &[f32],
         wanted: Wanted,
-    ) -> (Vec<f32>, Vec<Vec<f32>>);
+    ) -> (Vec<f32>, Vec<[Vec<f32>; 2]>);
+}
+
+/// What is added to a map as it enters a block: `[H, W, C]`, the same for all samples.
+///
+/// Between blocks it is rounded to the operands' precision first, as the stream is that it joins, and lies in tiles as that
+/// does.
+#[derive(Clone, Copy, Debug)]
+pub enum Prompt<'a> {
+    /// Nothing.
+    None,
+    /// Its values.
+    Whole(&'a [f32]),
+    /// A product that is nowhere whole in f32: a low-rank prompt of a thousandth as many values costs no pass over memory
+    /// more than it must.
+    Product {
+        /// `[H · W, rank]`
+        pixels: &'a [f32],
+        /// `[rank, C]`
+        channels: &'a [f32],
+        /// Of both.
+        rank: usize,
+    },
+}
+
+impl Prompt<'_> {
+    /// Its values, in rows of so many columns.
+    fn values(&self, columns: usize) -> Cow<'_, [f32]> {
+        match *self {
+            Self::None => Cow::Borrowed(&[]),
+            Self::Whole(values) => Cow::Borrowed(values),
+            Self::Product { pixels, channels, rank } => {
+                let mut values = uncleared(pixels.len() / rank * columns);
+                thin::product(isa(), pixels, channels, rank, &mut values);
+                Cow::Owned(values)
+            }
+        }
+    }
+
+    /// The same as the stream lies.
+    fn tiles<T: Operand>(&self, columns: usize) -> Option<Tiles<T>> {
+        match *self {
+            Self::None => None,
+            Self::Whole(values) => Some(Tiles::rounded(isa(), values, &[], &[], columns)),
+            Self::Product { pixels, channels, rank } => {
+                let mut tiles = Tiles::new(pixels.len() / rank, columns);
+                thin::product_in_tiles(isa(), pixels, channels, rank, &mut tiles);
+                Some(tiles)
+            }
+        }
+    }
+
+    /// Its gradient's parts, given the sum over the samples.
+    fn gradient(&self, summed: Vec<f32>) -> [Vec<f32>; 2] {
+        let Self::Product { pixels, channels, rank } = *self else { return [summed, Vec::new()] };
+        let (mut of_pixels, mut of_channels) = (uncleared(pixels.len()), uncleared(channels.len()));
+        thin::product_of_transposed(isa(), &summed, channels, rank, &mut of_pixels);
+        let rows = Rows::new(&summed, channels.len() / rank);
+        thin::contract(isa(), pixels, rank, &rows, &mut of_channels);
+        [of_pixels, of_channels]
+    }
+
+    /// Take its gradient's parts out of that of the stream, which goes on behind a ReLU's mask.
+    fn take<T: Operand>(&self, behind: &mut Tiles<T>, mask: &[u16], values: usize) -> [Vec<f32>; 2] {
+        if let Self::Product { pixels, channels, rank } = *self {
+            return stream::take_factors(isa(), behind, mask, [pixels, channels], rank);
+        }
+        let mut whole = uncleared(values);
+        stream::take_prompt(isa(), behind, mask, &mut whole);
+        [whole, Vec::new()]
+    }
 }
 
 /// What a chain keeps for its backward pass.
@@ -80,7 +158,6 @@ struct Blocks<T> {
 struct Saved<T> {
     inside: Inside<T>,
     mask: Vec<u16>,
-    prompted: bool,
 }
 
 enum Inside<T> {
@@ -120,12 +197,12 @@ impl<T: Operand> Chain for Blocks<T> {
         &self,
         x: &[f32],
         shape: &[usize],
-        prompts: &[&[f32]],
+        prompts: &[Prompt<'_>],
         keep: Keep,
     ) -> (Vec<f32>, Option<Kept>) {
         assert_eq!(prompts.len(), self.blocks.len(), "a prompt, or none, for each block");
         let (images, sizes) = (shape[0], self.sizes(shape));
-        let mut stream = Some(Tiles::<T>::rounded(isa(), x, prompts[0], &[], shape[3]));
+        let mut stream = Some(Tiles::<T>::rounded(isa(), x, &prompts[0].values(shape[3]), &[], shape[3]));
         let mut out = Vec::new();
         let mut kept = Vec::new();
         for (l, (block, sizes)) in self.blocks.iter().zip(&sizes).enumerate() {
@@ -138,12 +215,12 @@ impl<T: Operand> Chain for Blocks<T> {
             let bits = if keep == Keep::Nothing { 0 } else { rows * columns.div_ceil(16) };
             let mut mask = vec![0; bits];
             if let Some(prompt) = prompts.get(l + 1) {
-                assert!(
-                    prompt.is_empty() || prompt.len() * images == rows * columns,
-                    "a prompt of another size"
-                );
+                let prompt = prompt.tiles::<T>(columns);
+                let own = prompt.as_ref().map_or(0, Tiles::rows);
+                assert!(own == 0 || own * images == rows, "a prompt of another size");
                 let next = stream.insert(Tiles::new(rows, columns));
-                let join = Join::tiles(around, block.bias(), next).mask(&mut mask).prompt(prompt);
+                let join = Join::tiles(around, block.bias(), next).mask(&mut mask);
+                let join = join.prompt(prompt.as_ref());
                 block.finish(from, images, sizes, &join);
             } else {
                 out = uncleared(rows * columns);
@@ -155,8 +232,7 @@ impl<T: Operand> Chain for Blocks<T> {
                 Keep::All => Some(Inside::Inner(inner)),
                 Keep::Entrances => Some(Inside::Entrance(entered)),
             };
-            let prompted = !prompts[l].is_empty();
-            kept.extend(inside.map(|inside| Saved { inside, mask, prompted }));
+            kept.extend(inside.map(|inside| Saved { inside, mask }));
         }
         if self.pooled {
             out = stream::mean_rows(isa(), &out, images, self.blocks[self.blocks.len() - 1].outputs());
@@ -168,18 +244,19 @@ impl<T: Operand> Chain for Blocks<T> {
         &self,
         kept: Kept,
         shape: &[usize],
+        prompts: &[Prompt<'_>],
         grad: &[f32],
         wanted: Wanted,
-    ) -> (Vec<f32>, Vec<Vec<f32>>) {
+    ) -> (Vec<f32>, Vec<[Vec<f32>; 2]>) {
         let mut kept = *kept.downcast::<Vec<Saved<T>>>().expect("its own");
         let (images, all_sizes) = (shape[0], self.sizes(shape));
         let width = |l: usize| if l == 0 { shape[3] } else { self.blocks[l - 1].outputs() };
         let mut stream = Vec::new();
-        let mut prompts = vec![Vec::new(); self.blocks.len()];
-        let prompted = |saved: &Saved<T>| wanted.learnt && saved.prompted;
+        let mut learnt = vec![<[Vec<f32>; 2]>::default(); self.blocks.len()];
+        let prompted = |prompt: &Prompt<'_>| wanted.learnt && !matches!(prompt, Prompt::None);
         // Below the first prompt nothing needs a gradient, unless the input does.
-        let first = if wanted.stream { Some(0) } else { kept.iter().position(prompted) };
-        let Some(first) = first else { return (stream, prompts) };
+        let first = if wanted.stream { Some(0) } else { prompts.iter().position(prompted) };
+        let Some(first) = first else { return (stream, learnt) };
         let (mask, columns) = (&kept[kept.len() - 1].mask, width(self.blocks.len()));
         let mut upper = if self.pooled {
             let last = all_sizes.last().and_then(|sizes| sizes.last()).expect("a chain has blocks");
@@ -190,7 +267,7 @@ impl<T: Operand> Chain for Blocks<T> {
         for l in (first..self.blocks.len()).rev() {
             let (block, sizes, width) = (&self.blocks[l], &all_sizes[l], width(l));
             let saved = kept.pop().expect("something of each block");
-            let prompted = prompted(&saved);
+            let prompted = prompted(&prompts[l]);
             let inner = match saved.inside {
                 Inside::Inner(inner) => inner,
                 Inside::Entrance(entered) => block.inner(&entered, images, sizes),
@@ -200,8 +277,9 @@ impl<T: Operand> Chain for Blocks<T> {
                 stream = uncleared(images * size);
                 block.backward(&upper, inner, images, sizes, Behind::Rows(&mut stream));
                 if prompted {
-                    prompts[l] = uncleared(size);
-                    norm::sum_samples(isa(), &stream, &mut prompts[l]);
+                    let mut summed = uncleared(size);
+                    norm::sum_samples(isa(), &stream, &mut summed);
+                    learnt[l] = prompts[l].gradient(summed);
                 }
                 break;
             };
@@ -210,20 +288,20 @@ impl<T: Operand> Chain for Blocks<T> {
             let mask: &[u16] = if prompted { &[] } else { &below.mask };
             block.backward(&upper, inner, images, sizes, Behind::Tiles(&mut behind, mask));
             if prompted {
-                prompts[l] = uncleared(size);
-                stream::take_prompt(isa(), &mut behind, &below.mask, &mut prompts[l]);
+                learnt[l] = prompts[l].take(&mut behind, &below.mask, size);
             }
             upper = behind;
         }
         if !wanted.stream {
             stream = Vec::new();
         }
-        (stream, prompts)
+        (stream, learnt)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use lotep_kernels::bf16;
     use lotep_kernels::conv::Shape;
 
     use super::*;
@@ -268,14 +346,42 @@ mod tests {
         vec![IMAGES, SIZE[0], SIZE[1], CHANNELS[0]]
     }
 
-    /// Prompts that make some entrances negative, for the blocks where there are to be some.
-    fn prompts(which: [bool; 4]) -> Vec<Vec<f32>> {
-        let prompt = |l: usize| values(if which[l] { PIXELS[l] * CHANNELS[l] } else { 0 }, 31 + l, 0.7);
-        (0..4).map(prompt).collect()
+    fn rounded(values: Vec<f32>) -> Vec<f32> {
+        values.into_iter().map(|v| bf16::from_f32(v).to_f32()).collect()
     }
 
-    fn views(prompts: &[Vec<f32>]) -> Vec<&[f32]> {
-        prompts.iter().map(Vec::as_slice).collect()
+    const RANK: usize = 2;
+
+    /// How a block is prompted.
+    #[derive(Clone, Copy)]
+    enum Form {
+        None,
+        Whole,
+        Product,
+    }
+    use Form::{None as Bare, Product, Whole};
+
+    /// The parts of prompts that make some entrances negative.
+    fn prompts(forms: [Form; 4]) -> Vec<[Vec<f32>; 2]> {
+        let prompt = |(l, form)| match form {
+            Bare => [Vec::new(), Vec::new()],
+            // Such as are no other when they are rounded, which they are between blocks.
+            Whole => [rounded(values(PIXELS[l] * CHANNELS[l], 31 + l, 0.7)), Vec::new()],
+            Product => [values(PIXELS[l] * RANK, 51 + l, 0.7), values(RANK * CHANNELS[l], 61 + l, 0.7)],
+        };
+        forms.into_iter().enumerate().map(prompt).collect()
+    }
+
+    fn view([first, second]: &[Vec<f32>; 2]) -> Prompt<'_> {
+        match [first.is_empty(), second.is_empty()] {
+            [true, _] => Prompt::None,
+            [_, true] => Prompt::Whole(first),
+            [..] => Prompt::Product { pixels: first, channels: second, rank: RANK },
+        }
+    }
+
+    fn views(prompts: &[[Vec<f32>; 2]]) -> Vec<Prompt<'_>> {
+        prompts.iter().map(view).collect()
     }
 
     fn input() -> Vec<f32> {
@@ -285,17 +391,17 @@ mod tests {
     const EVERYTHING: Wanted = Wanted { stream: true, learnt: true };
 
     /// The result, and the gradients of the input and of the prompts, of a loss that weighs the results.
-    fn outcome(precision: Precision, pooled: bool, keep: Keep, which: [bool; 4]) -> [Vec<f32>; 2] {
-        let (links, prompts) = (blocks(precision), prompts(which));
+    fn outcome(precision: Precision, pooled: bool, keep: Keep, forms: [Form; 4]) -> [Vec<f32>; 2] {
+        let (links, prompts) = (blocks(precision), prompts(forms));
         let chain = chain(&links, pooled);
         let (out, kept) = chain.forward(&input(), &shape(), &views(&prompts), keep);
         assert_eq!(out.len(), chain.output_shape(&shape()).iter().product::<usize>());
         let grad = values(out.len(), 43, 1.0);
-        let (stream, learnt) = chain.backward(kept.unwrap(), &shape(), &grad, EVERYTHING);
+        let (stream, learnt) = chain.backward(kept.unwrap(), &shape(), &views(&prompts), &grad, EVERYTHING);
         for (grad, prompt) in learnt.iter().zip(&prompts) {
-            assert_eq!(grad.len(), prompt.len());
+            assert_eq!(grad.each_ref().map(Vec::len), prompt.each_ref().map(Vec::len));
         }
-        [out, [stream, learnt.concat()].concat()]
+        [out, [stream, learnt.concat().concat()].concat()]
     }
 
     fn relative(found: &[f32], expected: &[f32]) -> f64 {
@@ -304,7 +410,7 @@ mod tests {
         norm(&mut found.iter().zip(expected).map(|(f, e)| f - e)) / norm(&mut expected.iter().copied())
     }
 
-    const ALL: [bool; 4] = [true; 4];
+    const ALL: [Form; 4] = [Product, Whole, Product, Whole];
 
     /// What a chain puts out is what its blocks do one by one, to the bit in either precision; so are its gradients in
     /// f32. In bfloat16 a block alone gives its gradient in f32, where a prompt's is summed and a shortcut's added; where
@@ -314,24 +420,25 @@ mod tests {
     #[test]
     fn a_chain_is_its_blocks_one_by_one() {
         for precision in [Precision::F32, Precision::Bf16] {
-            let (links, prompts) = (blocks(precision), prompts([true, false, true, true]));
+            const FORMS: [Form; 4] = [Whole, Bare, Whole, Whole];
+            let (links, prompts) = (blocks(precision), prompts(FORMS));
             let (mut x, mut at) = (input(), shape());
             let mut steps = Vec::new();
             for (link, prompt) in links.iter().zip(&prompts) {
                 let one = chain([link], false);
-                let (out, kept) = one.forward(&x, &at, &[prompt], Keep::All);
+                let (out, kept) = one.forward(&x, &at, &[view(prompt)], Keep::All);
                 let after = one.output_shape(&at);
                 steps.push((one, kept.unwrap(), std::mem::replace(&mut at, after)));
                 x = out;
             }
             let mut grad = values(x.len(), 43, 1.0);
             let mut learnt = Vec::new();
-            for (one, kept, shape) in steps.into_iter().rev() {
-                let (stream, mut own) = one.backward(kept, &shape, &grad, EVERYTHING);
+            for ((one, kept, shape), prompt) in steps.into_iter().zip(&prompts).rev() {
+                let (stream, mut own) = one.backward(kept, &shape, &[view(prompt)], &grad, EVERYTHING);
                 grad = stream;
-                learnt.insert(0, own.remove(0));
+                learnt.insert(0, own.remove(0).concat());
             }
-            let [out, grads] = outcome(precision, false, Keep::All, [true, false, true, true]);
+            let [out, grads] = outcome(precision, false, Keep::All, FORMS);
             assert_eq!(out, x, "{precision:?}");
             let expected = [grad, learnt.concat()].concat();
             let error = relative(&grads, &expected);
@@ -366,20 +473,19 @@ mod tests {
     /// Only what is wanted is given, and it is the same.
     #[test]
     fn nothing_unwanted_is_given() {
-        let which = [false, false, true, false];
-        let (links, prompts) = (blocks(Precision::F32), prompts(which));
-        let chain = chain(&links, true);
+        let (links, prompts) = (blocks(Precision::F32), prompts([Bare, Bare, Product, Bare]));
+        let (chain, prompts) = (chain(&links, true), views(&prompts));
         let backward = |wanted| {
-            let (out, kept) = chain.forward(&input(), &shape(), &views(&prompts), Keep::All);
-            chain.backward(kept.unwrap(), &shape(), &values(out.len(), 43, 1.0), wanted)
+            let (out, kept) = chain.forward(&input(), &shape(), &prompts, Keep::All);
+            chain.backward(kept.unwrap(), &shape(), &prompts, &values(out.len(), 43, 1.0), wanted)
         };
         let (stream, learnt) = backward(EVERYTHING);
         assert!(!stream.is_empty());
         assert_eq!(backward(Wanted { stream: false, learnt: true }), (Vec::new(), learnt));
-        let none = vec![Vec::new(); 4];
+        let none = vec![<[Vec<f32>; 2]>::default(); 4];
         assert_eq!(backward(Wanted { stream: true, learnt: false }), (stream, none.clone()));
         assert_eq!(backward(Wanted { stream: false, learnt: false }), (Vec::new(), none));
-        assert!(chain.forward(&input(), &shape(), &views(&prompts), Keep::Nothing).1.is_none());
+        assert!(chain.forward(&input(), &shape(), &prompts, Keep::Nothing).1.is_none());
     }
 
     /// The slope along a direction, by central differences, is the gradient's product with it: of the input and of each
@@ -392,7 +498,7 @@ mod tests {
         for pooled in [false, true] {
             let chain = chain(&links, pooled);
             let prompts = prompts(ALL);
-            let loss = |x: &[f32], prompts: &[Vec<f32>]| -> f64 {
+            let loss = |x: &[f32], prompts: &[[Vec<f32>; 2]]| -> f64 {
                 let (out, _) = chain.forward(x, &shape(), &views(prompts), Keep::Nothing);
                 let weights = values(out.len(), 43, 1.0);
                 out.iter().zip(&weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
@@ -415,17 +521,50 @@ mod tests {
             let [ahead, back] = [STEP, -STEP].map(|by| loss(&stepped(&input(), &direction, by), &prompts));
             let slope = (ahead - back) / f64::from(2.0 * STEP);
             assert!((slope / size(stream) - 1.0).abs() < 1e-2, "input: {slope}, not {}", size(stream));
-            for l in 0..4 {
-                let (grad, rest) = learnt.split_at(prompts[l].len());
+            for (l, part) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (3, 0)] {
+                let (grad, rest) = learnt.split_at(prompts[l][part].len());
                 learnt = rest;
                 let direction = unit(grad);
                 let [ahead, back] = [STEP, -STEP].map(|by| {
                     let mut prompts = prompts.clone();
-                    prompts[l] = stepped(&prompts[l], &direction, by);
+                    prompts[l][part] = stepped(&prompts[l][part], &direction, by);
                     loss(&input(), &prompts)
                 });
                 let slope = (ahead - back) / f64::from(2.0 * STEP);
                 assert!((slope / size(grad) - 1.0).abs() < 1e-2, "prompt {l}: {slope}, not {}", size(grad));
+            }
+            assert!(learnt.is_empty());
+        }
+    }
+
+    /// A product is the prompt that it makes: the same results to the bit, the same gradient of the input, and those of its
+    /// factors are what the whole prompt's gradient makes them.
+    #[test]
+    fn a_product_is_its_whole() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let chain = chain(&blocks(precision), false);
+            let factors = prompts([Product; 4]);
+            let columns = |l: usize| factors[l][1].len() / RANK;
+            let whole = |l: usize| {
+                let mut out = vec![0.0; PIXELS[l] * columns(l)];
+                thin::product(isa(), &factors[l][0], &factors[l][1], RANK, &mut out);
+                [out, Vec::new()]
+            };
+            let wholes: Vec<_> = (0..4).map(whole).collect();
+            let [factored, whole] = [&factors, &wholes].map(|prompts| {
+                let prompts = views(prompts);
+                let (out, kept) = chain.forward(&input(), &shape(), &prompts, Keep::All);
+                let grad = values(out.len(), 43, 1.0);
+                (out, chain.backward(kept.unwrap(), &shape(), &prompts, &grad, EVERYTHING))
+            });
+            assert_eq!(factored.0, whole.0, "{precision:?}");
+            assert_eq!(factored.1.0, whole.1.0, "{precision:?}");
+            for (l, (found, whole)) in factored.1.1.iter().zip(&whole.1.1).enumerate() {
+                let expected = view(&factors[l]).gradient(whole[0].clone());
+                for (found, expected) in found.iter().zip(&expected) {
+                    let error = relative(found, expected);
+                    assert!(error < 1e-6, "{precision:?}, block {l}: {error}");
+                }
             }
         }
     }

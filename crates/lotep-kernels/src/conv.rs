@@ -156,7 +156,7 @@ impl<T: Operand> ConvBackward<T> {
             }
             let step = self.shape.stride;
             let part = [0, 1].map(|i| size[i].saturating_sub(phase.offset[i]).div_ceil(step));
-            let to = Scattered { inner: epilogue, offset: phase.offset, step, part, size };
+            let to = Scattered { inner: *epilogue, offset: phase.offset, step, part, size };
             let from = Gather { x: grad, windows: &phase.windows, images, size: output, output: part };
             gemm::run(isa, &from, &phase.matrix, &to);
         }
@@ -254,15 +254,16 @@ impl<T: Operand> Source<T> for Gather<'_, T> {
 }
 
 /// Pixels of a phase, put among all.
-struct Scattered<'a, E> {
-    inner: &'a E,
+#[derive(Clone, Copy)]
+struct Scattered<E> {
+    inner: E,
     offset: [usize; 2],
     step: usize,
     part: [usize; 2],
     size: [usize; 2],
 }
 
-impl<E> Scattered<'_, E> {
+impl<E> Scattered<E> {
     #[inline(always)]
     fn row(&self, row: usize) -> usize {
         let pixels = self.part[0] * self.part[1];
@@ -273,7 +274,7 @@ impl<E> Scattered<'_, E> {
     }
 }
 
-impl<E: Epilogue> Epilogue for Scattered<'_, E> {
+impl<E: Epilogue> Epilogue for Scattered<E> {
     fn check(&self, _rows: usize, _columns: usize) {
         // The whole was checked before its phases run.
     }

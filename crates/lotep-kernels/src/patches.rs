@@ -111,6 +111,7 @@ impl<T: Operand> Source<T> for PatchTokens<'_> {
 }
 
 /// Puts each patch's gradient back in its place; patches do not overlap.
+#[derive(Clone, Copy)]
 struct Unpatch<'a> {
     out: SharedMut<'a, f32>,
     grid: Grid,
@@ -142,6 +143,7 @@ impl Epilogue for Unpatch<'_> {
 }
 
 /// Puts the tokens of patches behind those ahead of them.
+#[derive(Clone, Copy)]
 struct Tokens<'a> {
     out: SharedMut<'a, f32>,
     /// Added to every image's tokens, `[ahead + patches, C]`.

@@ -1,9 +1,17 @@
 //! A residual stream in tiles beside its products: the sum over samples that a prompt's gradient is, and the mean over
 //! pixels at a network's end.
 
-use crate::gemm::{PANEL, TILE_ROWS, load, mask_words, selected, stored};
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::depthwise::Rows;
+use crate::gemm::{PANEL, TILE_ROWS, line, load, mask_words, selected, stored};
+use crate::memory::uncleared;
 use crate::parallel::ranges;
+use crate::scratch::{self, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::thin::{self, Contract, OfTransposed};
 use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
 
 /// Take a prompt's gradient out of that of the stream it was added to: `out = Σ_b grad[b]`, and leave the gradient where
@@ -12,25 +20,121 @@ use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
 /// # Panics
 /// The sizes do not fit each other.
 pub fn take_prompt<T: Operand>(isa: Isa, grad: &mut Tiles<T>, mask: &[u16], out: &mut [f32]) {
-    let (rows, columns) = (grad.rows(), grad.columns());
+    let columns = grad.columns();
     let pixels = out.len() / columns.max(1);
-    assert!(pixels > 0 && out.len() == pixels * columns, "a prompt of {} values", out.len());
-    assert!(rows.is_multiple_of(pixels), "{rows} rows of samples of {pixels}");
-    assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
-    let (grad, out) = (grad.share(), SharedMut::new(out));
+    assert!(out.len() == pixels * columns, "a prompt of {} values", out.len());
+    let samples = Samples::new(grad, mask, pixels);
+    let out = SharedMut::new(out);
     ranges(pixels, TILE_ROWS, 2, |part| {
-        dispatch(isa, TakePrompt { grad, mask, samples: rows / pixels, pixels, part, out });
+        // SAFETY: ranges do not overlap.
+        let out = unsafe { out.part(part.start * columns..part.end * columns) };
+        dispatch(isa, TakePrompt { samples, part, out });
     });
 }
 
-struct TakePrompt<'a, T> {
+/// The same of a prompt that is a product, `thin` `[pixels, rank]` with `wide` `[rank, columns]`: the gradients of the two,
+/// in their shapes. That of the product is summed a few pixels at a time and is nowhere whole.
+///
+/// How pixels are shared out depends on their number alone, and so does the order of sums: the number of threads changes
+/// nothing.
+///
+/// # Panics
+/// The sizes do not fit each other.
+pub fn take_factors<T: Operand>(
+    isa: Isa,
+    grad: &mut Tiles<T>,
+    mask: &[u16],
+    [thin, wide]: [&[f32]; 2],
+    rank: usize,
+) -> [Vec<f32>; 2] {
+    /// Tasks to come to.
+    const SEGMENTS: usize = 32;
+    let columns = grad.columns();
+    let pixels = thin.len() / rank.max(1);
+    thin::sizes(thin, wide, rank, pixels * columns);
+    let samples = Samples::new(grad, mask, pixels);
+    let segment = pixels.div_ceil(SEGMENTS);
+    let mut of_thin = uncleared(thin.len());
+    let mut partial = vec![0.0; pixels.div_ceil(segment) * wide.len()];
+    let parts = of_thin.par_chunks_mut(segment * rank).zip(partial.par_chunks_mut(wide.len()));
+    parts.with_max_len(1).enumerate().for_each(|(i, (of_thin, of_wide))| {
+        let part = i * segment..((i + 1) * segment).min(pixels);
+        let thin = &thin[part.start * rank..part.end * rank];
+        scratch::with([(SUMS + columns).div_ceil(line::<f32>())], |[sums]| {
+            let sums = elements_mut(sums);
+            dispatch(isa, TakeFactors { samples, part, thin, wide, rank, of_thin, of_wide, sums });
+        });
+    });
+    let mut of_wide = partial[..wide.len()].to_vec();
+    for more in partial.chunks_exact(wide.len()).skip(1) {
+        for (sum, more) in of_wide.iter_mut().zip(more) {
+            *sum += more;
+        }
+    }
+    [of_thin, of_wide]
+}
+
+/// Sums that stay in the first-level cache while the samples pass by.
+const SUMS: usize = 8192;
+
+/// The gradient of a stream that each of some samples had the same prompt added to.
+#[derive(Clone, Copy)]
+struct Samples<'a, T> {
     grad: SharedTiles<'a, T>,
     mask: &'a [u16],
     samples: usize,
-    /// Rows of a sample, and which of them.
+    /// Rows of a sample.
     pixels: usize,
-    part: std::ops::Range<usize>,
-    out: SharedMut<'a, f32>,
+}
+
+impl<'a, T: Operand> Samples<'a, T> {
+    fn new(grad: &'a mut Tiles<T>, mask: &'a [u16], pixels: usize) -> Self {
+        let (rows, columns) = (grad.rows(), grad.columns());
+        assert!(pixels > 0 && rows.is_multiple_of(pixels), "{rows} rows of samples of {pixels}");
+        assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
+        Self { grad: grad.share(), mask, samples: rows / pixels, pixels }
+    }
+
+    /// So many of some pixels at a time that their sums stay in the first-level cache.
+    fn steps(&self, part: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let step = (SUMS / self.grad.columns()).clamp(1, TILE_ROWS);
+        part.clone().step_by(step).map(move |first| first..(first + step).min(part.end))
+    }
+
+    /// Sum some pixels' gradients over the samples, and mask them.
+    ///
+    /// # Safety
+    /// Nobody else uses these pixels at the same time.
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&self, s: S, pixels: Range<usize>, sums: &mut [f32]) {
+        let columns = self.grad.columns();
+        let words = mask_words(columns);
+        for column in (0..columns).step_by(PANEL) {
+            let count = (columns - column).min(PANEL);
+            for (pixel, sums) in pixels.clone().zip(sums.chunks_exact_mut(columns)) {
+                let mut sum = [s.splat(0.0); 2];
+                for row in (0..self.samples).map(|sample| sample * self.pixels + pixel) {
+                    // SAFETY: a row and columns that the matrix has; alone, as the caller promises.
+                    let v = unsafe { stored(s, &self.grad, row, column, count) };
+                    sum = [s.add(sum[0], v[0]), s.add(sum[1], v[1])];
+                    let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
+                    let kept = selected(s, mask, v);
+                    // SAFETY: as above.
+                    unsafe { self.grad.store_panel(s, row, column, count, kept) };
+                }
+                let (low, high) = sums[column..column + count].split_at_mut(count.min(LANES));
+                s.store(low, sum[0]);
+                s.store(high, sum[1]);
+            }
+        }
+    }
+}
+
+struct TakePrompt<'a, T> {
+    samples: Samples<'a, T>,
+    part: Range<usize>,
+    /// Of this part.
+    out: &'a mut [f32],
 }
 
 impl<T: Operand> Kernel for TakePrompt<'_, T> {
@@ -38,37 +142,46 @@ impl<T: Operand> Kernel for TakePrompt<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Sums that stay in the first-level cache while the samples pass by.
-        const SUMS: usize = 8192;
-        let columns = self.grad.columns();
-        let words = mask_words(columns);
-        let step = (SUMS / columns).clamp(1, TILE_ROWS);
-        for first in self.part.clone().step_by(step) {
-            let pixels = first..(first + step).min(self.part.end);
+        let columns = self.samples.grad.columns();
+        for pixels in self.samples.steps(self.part.clone()) {
+            let at = (pixels.start - self.part.start) * columns;
+            let out = &mut self.out[at..at + pixels.len() * columns];
             // SAFETY: pixels are shared out among the tasks.
-            let sums = unsafe { self.out.part(first * columns..pixels.end * columns) };
-            sums.fill(0.0);
-            for sample in 0..self.samples {
-                for column in (0..columns).step_by(PANEL) {
-                    let count = (columns - column).min(PANEL);
-                    for pixel in pixels.clone() {
-                        let row = sample * self.pixels + pixel;
-                        // SAFETY: a row and columns that the matrix has; rows are shared out with their pixels.
-                        let v = unsafe { stored(s, &self.grad, row, column, count) };
-                        let at = (pixel - first) * columns + column;
-                        let sums = &mut sums[at..at + count];
-                        // SAFETY: as many values as were just taken.
-                        let old = unsafe { load(s, sums, 0, count) };
-                        let (low, high) = sums.split_at_mut(count.min(LANES));
-                        s.store(low, s.add(old[0], v[0]));
-                        s.store(high, s.add(old[1], v[1]));
-                        let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
-                        let kept = selected(s, mask, v);
-                        // SAFETY: as above.
-                        unsafe { self.grad.store_panel(s, row, column, count, kept) };
-                    }
-                }
-            }
+            unsafe { self.samples.sum(s, pixels, out) };
+        }
+    }
+}
+
+struct TakeFactors<'a, T> {
+    samples: Samples<'a, T>,
+    part: Range<usize>,
+    /// The factor's rows of this part.
+    thin: &'a [f32],
+    wide: &'a [f32],
+    rank: usize,
+    /// The gradient of those rows.
+    of_thin: &'a mut [f32],
+    /// What this part adds to the other factor's.
+    of_wide: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+impl<T: Operand> Kernel for TakeFactors<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { samples, part, thin, wide, rank, of_thin, of_wide, sums } = self;
+        let columns = samples.grad.columns();
+        for pixels in samples.steps(part.clone()) {
+            let sums = &mut sums[..pixels.len() * columns];
+            let own = (pixels.start - part.start) * rank..(pixels.end - part.start) * rank;
+            // SAFETY: pixels are shared out among the tasks.
+            unsafe { samples.sum(s, pixels, sums) };
+            let (thin, wide_rows) = (&thin[own.clone()], Rows::new(sums, columns));
+            let out = SharedMut::new(of_wide);
+            Contract { thin, rank, wide: &wide_rows, columns: 0..columns, out }.run(s);
+            OfTransposed { grad: sums, wide, rank, out: &mut of_thin[own] }.run(s);
         }
     }
 }
@@ -146,7 +259,7 @@ struct SpreadRows<'a, T> {
     grad: &'a [f32],
     pixels: usize,
     mask: &'a [u16],
-    part: std::ops::Range<usize>,
+    part: Range<usize>,
     out: SharedTiles<'a, T>,
 }
 
@@ -207,7 +320,9 @@ mod tests {
             let a = Tiles::from_rows(&a, depth);
             let x = operands::<T>(count, 3);
             let (wide_x, x) = (wide(&x), Tiles::from_rows(&x, columns));
-            let (bias, prompt) = (values(columns, 4), values(pixels * columns, 5));
+            let bias = values(columns, 4);
+            let prompt = operands::<T>(pixels * columns, 5);
+            let (wide_prompt, prompt) = (wide(&prompt), Tiles::from_rows(&prompt, columns));
 
             // Where a branch joins: into tiles with a prompt, and into rows without.
             let before: Vec<f64> =
@@ -221,10 +336,10 @@ mod tests {
             assert_eq!(bits(&mask, columns), found, "{what}");
             let mut out = Tiles::<T>::new(rows, columns);
             let mut again = vec![0; mask.len()];
-            let join = Join::tiles(&x, &bias, &mut out).mask(&mut again).prompt(&prompt);
+            let join = Join::tiles(&x, &bias, &mut out).mask(&mut again).prompt(Some(&prompt));
             gemm::run(isa, &a, &matrix, &join);
             let expected: Vec<f64> =
-                relu.iter().enumerate().map(|(i, v)| v + f64::from(prompt[i % prompt.len()])).collect();
+                relu.iter().enumerate().map(|(i, v)| v + wide_prompt[i % wide_prompt.len()]).collect();
             assert_close(&out.to_rows(), &expected, rounding, &what);
             assert_eq!(again, mask, "{what}");
 
@@ -249,6 +364,20 @@ mod tests {
                 .map(|i| (0..samples).map(|b| f64::from(grad[b * pixels * columns + i].to_f32())).sum())
                 .collect();
             let behind: Vec<f64> = wide(&grad).iter().zip(&open).map(|(v, open)| v * open).collect();
+            let rank = 3;
+            let (thin, other) = (values(pixels * rank, 8), values(rank * columns, 9));
+            let of_thin: Vec<f64> = (0..pixels * rank)
+                .map(|i| {
+                    let (p, k) = (i / rank, i % rank);
+                    (0..columns).map(|c| sums[p * columns + c] * f64::from(other[k * columns + c])).sum()
+                })
+                .collect();
+            let of_other: Vec<f64> = (0..rank * columns)
+                .map(|i| {
+                    let (k, c) = (i / columns, i % columns);
+                    (0..pixels).map(|p| f64::from(thin[p * rank + k]) * sums[p * columns + c]).sum()
+                })
+                .collect();
             let mut found = Vec::new();
             for threads in [1, 3] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -257,7 +386,12 @@ mod tests {
                 pool.install(|| take_prompt(isa, &mut tiles, &mask, &mut taken));
                 assert_close(&taken, &sums, 1e-6, &what);
                 assert_close(&tiles.to_rows(), &behind, 0.0, &what);
-                found.push(taken);
+                let mut tiles = Tiles::from_rows(&grad, columns);
+                let factors = pool.install(|| take_factors(isa, &mut tiles, &mask, [&thin, &other], rank));
+                assert_close(&factors[0], &of_thin, 1e-5, &what);
+                assert_close(&factors[1], &of_other, 1e-5, &what);
+                assert_close(&tiles.to_rows(), &behind, 0.0, &what);
+                found.push((taken, factors));
             }
             assert_eq!(found[0], found[1], "{what}");
 
@@ -284,7 +418,7 @@ mod tests {
     #[test]
     fn a_stream_in_tiles_agrees_with_f64() {
         for (samples, pixels, columns) in
-            [(1, 1, 1), (2, 3, 16), (3, 5, 33), (2, 16, 64), (4, 21, 47), (1, 37, 100)]
+            [(1, 1, 1), (2, 3, 16), (3, 5, 33), (2, 16, 64), (4, 21, 47), (1, 37, 100), (1, 70, 600)]
         {
             sweep(&Stream { samples, pixels, columns });
         }

@@ -5,11 +5,13 @@
 //! sums are in registers. [`contract`] is what the gradients need, a product that sums over the many rows. [`product`] and
 //! [`product_of_transposed`] are the other products of such matrices alone, which pack nothing.
 
+use std::ops::Range;
+
 use crate::depthwise::Pixels;
-use crate::gemm::{Epilogue, PANEL, load};
+use crate::gemm::{Epilogue, Output, PANEL, Plain, load};
 use crate::parallel::ranges;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
-use crate::{Isa, SharedMut};
+use crate::{Isa, Operand, SharedMut, Tiles};
 
 /// Rows summed in registers before they join the total: so many that 32 columns of them stay in the first-level cache
 /// until all ranks are done; and a total of hundreds of thousands of rows loses less when it is summed in two steps.
@@ -17,6 +19,7 @@ const BLOCK: usize = 256;
 
 /// Add `thin wide` to the sums before another epilogue takes them; with rank 0 nothing, so that one compiled product
 /// serves both.
+#[derive(Clone, Copy)]
 pub struct Added<'a, E> {
     thin: &'a [f32],
     wide: &'a [f32],
@@ -80,12 +83,13 @@ pub fn contract<P: Pixels>(isa: Isa, thin: &[f32], rank: usize, wide: &P, out: &
     });
 }
 
-struct Contract<'a, P> {
-    thin: &'a [f32],
-    rank: usize,
-    wide: &'a P,
-    columns: std::ops::Range<usize>,
-    out: SharedMut<'a, f32>,
+/// Add what [`contract`] gives, in some columns.
+pub(crate) struct Contract<'a, P> {
+    pub(crate) thin: &'a [f32],
+    pub(crate) rank: usize,
+    pub(crate) wide: &'a P,
+    pub(crate) columns: Range<usize>,
+    pub(crate) out: SharedMut<'a, f32>,
 }
 
 impl<P: Pixels> Kernel for Contract<'_, P> {
@@ -116,13 +120,7 @@ impl<P: Pixels> Kernel for Contract<'_, P> {
 impl<P: Pixels> Contract<'_, P> {
     /// Add some rows' products to `N` rows of the result from `k` on, in up to 32 columns; gives `N`.
     #[inline(always)]
-    fn block<const N: usize, S: Simd>(
-        &self,
-        s: S,
-        rows: std::ops::Range<usize>,
-        column: usize,
-        k: usize,
-    ) -> usize {
+    fn block<const N: usize, S: Simd>(&self, s: S, rows: Range<usize>, column: usize, k: usize) -> usize {
         let (all, count) = (self.wide.shape().1, (self.columns.end - column).min(PANEL));
         let (low, high) = (count.min(LANES), count.saturating_sub(LANES));
         let mut sums = [[s.splat(0.0); 2]; N];
@@ -153,11 +151,23 @@ impl<P: Pixels> Contract<'_, P> {
 /// # Panics
 /// The lengths do not fit each other.
 pub fn product(isa: Isa, thin: &[f32], wide: &[f32], rank: usize, out: &mut [f32]) {
-    let [rows, columns] = sizes(thin, wide, rank, out);
-    let out = SharedMut::new(out);
-    ranges(rows, AT_ONCE, 2, |rows| {
-        dispatch(isa, Product(Factors { x: thin, wide, rank, columns, rows, out }));
-    });
+    let [rows, columns] = sizes(thin, wide, rank, out.len());
+    store_product(isa, thin, wide, [rows, rank, columns], Plain::new(out, columns));
+}
+
+/// The same into tiles, rounded.
+///
+/// # Panics
+/// The sizes do not fit each other.
+pub fn product_in_tiles<T: Operand>(isa: Isa, thin: &[f32], wide: &[f32], rank: usize, out: &mut Tiles<T>) {
+    let [rows, columns] = sizes(thin, wide, rank, out.rows() * out.columns());
+    store_product(isa, thin, wide, [rows, rank, columns], out.share());
+}
+
+fn store_product<O: Output>(isa: Isa, thin: &[f32], wide: &[f32], sizes: [usize; 3], out: O) {
+    let [rows, _, columns] = sizes;
+    out.check(rows, columns);
+    ranges(rows, AT_ONCE, 2, |rows| dispatch(isa, Product { thin, wide, sizes, rows, out }));
 }
 
 /// `out = grad wideᵀ`: `[rows, columns]` with `[rank, columns]` to `[rows, rank]`, what the gradient of [`product`]'s thin
@@ -166,18 +176,21 @@ pub fn product(isa: Isa, thin: &[f32], wide: &[f32], rank: usize, out: &mut [f32
 /// # Panics
 /// The lengths do not fit each other.
 pub fn product_of_transposed(isa: Isa, grad: &[f32], wide: &[f32], rank: usize, out: &mut [f32]) {
-    let [rows, columns] = sizes(out, wide, rank, grad);
+    let [rows, columns] = sizes(out, wide, rank, grad.len());
     let out = SharedMut::new(out);
     ranges(rows, AT_ONCE, 2, |rows| {
-        dispatch(isa, OfTransposed(Factors { x: grad, wide, rank, columns, rows, out }));
+        // SAFETY: ranges do not overlap.
+        let out = unsafe { out.part(rows.start * rank..rows.end * rank) };
+        let grad = &grad[rows.start * columns..rows.end * columns];
+        dispatch(isa, OfTransposed { grad, wide, rank, out });
     });
 }
 
-/// Rows and columns, given `[rows, rank]`, `[rank, columns]` and `[rows, columns]`.
-fn sizes(thin: &[f32], wide: &[f32], rank: usize, whole: &[f32]) -> [usize; 2] {
+/// Rows and columns, given `[rows, rank]`, `[rank, columns]` and the size of `[rows, columns]`.
+pub(crate) fn sizes(thin: &[f32], wide: &[f32], rank: usize, whole: usize) -> [usize; 2] {
     assert!(rank > 0, "a rank");
     let (rows, columns) = (thin.len() / rank, wide.len() / rank);
-    let lengths = [thin.len(), wide.len(), whole.len()];
+    let lengths = [thin.len(), wide.len(), whole];
     assert_eq!(lengths, [rows * rank, rank * columns, rows * columns], "values, with rank {rank}");
     [rows, columns]
 }
@@ -185,102 +198,117 @@ fn sizes(thin: &[f32], wide: &[f32], rank: usize, whole: &[f32]) -> [usize; 2] {
 /// Rows that share each load of the wide factor.
 const AT_ONCE: usize = 4;
 
-/// What the two products are made of, and some rows of the result.
-struct Factors<'a> {
-    x: &'a [f32],
+struct Product<'a, O> {
+    thin: &'a [f32],
     wide: &'a [f32],
-    rank: usize,
-    columns: usize,
-    rows: std::ops::Range<usize>,
-    out: SharedMut<'a, f32>,
+    /// Rows, rank and columns of all.
+    sizes: [usize; 3],
+    rows: Range<usize>,
+    out: O,
 }
 
-impl Factors<'_> {
-    /// The rows, [`AT_ONCE`] at a time.
-    fn parts(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let std::ops::Range { start, end } = self.rows;
-        (start..end).step_by(AT_ONCE).map(move |first| first..(first + AT_ONCE).min(end))
-    }
-}
-
-struct Product<'a>(Factors<'a>);
-
-impl Kernel for Product<'_> {
+impl<O: Output> Kernel for Product<'_, O> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Factors { x: thin, wide, rank, columns, out, .. } = self.0;
-        for rows in self.0.parts() {
-            // SAFETY: rows are shared out among the tasks.
-            let out = unsafe { out.part(rows.start * columns..rows.end * columns) };
-            let thin = &thin[rows.start * rank..rows.end * rank];
-            for column in (0..columns).step_by(LANES) {
-                let count = (columns - column).min(LANES);
-                let mut sums = [s.splat(0.0); AT_ONCE];
-                for k in 0..rank {
-                    let w = s.load(&wide[k * columns + column..][..count]);
-                    for (sum, thin) in sums.iter_mut().zip(thin.chunks_exact(rank)) {
-                        *sum = s.mul_add(s.splat(thin[k]), w, *sum);
-                    }
-                }
-                for (out, sum) in out.chunks_exact_mut(columns).zip(sums) {
-                    s.store(&mut out[column..column + count], sum);
-                }
-            }
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            row += match self.rows.end - row {
+                AT_ONCE.. if S::WIDE => self.block::<AT_ONCE, S>(s, row),
+                2.. => self.block::<2, S>(s, row),
+                _ => self.block::<1, S>(s, row),
+            };
         }
     }
 }
 
-struct OfTransposed<'a>(Factors<'a>);
+impl<O: Output> Product<'_, O> {
+    /// `N` rows from `row` on; gives `N`.
+    #[inline(always)]
+    fn block<const N: usize, S: Simd>(&self, s: S, row: usize) -> usize {
+        let [_, rank, columns] = self.sizes;
+        let thin = &self.thin[row * rank..(row + N) * rank];
+        for column in (0..columns).step_by(PANEL) {
+            let count = (columns - column).min(PANEL);
+            let mut sums = [[s.splat(0.0); 2]; N];
+            for k in 0..rank {
+                // SAFETY: the factor has these columns in each of its rows.
+                let w = unsafe { load(s, self.wide, k * columns + column, count) };
+                for (sums, thin) in sums.iter_mut().zip(thin.chunks_exact(rank)) {
+                    let t = s.splat(thin[k]);
+                    *sums = [s.mul_add(t, w[0], sums[0]), s.mul_add(t, w[1], sums[1])];
+                }
+            }
+            for (i, sums) in sums.into_iter().enumerate() {
+                // SAFETY: checked for these rows and columns; rows are shared out among the tasks.
+                unsafe { self.out.put(s, row + i, column, count, sums) };
+            }
+        }
+        N
+    }
+}
+
+/// What [`product_of_transposed`] makes of some rows.
+pub(crate) struct OfTransposed<'a> {
+    pub(crate) grad: &'a [f32],
+    pub(crate) wide: &'a [f32],
+    pub(crate) rank: usize,
+    pub(crate) out: &'a mut [f32],
+}
 
 impl Kernel for OfTransposed<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for rows in self.0.parts() {
+        let Self { grad, wide, rank, out } = self;
+        let columns = wide.len() / rank;
+        // Without columns all sums are empty.
+        let rows = grad.chunks(AT_ONCE * columns.max(1)).chain(std::iter::repeat(&[][..]));
+        for (grad, out) in rows.zip(out.chunks_mut(AT_ONCE * rank)) {
             let mut k = 0;
-            while k < self.0.rank {
-                k += match self.0.rank - k {
-                    4.. if S::WIDE => self.block::<4, S>(s, rows.clone(), k),
-                    2.. => self.block::<2, S>(s, rows.clone(), k),
-                    _ => self.block::<1, S>(s, rows.clone(), k),
+            while k < rank {
+                k += match rank - k {
+                    4.. if S::WIDE => of_transposed::<4, S>(s, grad, wide, [rank, columns], k, out),
+                    2.. => of_transposed::<2, S>(s, grad, wide, [rank, columns], k, out),
+                    _ => of_transposed::<1, S>(s, grad, wide, [rank, columns], k, out),
                 };
             }
         }
     }
 }
 
-impl OfTransposed<'_> {
-    /// `N` of the ranks, from `k` on, of up to [`AT_ONCE`] rows; gives `N`.
-    #[inline(always)]
-    fn block<const N: usize, S: Simd>(&self, s: S, rows: std::ops::Range<usize>, k: usize) -> usize {
-        let Factors { x: grad, wide, rank, columns, out, .. } = self.0;
-        let mut sums = [[s.splat(0.0); N]; AT_ONCE];
-        let grad = &grad[rows.start * columns..rows.end * columns];
-        for column in (0..columns).step_by(LANES) {
-            let count = (columns - column).min(LANES);
-            let mut w = [s.splat(0.0); N];
-            for (i, w) in w.iter_mut().enumerate() {
-                *w = s.load(&wide[(k + i) * columns + column..][..count]);
-            }
-            for (sums, grad) in sums.iter_mut().zip(grad.chunks_exact(columns)) {
-                let grad = s.load(&grad[column..column + count]);
-                for (sum, w) in sums.iter_mut().zip(&w) {
-                    *sum = s.mul_add(grad, *w, *sum);
-                }
+/// `N` of the ranks, from `k` on, of up to [`AT_ONCE`] rows; gives `N`.
+#[inline(always)]
+fn of_transposed<const N: usize, S: Simd>(
+    s: S,
+    grad: &[f32],
+    wide: &[f32],
+    [rank, columns]: [usize; 2],
+    k: usize,
+    out: &mut [f32],
+) -> usize {
+    let mut sums = [[s.splat(0.0); N]; AT_ONCE];
+    for column in (0..columns).step_by(LANES) {
+        let count = (columns - column).min(LANES);
+        let mut w = [s.splat(0.0); N];
+        for (i, w) in w.iter_mut().enumerate() {
+            *w = s.load(&wide[(k + i) * columns + column..][..count]);
+        }
+        for (sums, grad) in sums.iter_mut().zip(grad.chunks_exact(columns)) {
+            let grad = s.load(&grad[column..column + count]);
+            for (sum, w) in sums.iter_mut().zip(&w) {
+                *sum = s.mul_add(grad, *w, *sum);
             }
         }
-        for (row, sums) in rows.zip(&sums) {
-            // SAFETY: rows are shared out among the tasks.
-            let out = unsafe { out.part(row * rank + k..row * rank + k + N) };
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = s.sum(*sum);
-            }
-        }
-        N
     }
+    for (out, sums) in out.chunks_exact_mut(rank).zip(&sums) {
+        for (out, sum) in out[k..k + N].iter_mut().zip(sums) {
+            *out = s.sum(*sum);
+        }
+    }
+    N
 }
 
 #[cfg(test)]
@@ -289,7 +317,6 @@ mod tests {
     use crate::depthwise::Rows;
     use crate::gemm::{self, Activate, Activation, Matrix, Rounded, Store};
     use crate::testing::{Sweep, assert_close, operands, sweep, values, wide};
-    use crate::{Operand, Tiles};
 
     /// Rows, rank, columns.
     struct Sizes(usize, usize, usize);
@@ -336,6 +363,10 @@ mod tests {
             product(isa, &thin, &w, rank, &mut out);
             let expected: Vec<f64> = (0..out.len()).map(sum).collect();
             assert_close(&out, &expected, 1e-5, &what);
+            let mut tiles = Tiles::<T>::new(rows, columns);
+            product_in_tiles(isa, &thin, &w, rank, &mut tiles);
+            let rounded: Vec<T> = out.iter().map(|v| T::from_f32(*v)).collect();
+            assert_eq!(tiles.to_rows(), rounded, "{what}");
             let grad = values(rows * columns, 3);
             let gs = wide(&grad);
             let sum = |i: usize| -> f64 {

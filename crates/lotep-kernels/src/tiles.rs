@@ -137,6 +137,13 @@ impl<T: Operand> Tiles<T> {
         }
     }
 
+    /// Ask for the memory of `rows` rows of a panel, to read it soon.
+    #[inline(always)]
+    pub(crate) fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
+        let x = elements::<T>(&self.lines);
+        expected::<T>(self.per_row(), row, rows, column, |at| s.prefetch_read(x, at));
+    }
+
     /// Line `i` of a row.
     #[inline(always)]
     pub(crate) fn line(&self, row: usize, i: usize) -> &[T] {
@@ -183,6 +190,24 @@ pub(crate) fn at<T: Operand>(per_row: usize, row: usize, column: usize) -> usize
     (tile * TILE_ROWS + row % TILE_ROWS) * line::<T>() + column % line::<T>()
 }
 
+/// Where the lines of some rows of a panel begin.
+#[inline(always)]
+fn expected<T: Operand>(per_row: usize, row: usize, rows: usize, column: usize, ask: impl Fn(usize)) {
+    let (mut row, end) = (row, row + rows);
+    while row < end {
+        // A tile's rows lie one after another.
+        let here = (TILE_ROWS - row % TILE_ROWS).min(end - row);
+        let first = at::<T>(per_row, row, column);
+        for i in 0..here {
+            ask(first + i * line::<T>());
+            if line::<T>() < 2 * LANES {
+                ask(first + (TILE_ROWS + i) * LANES);
+            }
+        }
+        row += here;
+    }
+}
+
 /// A matrix that several threads write in different places.
 #[derive(Clone, Copy)]
 pub struct SharedTiles<'a, T> {
@@ -206,20 +231,7 @@ impl<T: Operand> SharedTiles<'_, T> {
     /// Ask for the memory of `rows` rows of a panel, to write it soon.
     #[inline(always)]
     pub(crate) fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
-        let mut row = row;
-        let end = row + rows;
-        while row < end {
-            // A tile's rows lie one after another.
-            let here = (TILE_ROWS - row % TILE_ROWS).min(end - row);
-            let first = at::<T>(self.per_row, row, column);
-            for i in 0..here {
-                s.prefetch(&self.data, first + i * line::<T>());
-                if line::<T>() < 2 * LANES {
-                    s.prefetch(&self.data, first + (TILE_ROWS + i) * LANES);
-                }
-            }
-            row += here;
-        }
+        expected::<T>(self.per_row, row, rows, column, |at| s.prefetch(&self.data, at));
     }
 
     /// Store `count` (1 to 32) elements of a row from `column` on, a multiple of 32.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::backbone::{Backbone, Hooks, Loaded};
+use crate::backbone::{Backbone, Hooks, Loaded, Prompt};
 use crate::data::{Batch, Transform};
 use crate::head::{Head, SharedTexts, unit};
 use crate::method::{Method, MethodConfig, Prompts, Site};
@@ -209,7 +209,7 @@ impl Predictor {
         // A checkpoint has no place for what is done to the image, however it is folded here.
         let framed = prompts.canvas.is_some() || prompts.scale.is_some();
         let has_image = image.is_some();
-        let folded = network.fold(image, prompts.blocks.first().cloned().flatten());
+        let folded = network.fold(image, prompts.blocks.first().cloned().flatten().map(Prompt::whole));
         frozen.network = folded.network;
         if folded.first {
             prompts.blocks[0] = None;

@@ -5,13 +5,16 @@ use crate::simd::{LANES, Simd, coarse_gaussian_cdf, coarse_gelu_derivative, gaus
 use crate::{Operand, SharedMut, SharedTiles, Tiles};
 
 /// Takes sums as they are finished, a panel's row (32 columns) at a time.
-pub trait Epilogue: Sync {
+///
+/// Each task has a copy, so that what does not change from row to row stays in registers, whatever is written meanwhile.
+pub trait Epilogue: Copy + Sync {
     /// Panic unless everything has room for so many rows and columns: what [`Epilogue::put`] relies on.
     fn check(&self, rows: usize, columns: usize);
     /// `rows` rows from `row` on will come soon, in the panel from `column` on: ask for their memory.
     #[inline(always)]
     fn expect<S: Simd>(&self, _s: S, _row: usize, _rows: usize, _column: usize) {}
-    /// Take `count` (1 to 32) sums of `row`, from `column` on, a multiple of 32. To be `#[inline(always)]`.
+    /// Take `count` (1 to 32) sums of `row`, from `column` on, a multiple of 32. To be `#[inline(always)]`: where its tile is is
+    /// known to the compiler then, for all of the tile's rows at once.
     ///
     /// # Safety
     /// These rows and columns passed [`Epilogue::check`], and each element comes once.
@@ -115,7 +118,7 @@ pub struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    pub(super) fn new(data: &'a mut [f32], stride: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [f32], stride: usize) -> Self {
         Self { data: SharedMut::new(data), stride }
     }
 }
@@ -147,6 +150,7 @@ impl Output for Plain<'_> {
 }
 
 /// Store `sums + bias`.
+#[derive(Clone, Copy)]
 pub struct Store<'a, O> {
     out: O,
     bias: &'a [f32],
@@ -249,6 +253,7 @@ fn swish_derivative<S: Simd>(s: S, z: S::F) -> S::F {
 }
 
 /// Store `f(sums + bias)`, and `sums + bias` where the backward pass will ask for it.
+#[derive(Clone, Copy)]
 pub struct Activate<'a, T> {
     function: Activation,
     out: SharedTiles<'a, T>,
@@ -317,6 +322,7 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
 }
 
 /// Store `sums · f'(before)`: the gradient behind an activation becomes the one before it.
+#[derive(Clone, Copy)]
 pub struct Multiply<'a, T> {
     function: Activation,
     before: &'a Tiles<T>,
@@ -361,6 +367,7 @@ impl<T: Operand> Epilogue for Multiply<'_, T> {
 }
 
 /// Store `x + prompt + sums + bias`: the residual stream behind a branch; with a ReLU where that is asked for.
+#[derive(Clone, Copy)]
 pub struct Residual<'a> {
     x: &'a [f32],
     prompt: Repeated<'a>,
@@ -408,6 +415,7 @@ impl Epilogue for Residual<'_> {
 
 /// Store `sums + grad` where the mask's bit is set, `sums` elsewhere: a branch's gradient joins the one that went
 /// around it, behind the ReLU that both went through.
+#[derive(Clone, Copy)]
 pub struct Masked<'a> {
     grad: &'a [f32],
     mask: &'a [u16],
@@ -448,6 +456,7 @@ impl Epilogue for Masked<'_> {
 }
 
 /// Add the sums to what is there.
+#[derive(Clone, Copy)]
 pub struct Add<'a> {
     out: Plain<'a>,
 }

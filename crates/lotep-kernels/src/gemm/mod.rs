@@ -150,7 +150,8 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Kernel for Task<'_, T, A, E> {
 impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
     #[inline(always)]
     fn multiply<S: Simd>(self, s: S, block: &impl Block<T>) {
-        let Self { w, epilogue, rows, panels, sums, .. } = self;
+        let Self { w, rows, panels, sums, .. } = self;
+        let epilogue = *self.epilogue;
         let lines = w.lines();
         let tiles = rows.len().div_ceil(TILE_ROWS);
         let unit = micro::Unit::<T, S>::new(s);
@@ -174,16 +175,21 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
                     continue;
                 }
                 let columns = (w.columns() - column).min(PANEL);
-                for (r, sums) in sums.chunks_exact(PANEL).enumerate().take(count) {
-                    let sums = [s.load(&sums[..LANES]), s.load(&sums[LANES..])];
-                    // SAFETY: `run` checked the epilogue for all rows and columns; blocks and panels do not
-                    // overlap.
-                    unsafe {
-                        if columns == PANEL {
-                            // The usual case, with the count known to the compiler.
-                            epilogue.put(s, row + r, column, PANEL, sums);
-                        } else {
-                            epilogue.put(s, row + r, column, columns, sums);
+                for (t, sums) in sums.chunks_exact(TILE_ROWS * PANEL).enumerate() {
+                    let rows = count.saturating_sub(t * TILE_ROWS).min(TILE_ROWS);
+                    for (r, sums) in sums.chunks_exact(PANEL).enumerate().take(rows) {
+                        // The tile's number and, visibly, a row within it.
+                        let row = (row / TILE_ROWS + t) * TILE_ROWS | r % TILE_ROWS;
+                        let sums = [s.load(&sums[..LANES]), s.load(&sums[LANES..])];
+                        // SAFETY: `run` checked the epilogue for all rows and columns; blocks and panels do not
+                        // overlap.
+                        unsafe {
+                            if columns == PANEL {
+                                // The usual case, with the count known to the compiler.
+                                epilogue.put(s, row, column, PANEL, sums);
+                            } else {
+                                epilogue.put(s, row, column, columns, sums);
+                            }
                         }
                     }
                 }

@@ -3,18 +3,20 @@
 //! In bfloat16 a value of the stream is so rounded once for each block, where it is stored; the sum that is rounded, with
 //! its bias, its ReLU and the next block's prompt, is one of f32.
 
-use super::epilogue::{Epilogue, Output, Plain, add, add_bias, check_bias, load, mask_words, selected};
+use super::epilogue::{Epilogue, Output, Plain, add, add_bias, check_bias, mask_words, selected};
 use super::line;
-use crate::repeated::Repeated;
+use crate::repeated::Period;
 use crate::simd::{LANES, Simd};
 use crate::tiles::at;
 use crate::{Operand, SharedMut, SharedTiles, Tiles};
 
 /// Store `max(0, x + sums + bias) + prompt`: what a residual block puts out and the next one takes in.
+#[derive(Clone, Copy)]
 pub struct Join<'a, T, O> {
     x: &'a Tiles<T>,
     bias: &'a [f32],
-    prompt: Repeated<'a>,
+    /// One sample's rows, and how to find them.
+    prompt: Option<(&'a Tiles<T>, Period)>,
     mask: Option<SharedMut<'a, u16>>,
     out: O,
 }
@@ -22,22 +24,22 @@ pub struct Join<'a, T, O> {
 impl<'a, T: Operand> Join<'a, T, SharedTiles<'a, T>> {
     /// Into tiles; `x` is what goes around the branch.
     pub fn tiles(x: &'a Tiles<T>, bias: &'a [f32], out: &'a mut Tiles<T>) -> Self {
-        Self { x, bias, prompt: Repeated::NONE, mask: None, out: out.share() }
+        Self { x, bias, prompt: None, mask: None, out: out.share() }
     }
 }
 
 impl<'a, T: Operand> Join<'a, T, Plain<'a>> {
     /// Into rows of f32, one after another.
     pub fn rows(x: &'a Tiles<T>, bias: &'a [f32], out: &'a mut [f32]) -> Self {
-        Self { x, bias, prompt: Repeated::NONE, mask: None, out: Plain::new(out, x.columns()) }
+        Self { x, bias, prompt: None, mask: None, out: Plain::new(out, x.columns()) }
     }
 }
 
 impl<'a, T: Operand, O> Join<'a, T, O> {
-    /// Add one sample's rows, repeated, behind the ReLU; may be empty.
+    /// Add one sample's rows, repeated, behind the ReLU, where there are some.
     #[must_use]
-    pub fn prompt(mut self, prompt: &'a [f32]) -> Self {
-        self.prompt = Repeated::rows(prompt, self.x.columns());
+    pub fn prompt(mut self, prompt: Option<&'a Tiles<T>>) -> Self {
+        self.prompt = prompt.map(|prompt| (prompt, Period::new(prompt.rows())));
         self
     }
 
@@ -56,16 +58,6 @@ fn check_tiles<T: Operand>(tiles: &Tiles<T>, rows: usize, columns: usize) {
 
 fn check_mask(words: usize, rows: usize, columns: usize) {
     assert!(words == 0 || words == rows * mask_words(columns), "{words} words of a mask of {rows} rows");
-}
-
-/// Ask for rows of a panel that will be read soon.
-#[inline(always)]
-fn expect_read<T: Operand, S: Simd>(s: S, x: &Tiles<T>, row: usize, rows: usize, column: usize) {
-    for row in row..row + rows {
-        for column in (column..(column + 2 * LANES).min(x.columns())).step_by(line::<T>()) {
-            s.prefetch_read(x.line(row, column / line::<T>()), 0);
-        }
-    }
 }
 
 /// The values where the mask's bits are set, zero elsewhere; all of them without a mask.
@@ -95,27 +87,34 @@ impl<T: Operand, O: Output> Epilogue for Join<'_, T, O> {
         check_bias(self.bias, columns);
         check_tiles(self.x, rows, columns);
         self.out.check(rows, columns);
-        self.prompt.check(rows * columns);
+        if let Some((prompt, period)) = &self.prompt {
+            let own = prompt.rows();
+            assert!(own > 0 && rows.is_multiple_of(own), "a prompt of {own} rows for {rows}");
+            check_tiles(prompt, own, columns);
+            period.check(rows);
+        }
         check_mask(self.mask.map_or(0, |mask| mask.len()), rows, columns);
     }
 
     #[inline(always)]
     fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
         self.out.expect(s, row, rows, column);
-        expect_read(s, self.x, row, rows, column);
-        if !self.prompt.is_empty() {
-            for row in row..row + rows {
-                let at = self.prompt.index(row * self.x.columns() + column);
-                s.prefetch_read(self.prompt.values(), at);
-                s.prefetch_read(self.prompt.values(), at + LANES);
+        self.x.expect(s, row, rows, column);
+        if let Some((prompt, period)) = &self.prompt {
+            let (mut row, end) = (row, row + rows);
+            while row < end {
+                let own = period.index(row);
+                let here = (prompt.rows() - own).min(end - row);
+                prompt.expect(s, own, here, column);
+                row += here;
             }
         }
     }
 
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
-        // SAFETY: everything was checked for these rows and columns, the prompt being made of whole rows; each
-        // element comes once.
+        // SAFETY: everything was checked for these rows and columns, the prompt's rows being found modulo their
+        // number; each element comes once.
         unsafe {
             let x = self.x.load_panel(s, row, column, count);
             let mut v = add(s, add_bias(s, self.bias, column, count, sums), x);
@@ -128,9 +127,8 @@ impl<T: Operand, O: Output> Epilogue for Join<'_, T, O> {
                 }
             }
             v = [s.max(s.splat(0.0), v[0]), s.max(s.splat(0.0), v[1])];
-            if !self.prompt.is_empty() {
-                let at = self.prompt.index(row * self.x.columns() + column);
-                v = add(s, v, load(s, self.prompt.values(), at, count));
+            if let Some((prompt, period)) = &self.prompt {
+                v = add(s, v, prompt.load_panel(s, period.in_tile(row), column, count));
             }
             self.out.put(s, row, column, count, v);
         }
@@ -139,6 +137,7 @@ impl<T: Operand, O: Output> Epilogue for Join<'_, T, O> {
 
 /// Store `sums + around` where the mask's bit is set and zero elsewhere: the gradient of a branch joins the one that went
 /// around it, and goes on behind the ReLU of the block before.
+#[derive(Clone, Copy)]
 pub struct Part<'a, T, O> {
     around: Option<&'a Tiles<T>>,
     mask: &'a [u16],
@@ -175,7 +174,7 @@ impl<T: Operand, O: Output> Epilogue for Part<'_, T, O> {
     fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
         self.out.expect(s, row, rows, column);
         if let Some(around) = self.around {
-            expect_read(s, around, row, rows, column);
+            around.expect(s, row, rows, column);
         }
     }
 
@@ -195,6 +194,7 @@ impl<T: Operand, O: Output> Epilogue for Part<'_, T, O> {
 }
 
 /// Add the sums to what lies in tiles, where the mask's bit is set.
+#[derive(Clone, Copy)]
 pub struct AddTo<'a, T> {
     mask: &'a [u16],
     out: SharedTiles<'a, T>,

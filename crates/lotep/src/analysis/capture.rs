@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use super::cka::Gram;
 use crate::Result;
 use crate::adapter::Adapter;
-use crate::backbone::{Activation, Below, ConvUpdate, Hooks, Loaded, LowRank, Preprocess};
+use crate::backbone::{Activation, Below, ConvUpdate, Hooks, Loaded, LowRank, Preprocess, Prompt};
 use crate::data::Transform;
 use crate::method::{Method, Prompts, Site};
 use crate::model::{Frozen, network};
@@ -87,7 +87,7 @@ impl Hooks for Watching<'_> {
         self.prompts.pixels(x)
     }
 
-    fn prompt(&self, block: usize) -> Option<Tensor<3>> {
+    fn prompt(&self, block: usize) -> Option<Prompt> {
         self.prompts.prompt(block)
     }
 

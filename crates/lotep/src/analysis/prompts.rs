@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
-use crate::backbone::{ConvUpdate, Loaded};
+use crate::backbone::{ConvUpdate, Loaded, Prompt};
 use crate::method::{Method, Site};
 use crate::plot::{Heat, grey, heat, png};
 use crate::{Result, bail};
@@ -78,7 +78,7 @@ pub fn pictures(loaded: &Loaded, adapter: &Adapter) -> Result<Pictures> {
         energies.push(found);
     }
     for (prompt, block) in prompts.blocks.into_iter().zip(&loaded.blocks) {
-        let Some(prompt) = prompt else { continue };
+        let Some(prompt) = prompt.map(Prompt::whole) else { continue };
         let [c, h, w] = prompt.dims();
         let values = numbers(prompt);
         energies.push(energy(block.name.clone(), vec![c, h, w], &values));

@@ -78,7 +78,7 @@ pub fn ranks(loaded: &Loaded, adapter: &Adapter, tolerance: f64) -> Result<Ranks
     let count = loaded.blocks.len();
     let image = prompts.image.map(|p| ("image".to_owned(), None, p));
     let blocks = prompts.blocks.into_iter().zip(&loaded.blocks).enumerate();
-    let blocks = blocks.filter_map(|(l, (p, block))| p.map(|p| (block.name.clone(), Some(l), p)));
+    let blocks = blocks.filter_map(|(l, (p, block))| p.map(|p| (block.name.clone(), Some(l), p.whole())));
     let mut found = Vec::new();
     for (place, block, prompt) in image.into_iter().chain(blocks) {
         let shape = prompt.dims();

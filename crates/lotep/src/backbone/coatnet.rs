@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::family::{Family, set, set_sides};
 use super::positions::{biases, take_size};
 use super::preprocess::{HALVES, IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
-use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, inside, leave_map, map, rows};
+use super::{Backbone, Folded, Hooks, Prompt, Weights, enter_map, fold_image, inside, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
     BatchNorm, Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvUpdates,
@@ -532,7 +532,7 @@ impl Backbone for CoAtNet {
         let mut x = self.stem.forward(x);
         for (l, (name, block)) in self.blocks.iter().enumerate() {
             let entered = enter_map(hooks, l, x);
-            let prompt = hooks.prompt(l);
+            let prompt = hooks.prompt(l).map(Prompt::whole);
             x = match block {
                 Block::Conv(convolving) => {
                     convolving.block.forward(entered, prompt, &convolving.updates(hooks, name))

@@ -98,8 +98,8 @@ struct Learnt {
 }
 
 impl Hooks for Learnt {
-    fn prompt(&self, block: usize) -> Option<Tensor<3>> {
-        self.prompts.get(block).cloned()
+    fn prompt(&self, block: usize) -> Option<Prompt> {
+        self.prompts.get(block).cloned().map(Prompt::from)
     }
 
     fn low_rank(&self, name: &str) -> Option<LowRank> {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::family::{Family, set};
 use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
-use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map, map};
+use super::{Backbone, Folded, Hooks, Prompt, Weights, enter_map, fold_image, leave_map, map};
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, ConvNextBlock, ConvNextUpdates, ConvNextWeights, LayerNorm, Linear, NormDown, PatchStem,
@@ -208,7 +208,7 @@ impl Backbone for ConvNext {
                 let low_rank = |leaf| hooks.low_rank(&format!("{name}.mlp.{leaf}"));
                 let dropout = hooks.dropout().map(|dropout| dropout.at(name));
                 let updates = ConvNextUpdates { fc1: low_rank("fc1"), fc2: low_rank("fc2"), dropout };
-                x = block.forward(enter_map(hooks, l, x), hooks.prompt(l), updates);
+                x = block.forward(enter_map(hooks, l, x), hooks.prompt(l).map(Prompt::whole), updates);
                 leave_map(hooks, l, &x);
                 l += 1;
             }

@@ -49,7 +49,7 @@ pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
 pub use words::Words;
 
-pub use crate::ops::{Below, ConvUpdate, Dropout, LowRank};
+pub use crate::ops::{Below, ConvUpdate, Dropout, LowRank, Product, Prompt};
 use crate::ops::{Inside, Linear};
 use crate::safetensors::NamedTensor;
 
@@ -121,9 +121,9 @@ pub trait Hooks {
         x
     }
 
-    /// What is added to every sample where it enters block `block` (0-based), `[C, H, W]`; for tokens, a prompt of
+    /// What is added to every sample where it enters block `block` (0-based); for tokens, a prompt of
     /// the patch grid leaves the class token alone, one of the whole sequence covers it.
-    fn prompt(&self, _block: usize) -> Option<Tensor<3>> {
+    fn prompt(&self, _block: usize) -> Option<Prompt> {
         None
     }
 

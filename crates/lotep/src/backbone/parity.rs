@@ -71,7 +71,7 @@ struct Probe {
 }
 
 impl Hooks for Probe {
-    fn prompt(&self, block: usize) -> Option<Tensor<3>> {
+    fn prompt(&self, block: usize) -> Option<Prompt> {
         self.prompts.prompt(block)
     }
 
@@ -103,7 +103,10 @@ fn pass(
     let input = f.tensor::<4>("_fx.input", device).require_grad();
     let prompts: Vec<_> = prompts.into_iter().map(|p| p.autodiff().require_grad()).collect();
     let probe = Probe {
-        prompts: Prompts { blocks: prompts.iter().cloned().map(Some).collect(), ..Prompts::default() },
+        prompts: Prompts {
+            blocks: prompts.iter().cloned().map(|prompt| Some(prompt.into())).collect(),
+            ..Prompts::default()
+        },
         watching,
         exits: Mutex::default(),
     };
@@ -387,7 +390,10 @@ fn coatnets_agree_in_both_forms() {
                 Tensor::<3>::from_data(TensorData::new(values, shape), &device).require_grad()
             };
             let prompts: Vec<_> = blocks.iter().enumerate().map(|(i, b)| prompt(b, i)).collect();
-            let hooks = Prompts { blocks: prompts.iter().cloned().map(Some).collect(), ..Prompts::default() };
+            let hooks = Prompts {
+                blocks: prompts.iter().cloned().map(|prompt| Some(prompt.into())).collect(),
+                ..Prompts::default()
+            };
             let values: Vec<f32> = (0..2 * 3 * 64 * 96).map(|v| (v as f32 * 0.7).sin()).collect();
             let x = Tensor::<4>::from_data(TensorData::new(values, [2, 3, 64, 96]), &device).require_grad();
             let features = net.features(x.clone(), &hooks);

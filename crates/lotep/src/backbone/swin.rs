@@ -293,7 +293,7 @@ impl Backbone for Swin {
                 let own = prompts.as_ref().map_or(0, |prompts| prompts.dims()[1]);
                 let entering = prompts.iter().cloned().chain([rows(enter_map(hooks, l, x))]);
                 let entering = Tensor::cat(entering.collect::<Vec<_>>(), 1);
-                let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, own + size));
+                let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt.whole(), own + size));
                 let inside = inside(hooks, l, name);
                 let y = block.forward(entering, prompt, &inside);
                 prompts = prompts.map(|_| y.clone().narrow(1, 0, own));

@@ -288,7 +288,7 @@ impl Backbone for Vit {
         for (l, block) in self.blocks.iter().enumerate() {
             let entered = enter_tokens(hooks, l, x);
             let tokens = entered.dims()[1];
-            let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt, tokens));
+            let prompt = hooks.prompt(l).map(|prompt| token_rows(prompt.whole(), tokens));
             let inside = inside(hooks, l, &format!("blocks.{l}"));
             if l + 1 == self.blocks.len() && !hooks.watches() {
                 x = block.class_token(entered, prompt, &inside);

@@ -153,7 +153,7 @@ impl Method for Grouped {
         let (image, blocks) = self.places(site);
         Prompts {
             image: image.map(|place| self.prompt(params, &place)),
-            blocks: blocks.iter().map(|place| Some(self.prompt(params, place))).collect(),
+            blocks: blocks.iter().map(|place| Some(self.prompt(params, place).into())).collect(),
             ..Prompts::default()
         }
     }

@@ -6,7 +6,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::factor::Order;
 use super::rank::{RankDenominator, RankSchedule, prompted_blocks, ranks};
 use super::{Method, Prompts, Site, check_scale, factor, seeded};
 use crate::backbone::Layout;
@@ -155,17 +154,17 @@ impl Method for LotepMethod<'_> {
         for plan in config.plan(site) {
             let get = |leaf: &str| params.get::<2>(&format!("{}.{leaf}", plan.name));
             let (channel, row, column) = (get("channel"), get("row"), get("column"));
-            let order = if plan.block.is_some() { Order::ChannelsLast } else { Order::ChannelsFirst };
-            let prompt = match form {
-                Form::Cp => factor::cp(channel, row, column, order),
+            let planes = match form {
+                Form::Cp => factor::cp(row, column),
                 Form::Tucker => {
                     let core = params.get::<3>(&format!("{}.core", plan.name));
-                    factor::tucker(core, channel, row, column, order)
+                    factor::tucker(core, row, column)
                 }
             };
+            let [_, height, width] = plan.shape;
             match plan.block {
-                None => prompts.image = Some(prompt),
-                Some(_) => prompts.blocks.push(Some(prompt)),
+                None => prompts.image = Some(factor::image(channel, planes, [height, width])),
+                Some(_) => prompts.blocks.push(Some(factor::block(channel, planes, [height, width]))),
             }
         }
         prompts

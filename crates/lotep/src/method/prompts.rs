@@ -6,15 +6,15 @@ use burn::tensor::ops::PadMode;
 use burn::tensor::{Int, Tensor, activation::relu};
 
 use super::frame::around;
-use crate::backbone::{Activation, Below, ConvUpdate, Dropout, Hooks, LowRank};
+use crate::backbone::{Activation, Below, ConvUpdate, Dropout, Hooks, LowRank, Prompt};
 
 /// Prompts, shared by all samples. They are f32 whatever the network computes in.
 #[derive(Clone, Debug, Default)]
 pub struct Prompts {
     /// Added to the image, in [0, 1], before it is normalised, `[3, H, W]`.
     pub image: Option<Tensor<3>>,
-    /// Added to the entrance of block `l`, `[C, H, W]`.
-    pub blocks: Vec<Option<Tensor<3>>>,
+    /// Added to the entrance of block `l`.
+    pub blocks: Vec<Option<Prompt>>,
     /// Tokens `[n, C]` that stand between the class token and the patches in block `l`, or before the tokens of each of its
     /// windows: those of the first block are put in, those of later ones take the place of what became of the ones before.
     pub tokens: Vec<Tensor<2>>,
@@ -80,7 +80,7 @@ impl Hooks for Prompts {
         }
     }
 
-    fn prompt(&self, block: usize) -> Option<Tensor<3>> {
+    fn prompt(&self, block: usize) -> Option<Prompt> {
         self.blocks.get(block).cloned().flatten()
     }
 

@@ -164,7 +164,7 @@ fn successive_channels_share_a_map() {
     let mut params = method.init(&site, 0).unwrap();
     params.load("test", |_| Ok(((0..6).map(|v| v as f32).collect(), vec![3, 1, 2]))).unwrap();
     let prompt = method.prompts(&site, &params).blocks[0].clone().unwrap();
-    let values: Vec<f32> = prompt.into_data().iter::<f32>().collect();
+    let values: Vec<f32> = prompt.whole().into_data().iter::<f32>().collect();
     assert_eq!(values, [0., 1., 0., 1., 0., 1., 2., 3., 2., 3., 4., 5., 4., 5.]);
 }
 
@@ -183,8 +183,9 @@ fn prompts_start_at_zero_and_seeds_differ() {
         let params = method.init(&site, 3).unwrap();
         let prompts = method.prompts(&site, &params);
         let begins = if FRAMES.contains(&name) { &[] } else { prompts.image.as_slice() };
-        for prompt in begins.iter().chain(prompts.blocks.iter().flatten()) {
-            assert!(prompt.to_data().iter::<f32>().all(|v| v == 0.0), "{name}");
+        let blocks = prompts.blocks.iter().flatten().map(|prompt| prompt.clone().whole());
+        for prompt in begins.iter().cloned().chain(blocks) {
+            assert!(prompt.into_data().iter::<f32>().all(|v| v == 0.0), "{name}");
         }
         let values = |seed: u64| {
             let named = method.init(&site, seed).unwrap().to_named();

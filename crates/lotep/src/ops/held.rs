@@ -67,7 +67,7 @@ impl Held {
     }
 
     /// Leave the gradients, as many as there are places; those of missing tensors go.
-    pub(super) fn leave(&self, gradients: Vec<Vec<f32>>) {
+    pub(super) fn leave(&self, gradients: impl IntoIterator<Item = Vec<f32>>) {
         for (place, gradient) in self.0.iter().zip(gradients) {
             if let Some(place) = place {
                 place.gradient.put(FlexTensor::from_data(TensorData::new(gradient, place.shape.clone())));

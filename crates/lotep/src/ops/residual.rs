@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, activation::relu};
 use lotep_frozen::{Chain, Keep, Kept, Kernel, LearningOp, Link, Wanted, chain};
 
@@ -9,7 +10,7 @@ use super::conv::{BatchNorm, Conv2d, folded};
 use super::conv_update::{OpenConv, with_dropout};
 use super::held::Held;
 use super::learnt::{Learnt, plan};
-use super::{Compute, ConvUpdate, Dropout, fast, kernel};
+use super::{Compute, ConvUpdate, Dropout, Prompt, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
 #[derive(Clone)]
@@ -108,19 +109,21 @@ impl ResidualBlock {
         Self(Form::Learnt(learnt, Arc::new(made)))
     }
 
-    /// A map `[B, C, H, W]` to `[B, C', H', W']`, `prompt` `[C, H, W]` added to each sample as it enters.
+    /// A map `[B, C, H, W]` to `[B, C', H', W']`, `prompt` added to each sample as it enters.
     ///
     /// The fast form computes with channels last, and what it gives is a view of that: from block to block nothing
     /// is rearranged.
-    pub fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &ResidualUpdates) -> Tensor<4> {
+    pub fn forward(&self, x: Tensor<4>, prompt: Option<Prompt>, updates: &ResidualUpdates) -> Tensor<4> {
         let (convs, shortcut) = match &self.0 {
             Form::Portable { convs, shortcut } => (convs, shortcut),
             Form::Fast(f) => return f.forward(x, prompt, updates),
-            Form::Learnt(learnt, _) if updates.is_empty() => return learnt.map(x, prompt),
+            Form::Learnt(learnt, _) if updates.is_empty() => {
+                return learnt.map(x, prompt.map(Prompt::whole));
+            }
             Form::Learnt(_, portable) => return portable().forward(x, prompt, updates),
         };
         let x = match prompt {
-            Some(prompt) => x + prompt.unsqueeze(),
+            Some(prompt) => x + prompt.whole().unsqueeze(),
             None => x,
         };
         let mut y = x.clone();
@@ -144,7 +147,7 @@ impl ResidualBlock {
     ///
     /// The fast form takes them all at once: between them the stream stays as its products read it, in bfloat16 where they
     /// do.
-    pub fn stretch(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Tensor<3>>>) -> Tensor<4> {
+    pub fn stretch(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Prompt>>) -> Tensor<4> {
         match Self::all_fast(blocks) {
             Some(blocks) => last_first(through(&blocks, false, x, prompts)),
             None => Self::one_by_one(blocks, x, prompts),
@@ -152,7 +155,7 @@ impl ResidualBlock {
     }
 
     /// The same, averaged over the last map's pixels: `[B, C]`.
-    pub fn stretch_to_mean(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Tensor<3>>>) -> Tensor<2> {
+    pub fn stretch_to_mean(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Prompt>>) -> Tensor<2> {
         match Self::all_fast(blocks) {
             Some(blocks) => through(&blocks, true, x, prompts),
             None => mean_pixels(Self::one_by_one(blocks, x, prompts)),
@@ -168,7 +171,7 @@ impl ResidualBlock {
         blocks.iter().map(fast).collect::<Option<Vec<_>>>().filter(|blocks| !blocks.is_empty())
     }
 
-    fn one_by_one(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Tensor<3>>>) -> Tensor<4> {
+    fn one_by_one(blocks: &[&Self], x: Tensor<4>, prompts: Vec<Option<Prompt>>) -> Tensor<4> {
         let nothing = ResidualUpdates::default();
         blocks.iter().zip(prompts).fold(x, |x, (block, prompt)| block.forward(x, prompt, &nothing))
     }
@@ -191,13 +194,13 @@ fn through<const D: usize>(
     blocks: &[&Fast],
     pooled: bool,
     x: Tensor<4>,
-    prompts: Vec<Option<Tensor<3>>>,
+    prompts: Vec<Option<Prompt>>,
 ) -> Tensor<D> {
     let keep = if blocks.iter().any(|b| b.recompute) { Keep::Entrances } else { Keep::All };
     let chain = chain(blocks.iter().map(|b| &b.link), pooled);
-    let prompts = prompts.into_iter().map(|prompt| prompt.map(|p| p.permute([1, 2, 0])));
-    let (prompts, token) = Held::hold(prompts, &x.device());
-    let op = Arc::new(Prompted { chain, prompts, keep });
+    let parts = prompts.into_iter().flat_map(|prompt| prompt.map_or([None, None], Prompt::parts));
+    let (parts, token) = Held::hold(parts, &x.device());
+    let op = Arc::new(Prompted { chain, parts, keep });
     // What is computed again is the chain's own affair.
     fast::apply_learning(op, false, x.permute([0, 2, 3, 1]), None::<Tensor<3>>, token)
 }
@@ -206,8 +209,42 @@ fn through<const D: usize>(
 #[derive(Debug)]
 struct Prompted {
     chain: Arc<dyn Chain>,
-    prompts: Held,
+    /// Two of each prompt ([`Prompt::parts`]).
+    parts: Held,
     keep: Keep,
+}
+
+/// Kept: the factors of prompts, and what the chain keeps.
+struct Saved {
+    parts: Vec<Given>,
+    inner: Kept,
+}
+
+/// The parts of a prompt.
+#[derive(Debug)]
+enum Given {
+    Nothing,
+    Whole(Option<FlexTensor>),
+    Product(FlexTensor, FlexTensor),
+}
+
+impl Given {
+    fn view(&self) -> lotep_frozen::Prompt<'_> {
+        use lotep_frozen::Prompt;
+        match self {
+            Self::Nothing => Prompt::None,
+            Self::Whole(values) => Prompt::Whole(values.as_ref().map_or(&[], fast::values)),
+            Self::Product(pixels, channels) => {
+                let (pixels, rank) = (fast::values(pixels), channels.layout().shape()[0]);
+                Prompt::Product { pixels, channels: fast::values(channels), rank }
+            }
+        }
+    }
+
+    /// What the backward pass asks for: not the values of a whole prompt.
+    fn kept(self) -> Self {
+        if let Self::Whole(_) = self { Self::Whole(None) } else { self }
+    }
 }
 
 impl LearningOp for Prompted {
@@ -223,9 +260,20 @@ impl LearningOp for Prompted {
         _token: &[f32],
         keep: bool,
     ) -> (Vec<f32>, Option<Kept>) {
-        let prompts = self.prompts.values();
-        let prompts: Vec<&[f32]> = prompts.iter().map(|p| p.as_ref().map_or(&[][..], fast::values)).collect();
-        self.chain.forward(x, shape, &prompts, if keep { self.keep } else { Keep::Nothing })
+        let mut parts = self.parts.values().into_iter();
+        let mut given = Vec::new();
+        while let Some(first) = parts.next() {
+            given.push(match (first, parts.next().flatten()) {
+                (None, _) => Given::Nothing,
+                (Some(values), None) => Given::Whole(Some(values)),
+                (Some(pixels), Some(channels)) => Given::Product(pixels, channels),
+            });
+        }
+        let prompts: Vec<_> = given.iter().map(Given::view).collect();
+        let (out, inner) =
+            self.chain.forward(x, shape, &prompts, if keep { self.keep } else { Keep::Nothing });
+        let parts = given.into_iter().map(Given::kept).collect();
+        (out, inner.map(|inner| Box::new(Saved { parts, inner }) as Kept))
     }
 
     fn backward(
@@ -236,11 +284,13 @@ impl LearningOp for Prompted {
         grad: &[f32],
         wanted: Wanted,
     ) -> (Vec<f32>, Vec<f32>) {
-        let (stream, prompts) = self.chain.backward(kept, shape, grad, wanted);
+        let Saved { parts, inner } = *kept.downcast::<Saved>().expect("its own");
+        let prompts: Vec<_> = parts.iter().map(Given::view).collect();
+        let (stream, learnt) = self.chain.backward(inner, shape, &prompts, grad, wanted);
         if !wanted.learnt {
             return (stream, Vec::new());
         }
-        self.prompts.leave(prompts);
+        self.parts.leave(learnt.into_iter().flatten());
         (stream, vec![0.0; token.len()])
     }
 }
@@ -263,11 +313,11 @@ impl Fast {
     }
 
     /// With updates the convolutions run one by one, which keep what they need: nothing is computed again then.
-    fn forward(&self, x: Tensor<4>, prompt: Option<Tensor<3>>, updates: &ResidualUpdates) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, prompt: Option<Prompt>, updates: &ResidualUpdates) -> Tensor<4> {
         if updates.is_empty() {
             return last_first(through(&[self], false, x, vec![prompt]));
         }
-        fast::apply_open(x, prompt, |x| {
+        fast::apply_open(x, prompt.map(Prompt::whole), |x| {
             let mut y = x.clone();
             for (i, conv) in self.convs.iter().enumerate() {
                 let dropout = updates.dropout(i);

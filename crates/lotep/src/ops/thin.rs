@@ -8,7 +8,7 @@ use lotep_frozen::ThinProduct;
 use super::{fast, is_cpu};
 
 /// `x w` of `[rows, rank]` and `[rank, columns]` in f32, where the rank is much smaller than the rest.
-pub fn thin_product(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+pub(crate) fn thin_product(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
     if is_cpu(&x.device()) { thin(x, w) } else { x.matmul(w) }
 }
 
