@@ -82,7 +82,7 @@ const SUMS: usize = 8192;
 struct Samples<'a, T> {
     grad: SharedTiles<'a, T>,
     mask: &'a [u16],
-    samples: usize,
+    count: usize,
     /// Rows of a sample.
     pixels: usize,
 }
@@ -92,7 +92,7 @@ impl<'a, T: Operand> Samples<'a, T> {
         let (rows, columns) = (grad.rows(), grad.columns());
         assert!(pixels > 0 && rows.is_multiple_of(pixels), "{rows} rows of samples of {pixels}");
         assert_eq!(mask.len(), rows * mask_words(columns), "words of the mask");
-        Self { grad: grad.share(), mask, samples: rows / pixels, pixels }
+        Self { grad: grad.share(), mask, count: rows / pixels, pixels }
     }
 
     /// So many of some pixels at a time that their sums stay in the first-level cache.
@@ -113,7 +113,7 @@ impl<'a, T: Operand> Samples<'a, T> {
             let count = (columns - column).min(PANEL);
             for (pixel, sums) in pixels.clone().zip(sums.chunks_exact_mut(columns)) {
                 let mut sum = [s.splat(0.0); 2];
-                for row in (0..self.samples).map(|sample| sample * self.pixels + pixel) {
+                for row in (0..self.count).map(|sample| sample * self.pixels + pixel) {
                     // SAFETY: a row and columns that the matrix has; alone, as the caller promises.
                     let v = unsafe { stored(s, &self.grad, row, column, count) };
                     sum = [s.add(sum[0], v[0]), s.add(sum[1], v[1])];

@@ -179,7 +179,7 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
                     let rows = count.saturating_sub(t * TILE_ROWS).min(TILE_ROWS);
                     for (r, sums) in sums.chunks_exact(PANEL).enumerate().take(rows) {
                         // The tile's number and, visibly, a row within it.
-                        let row = (row / TILE_ROWS + t) * TILE_ROWS | r % TILE_ROWS;
+                        let row = (row / TILE_ROWS + t) * TILE_ROWS + r % TILE_ROWS;
                         let sums = [s.load(&sums[..LANES]), s.load(&sums[LANES..])];
                         // SAFETY: `run` checked the epilogue for all rows and columns; blocks and panels do not
                         // overlap.
