@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use lotep_kernels::Operand;
 use lotep_kernels::conv::{Conv, ConvBackward, Shape};
 
+use crate::isa;
+
 /// A convolution's weights as they come.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -35,7 +37,7 @@ pub(crate) struct FrozenConv<T> {
 
 impl<T: Operand> FrozenConv<T> {
     pub(crate) fn new(kernel: Kernel) -> Self {
-        let forward = Conv::new(kernel.shape, &kernel.weight);
+        let forward = Conv::new(isa(), kernel.shape, &kernel.weight);
         Self { forward, bias: kernel.bias, backward: OnceLock::new() }
     }
 

@@ -225,7 +225,7 @@ impl Update<'_> {
     /// `t = x downᵀ + constant`, `[rows, rank]`.
     fn narrow<T: Operand>(&self, x: &Tiles<T>) -> Vec<f32> {
         let (down, inputs, rank) = (self.down(), x.columns(), self.rank());
-        let matrix = Matrix::<T>::pack(inputs, rank, |k, n| down[n * inputs + k]);
+        let matrix = Matrix::<T>::of_weight(isa(), down, inputs);
         let mut thin = vec![0.0; x.rows() * rank];
         let store = Store::new(&mut thin, rank).bias(&self.values[self.places.constant.clone()]);
         gemm::run(isa(), x, &matrix, &store);
@@ -242,7 +242,7 @@ impl Update<'_> {
         gradient: &mut [f32],
     ) -> Vec<f32> {
         let (up, outputs, rank) = (self.up(), grad.depth(), self.rank());
-        let matrix = Matrix::<T>::pack(outputs, rank, |k, n| up[n * outputs + k]);
+        let matrix = Matrix::<T>::of_weight(isa(), up, outputs);
         let mut back = vec![0.0; grad.rows() * rank];
         gemm::run(isa(), grad, &matrix, &Store::new(&mut back, rank));
         if !gradient.is_empty() {

@@ -159,7 +159,7 @@ impl Layer {
     }
 
     fn packed<T: Operand>(&self, learnt: &[f32]) -> Conv<T> {
-        Conv::new(self.conv.shape, &learnt[self.kernel.clone()])
+        Conv::new(isa(), self.conv.shape, &learnt[self.kernel.clone()])
     }
 }
 
@@ -344,7 +344,7 @@ impl<T: Operand> LearningOp for Stem<T> {
         let (images, size) = (shape[0], [shape[2], shape[3]]);
         let windows = pool::windows::<T>(isa(), x, images, size, self.layer.conv.shape);
         let inner = self.layer.conv.shape.output(size);
-        let conv = Conv::new(self.flat(), &learnt[self.layer.kernel.clone()]);
+        let conv = Conv::new(isa(), self.flat(), &learnt[self.layer.kernel.clone()]);
         let result = self.layer.run(&conv, &windows, images, inner);
         let mut out = uncleared(self.output_shape(shape).iter().product());
         let norm = self.layer.norm(&result, learnt);

@@ -47,7 +47,7 @@ impl<T: Operand> FrozenLinear<T> {
     pub(crate) fn new(dense: Dense) -> Self {
         let Dense { weight, bias, outputs } = dense;
         let inputs = weight.len() / outputs;
-        let forward = Matrix::pack(inputs, outputs, |k, n| weight[n * inputs + k]);
+        let forward = Matrix::of_weight(isa(), &weight, inputs);
         Self { forward, backward: OnceLock::new(), bias }
     }
 

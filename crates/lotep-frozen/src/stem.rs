@@ -52,7 +52,7 @@ impl<T: Operand> Entrance for Packed<T> {
         let rows: Vec<T> = (0..pixels * channels)
             .map(|i| T::from_f32(image[i % channels * pixels + i / channels]))
             .collect();
-        let conv = Conv::<T>::new(self.kernel.shape, &self.kernel.weight);
+        let conv = Conv::<T>::new(isa(), self.kernel.shape, &self.kernel.weight);
         let [height, width] = conv.shape().output(size);
         let columns = conv.shape().outputs;
         let mut out = vec![0.0; height * width * columns];

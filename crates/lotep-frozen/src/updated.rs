@@ -101,7 +101,7 @@ impl<T: Operand> LearningOp for Updated<T> {
     ) -> (Vec<f32>, Option<Kept>) {
         let (images, size, columns) = (shape[0], [shape[1], shape[2]], self.conv.outputs());
         let (kernel, up) = self.parts(learnt);
-        let learnt = Conv::<T>::new(self.shape(), kernel);
+        let learnt = Conv::<T>::new(isa(), self.shape(), kernel);
         let x = Tiles::<T>::rounded(isa(), x, prompt, &[], shape[3]);
         let mut out = vec![0.0; self.output_shape(shape).iter().product()];
         let mut thin = Vec::new();
@@ -136,7 +136,7 @@ impl<T: Operand> LearningOp for Updated<T> {
         // The gradient of what the learnt convolution gave, where that is another.
         let back = match self.update {
             UpdateForm::Thin(rank) => {
-                let matrix = Matrix::<T>::pack(columns, rank, |k, n| up[n * columns + k]);
+                let matrix = Matrix::<T>::of_weight(isa(), up, columns);
                 let mut back = Tiles::new(upper.rows(), rank);
                 gemm::run(isa(), &upper, &matrix, &Store::tiles(&mut back));
                 Some(back)
@@ -159,7 +159,7 @@ impl<T: Operand> LearningOp for Updated<T> {
         let mut out = vec![0.0; shape.iter().product()];
         let store = Store::new(&mut out, shape[3]);
         self.conv.backward().run(isa(), &upper, images, size, false, &store);
-        let learnt = Conv::<T>::new(self.shape(), kernel).transposed();
+        let learnt = Conv::<T>::new(isa(), self.shape(), kernel).transposed();
         learnt.run(isa(), back.as_ref().unwrap_or(&upper), images, size, true, &Add::new(&mut out, shape[3]));
         (out, gradient)
     }

@@ -161,7 +161,7 @@ fn convolutions(c: &mut Criterion) {
     let mut group = c.benchmark_group("convolution 3x3");
     for (channels, side, stride) in [(64, 56, 1), (128, 56, 2), (256, 14, 1)] {
         let shape = conv::Shape { inputs: channels, outputs: channels, side: 3, stride, padding: 1 };
-        let conv = Conv::<bf16>::new(shape, &values(channels * channels * 9));
+        let conv = Conv::<bf16>::new(isa(), shape, &values(channels * channels * 9));
         let transposed = conv.transposed();
         let size = [side; 2];
         let pixels = |size: [usize; 2]| IMAGES * size[0] * size[1];

@@ -4,9 +4,12 @@
 //! them, with a matrix of the kernel's taps. The input gradient is one, or with a stride of `s` up to `s²` of them, each for
 //! the input pixels of one phase (`y mod s`, `x mod s`), which only some of the taps reach: no zeros are multiplied.
 
+use std::ops::Range;
+
 use crate::gemm::{self, Epilogue, Matrix, NOWHERE, PackedRow, Pieces, Source, TILE_ROWS, line};
-use crate::simd::Simd;
-use crate::{Isa, Operand, Tiles};
+use crate::parallel::ranges;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::{Isa, Operand, SharedTiles, Tiles};
 
 /// A square kernel's geometry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,17 +74,18 @@ impl<T: Operand> Conv<T> {
     ///
     /// # Panics
     /// The kernel has another number of values.
-    pub fn new(shape: Shape, kernel: &[f32]) -> Self {
+    pub fn new(isa: Isa, shape: Shape, kernel: &[f32]) -> Self {
         let Shape { inputs, outputs, side, stride, padding } = shape;
         assert_eq!(kernel.len(), outputs * inputs * side * side, "kernel of {shape:?}");
         let per_tap = per_tap::<T>(side * side, inputs);
-        let matrix = Matrix::pack(side * side * per_tap, outputs, |k, n| {
-            let (tap, c) = (k / per_tap, k % per_tap);
-            if c < inputs { kernel[(n * inputs + c) * side * side + tap] } else { 0.0 }
+        let mut rows = Tiles::<T>::new(outputs, side * side * per_tap);
+        let shared = rows.share();
+        ranges(outputs, 1, 4, |outputs| {
+            dispatch(isa, OfKernel { kernel, shape, per_tap, outputs, rows: shared });
         });
         let offset = |i: usize| i as isize - padding as isize;
         let taps = (0..side * side).map(|t| [offset(t / side), offset(t % side)]).collect();
-        Self { shape, windows: Windows { taps, step: stride }, matrix }
+        Self { shape, windows: Windows { taps, step: stride }, matrix: Matrix::of_columns(&rows) }
     }
 
     /// Its geometry.
@@ -105,7 +109,8 @@ impl<T: Operand> Conv<T> {
     /// Pack the input gradient.
     pub fn transposed(&self) -> ConvBackward<T> {
         let Shape { inputs, outputs, side, stride, padding } = self.shape;
-        let per_in = per_tap::<T>(side * side, inputs);
+        let lines_in = per_tap::<T>(side * side, inputs) / line::<T>();
+        let rows = self.matrix.to_columns();
         // Taps that reach pixels of this phase along one axis, with the output's offset.
         let reach = |phase: usize| -> Vec<(usize, isize)> {
             let from = |tap: usize| (phase + padding) as isize - tap as isize;
@@ -117,11 +122,8 @@ impl<T: Operand> Conv<T> {
             let pairs: Vec<_> =
                 reach(py).into_iter().flat_map(|y| reach(px).into_iter().map(move |x| (y, x))).collect();
             let per_out = per_tap::<T>(pairs.len(), outputs);
-            let matrix = Matrix::pack(pairs.len() * per_out, inputs, |k, n| {
-                let ((ky, _), (kx, _)) = pairs[k / per_out];
-                let o = k % per_out;
-                if o < outputs { self.matrix.get((ky * side + kx) * per_in + n, o) } else { 0.0 }
-            });
+            let first: Vec<_> = pairs.iter().map(|((ky, _), (kx, _))| (ky * side + kx) * lines_in).collect();
+            let matrix = Matrix::of_blocks(&rows, &first, per_out, inputs);
             let taps = pairs.iter().map(|((_, dy), (_, dx))| [*dy, *dx]).collect();
             phases.push(Phase { offset: [py, px], windows: Windows { taps, step: 1 }, matrix });
         }
@@ -159,6 +161,40 @@ impl<T: Operand> ConvBackward<T> {
             let to = Scattered { inner: *epilogue, offset: phase.offset, step, part, size };
             let from = Gather { x: grad, windows: &phase.windows, images, size: output, output: part };
             gemm::run(isa, &from, &phase.matrix, &to);
+        }
+    }
+}
+
+/// Brings a kernel's values into the order of windows: of each output a row, of each tap the inputs.
+struct OfKernel<'a, T> {
+    kernel: &'a [f32],
+    shape: Shape,
+    per_tap: usize,
+    outputs: Range<usize>,
+    rows: SharedTiles<'a, T>,
+}
+
+impl<T: Operand> Kernel for OfKernel<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { kernel, shape: Shape { inputs, side, .. }, per_tap, outputs, rows } = self;
+        let taps = side * side;
+        for o in outputs {
+            let kernel = &kernel[o * inputs * taps..(o + 1) * inputs * taps];
+            for first in (0..per_tap).step_by(LANES) {
+                let room = (per_tap - first).min(LANES);
+                let own = &kernel[(first * taps).min(kernel.len())..((first + LANES) * taps).min(kernel.len())];
+                for tap in 0..taps {
+                    let mut values = [0.0; LANES];
+                    for (value, of_input) in values.iter_mut().zip(own.chunks_exact(taps)) {
+                        *value = of_input[tap];
+                    }
+                    // SAFETY: outputs are shared out among the tasks.
+                    unsafe { rows.store(s, o, tap * per_tap + first, room, s.load(&values)) };
+                }
+            }
         }
     }
 }
@@ -347,7 +383,7 @@ mod tests {
                     }
                 }
             }
-            let conv = Conv::<T>::new(shape, &kernel);
+            let conv = Conv::<T>::new(isa, shape, &kernel);
             let x = Tiles::from_rows(&x, inputs);
             let mut out = vec![9.0; expected.len()];
             conv.run(isa, &x, images, [h, w], &Store::new(&mut out, outputs));

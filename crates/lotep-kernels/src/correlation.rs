@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::conv::Shape;
-use crate::gemm::{PANEL, line};
+use crate::gemm::PANEL;
 use crate::scratch::{self, Line};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand, Tiles};
@@ -189,13 +189,6 @@ impl Corner {
     }
 }
 
-/// Sixteen columns of a row, from a multiple of sixteen on.
-#[inline(always)]
-fn part<T: Operand>(x: &Tiles<T>, row: usize, column: usize) -> &[T; LANES] {
-    let from = column % line::<T>();
-    x.line(row, column / line::<T>())[from..from + LANES].try_into().expect("sixteen elements")
-}
-
 /// The gradients of some pixels in groups of pixels, eight outputs of two groups a line.
 #[inline(always)]
 fn pack_strips<T: Operand>(
@@ -212,7 +205,7 @@ fn pack_strips<T: Operand>(
         for g in 0..groups {
             let row = |k: usize| {
                 let pixel = pixels.start + g * T::GROUP + k;
-                if pixel < pixels.end { part(grad, pixel, column) } else { &zeros }
+                if pixel < pixels.end { grad.sixteen(pixel, 0, column) } else { &zeros }
             };
             let mut both = [0; LANES];
             T::zip([row(0), row(T::GROUP - 1)], &mut both);
@@ -239,7 +232,7 @@ fn pack_panel<T: Operand>(
     for (g, lines) in panel.chunks_exact_mut(2).take(groups).enumerate() {
         let row = |k: usize| met.get(g * T::GROUP + k).copied().flatten();
         let rows = [row(0), row(T::GROUP - 1)];
-        let at = |column: usize| rows.map(|row| row.map_or(&zeros, |row| part(x, row, column)));
+        let at = |column: usize| rows.map(|row| row.map_or(&zeros, |row| x.sixteen(row, 0, column)));
         T::zip(at(first), &mut lines[0].0);
         if has_second {
             T::zip(at(first + LANES), &mut lines[1].0);

@@ -144,6 +144,24 @@ impl<T: Operand> Tiles<T> {
         expected::<T>(self.per_row(), row, rows, column, |at| s.prefetch_read(x, at));
     }
 
+    /// All lines, those of each tile after another.
+    pub(crate) fn lines_mut(&mut self) -> &mut [Line] {
+        &mut self.lines
+    }
+
+    /// Line `i` of a row, in groups.
+    #[inline(always)]
+    pub(crate) fn row_line(&self, row: usize, i: usize) -> &Line {
+        &self.lines[(row / TILE_ROWS * self.per_row() + i) * TILE_ROWS + row % TILE_ROWS]
+    }
+
+    /// The sixteen elements of a row from `column` on, a multiple of sixteen, counted from line `i`.
+    #[inline(always)]
+    pub(crate) fn sixteen(&self, row: usize, i: usize, column: usize) -> &[T; LANES] {
+        let from = column % line::<T>();
+        self.line(row, i + column / line::<T>())[from..from + LANES].try_into().expect("sixteen elements")
+    }
+
     /// Line `i` of a row.
     #[inline(always)]
     pub(crate) fn line(&self, row: usize, i: usize) -> &[T] {

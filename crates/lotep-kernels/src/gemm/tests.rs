@@ -172,3 +172,38 @@ fn a_result_without_room_is_refused() {
     let w = Matrix::<f32>::pack(8, 5, |_, _| 1.0);
     run(Isa::best(), &Rounded::new(&[0.0; 16], 8), &w, &Store::new(&mut [0.0; 9], 5));
 }
+
+/// Packed by tiles, in either direction, as one element at a time.
+struct Weights([usize; 2]);
+
+impl Sweep for Weights {
+    fn check<T: Operand>(&self, isa: Isa, _rounding: f64) {
+        let [depth, columns] = self.0;
+        let what = format!("{isa:?} {} {depth} x {columns}", std::any::type_name::<T>());
+        let weight = values(depth * columns, 1);
+        let expected = Matrix::<T>::pack(depth, columns, |k, n| weight[n * depth + k]);
+        let found = Matrix::<T>::of_weight(isa, &weight, depth);
+        let (turned, back) = (found.transposed(), found.transposed().transposed());
+        assert_eq!((turned.depth(), turned.columns()), (columns, depth), "{what}");
+        for (k, n) in (0..depth).flat_map(|k| (0..columns).map(move |n| (k, n))) {
+            let value = expected.get(k, n);
+            assert_eq!([found.get(k, n), turned.get(n, k), back.get(k, n)], [value; 3], "{what}: {k}, {n}");
+        }
+        // With what fills the last lines up: products read that.
+        let all = |matrix: &Matrix<T>| {
+            let panels = (0..matrix.panels()).flat_map(|p| matrix.panel(p).iter().map(|line| line.0));
+            panels.collect::<Vec<_>>()
+        };
+        assert_eq!(all(&found), all(&expected), "{what}");
+        assert_eq!(all(&back), all(&expected), "{what}");
+        let expected = Matrix::<T>::pack(columns, depth, |n, k| weight[n * depth + k]);
+        assert_eq!(all(&turned), all(&expected), "{what}");
+    }
+}
+
+#[test]
+fn weights_are_packed_as_their_elements_are() {
+    for sizes in [[1, 1], [16, 16], [5, 33], [32, 64], [70, 17], [33, 100]] {
+        sweep(&Weights(sizes));
+    }
+}

@@ -183,7 +183,7 @@ mod tests {
                     .collect();
                 let shortcut = shortcut.map(|c| leaves.conv("shortcut", c, mode));
                 let block = ResidualBlock::new(convs, shortcut, compute);
-                let y = block.forward(x, Some(prompt), &ResidualUpdates::default());
+                let y = block.forward(x, Some(prompt.into()), &ResidualUpdates::default());
                 outcome(&y, &leaves, &training)
             };
             let portable = run(true, false);
