@@ -185,7 +185,8 @@ impl<T: Operand> Kernel for OfKernel<'_, T> {
             let kernel = &kernel[o * inputs * taps..(o + 1) * inputs * taps];
             for first in (0..per_tap).step_by(LANES) {
                 let room = (per_tap - first).min(LANES);
-                let own = &kernel[(first * taps).min(kernel.len())..((first + LANES) * taps).min(kernel.len())];
+                let own =
+                    &kernel[(first * taps).min(kernel.len())..((first + LANES) * taps).min(kernel.len())];
                 for tap in 0..taps {
                     let mut values = [0.0; LANES];
                     for (value, of_input) in values.iter_mut().zip(own.chunks_exact(taps)) {

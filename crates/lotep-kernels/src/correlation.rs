@@ -87,14 +87,15 @@ pub fn kernel_gradient<T: Operand>(
             let (first, tap) = (unit / taps * PANEL, unit % taps);
             let task = part * units + unit / UNITS;
             let from = task * held + (unit % UNITS * own * ROWS + row) * PANEL;
-            for (channel, at) in (first..inputs.min(first + PANEL)).zip(from..) {
-                // Its segments' sums, in their order.
-                let (mut total, mut next) = (sums[at], at + segment);
-                while next < sums.len() {
-                    total += sums[next];
-                    next += segment;
+            // Its segments' sums, in their order.
+            let mut totals = [0.0; PANEL];
+            for at in (from..sums.len()).step_by(segment) {
+                for (total, sum) in totals.iter_mut().zip(&sums[at..at + PANEL]) {
+                    *total += sum;
                 }
-                out[channel * taps + tap] = total;
+            }
+            for (out, total) in out.chunks_exact_mut(taps).skip(first).zip(totals) {
+                out[tap] = total;
             }
         }
     });

@@ -79,7 +79,10 @@ fn compare(path: &str, arch: &str) -> Result<Row> {
     let input = Tensor::<4>::from_data(TensorData::new(values, shape), &device).require_grad();
     let zeros = |c, h, w| Tensor::<3>::zeros([c, h, w], &device).require_grad();
     let prompts: Vec<_> = loaded.blocks.iter().map(|b| zeros(b.channels, b.height, b.width)).collect();
-    let hooks = Prompts { blocks: prompts.iter().cloned().map(|prompt| Some(prompt.into())).collect(), ..Prompts::default() };
+    let hooks = Prompts {
+        blocks: prompts.iter().cloned().map(|prompt| Some(prompt.into())).collect(),
+        ..Prompts::default()
+    };
     let logits = head.forward(loaded.network.features(input.clone(), &hooks));
 
     let target: Vec<i64> = file.read("_fx.target")?.0.into_iter().map(|t| t as i64).collect();

@@ -185,10 +185,6 @@ impl Sweep for Weights {
         let found = Matrix::<T>::of_weight(isa, &weight, depth);
         let (turned, back) = (found.transposed(), found.transposed().transposed());
         assert_eq!((turned.depth(), turned.columns()), (columns, depth), "{what}");
-        for (k, n) in (0..depth).flat_map(|k| (0..columns).map(move |n| (k, n))) {
-            let value = expected.get(k, n);
-            assert_eq!([found.get(k, n), turned.get(n, k), back.get(k, n)], [value; 3], "{what}: {k}, {n}");
-        }
         // With what fills the last lines up: products read that.
         let all = |matrix: &Matrix<T>| {
             let panels = (0..matrix.panels()).flat_map(|p| matrix.panel(p).iter().map(|line| line.0));
