@@ -3,18 +3,19 @@
 //! What a block puts out is rounded once, with the next one's prompt in it, and is then both the operand of its products
 //! and what goes around them: nobody reads it in f32. In bfloat16 precision the stream between blocks therefore is
 //! bfloat16, backwards too, as in PyTorch's own bfloat16 modes; in f32 precision it is f32. At a chain's ends it is f32 in
-//! either, so that a chain's blocks one by one, as chains of one, put out the same to the bit.
+//! either, so that a chain's blocks one by one, as chains of one, put out the same to the bit; but for prompts, which between
+//! blocks are rounded as the stream is, and where a chain is entered join it in f32.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use lotep_kernels::depthwise::Rows;
 use lotep_kernels::gemm::Join;
 use lotep_kernels::memory::uncleared;
 use lotep_kernels::{Operand, Tiles, norm, stream, thin};
 
 use crate::residual::{Behind, Kind, Link, Packed};
+use crate::thin::factors_gradients;
 use crate::{Kept, Wanted, isa};
 
 /// Blocks one after another, each entered with a prompt of its own or none: maps are `[B, H, W, C]`.
@@ -57,8 +58,8 @@ pub enum Prompt<'a> {
     None,
     /// Its values.
     Whole(&'a [f32]),
-    /// A product that is nowhere whole in f32: a low-rank prompt of a thousandth as many values costs no pass over memory
-    /// more than it must.
+    /// A product, which between blocks is nowhere whole in f32, nor is its gradient: for a prompt of a thousandth as many values
+    /// those would be passes over memory for nothing.
     Product {
         /// `[H · W, rank]`
         pixels: &'a [f32],
@@ -99,11 +100,7 @@ impl Prompt<'_> {
     /// Its gradient's parts, given the sum over the samples.
     fn gradient(&self, summed: Vec<f32>) -> [Vec<f32>; 2] {
         let Self::Product { pixels, channels, rank } = *self else { return [summed, Vec::new()] };
-        let (mut of_pixels, mut of_channels) = (uncleared(pixels.len()), uncleared(channels.len()));
-        thin::product_of_transposed(isa(), &summed, channels, rank, &mut of_pixels);
-        let rows = Rows::new(&summed, channels.len() / rank);
-        thin::contract(isa(), pixels, rank, &rows, &mut of_channels);
-        [of_pixels, of_channels]
+        factors_gradients([pixels, channels], rank, &summed, Wanted { stream: true, learnt: true })
     }
 
     /// Take its gradient's parts out of that of the stream, which goes on behind a ReLU's mask.
@@ -216,8 +213,8 @@ impl<T: Operand> Chain for Blocks<T> {
             let mut mask = vec![0; bits];
             if let Some(prompt) = prompts.get(l + 1) {
                 let prompt = prompt.tiles::<T>(columns);
-                let own = prompt.as_ref().map_or(0, Tiles::rows);
-                assert!(own == 0 || own * images == rows, "a prompt of another size");
+                let fits = prompt.as_ref().is_none_or(|prompt| prompt.rows() * images == rows);
+                assert!(fits, "a prompt of another size");
                 let next = stream.insert(Tiles::new(rows, columns));
                 let join = Join::tiles(around, block.bias(), next).mask(&mut mask);
                 let join = join.prompt(prompt.as_ref());
@@ -412,7 +409,8 @@ mod tests {
 
     const ALL: [Form; 4] = [Product, Whole, Product, Whole];
 
-    /// What a chain puts out is what its blocks do one by one, to the bit in either precision; so are its gradients in
+    /// What a chain puts out is what its blocks do one by one, to the bit in either precision (with prompts that rounding does
+    /// not change); so are its gradients in
     /// f32. In bfloat16 a block alone gives its gradient in f32, where a prompt's is summed and a shortcut's added; where
     /// a rounding so falls differently, those below do. At most the two differ like computations with independent
     /// roundings of each of 12 products' gradients and each of 4 blocks', by `√(2 · 16) · 2^-10.3`, 0.45 % in the mean

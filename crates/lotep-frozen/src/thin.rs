@@ -45,16 +45,26 @@ impl LearningOp for ThinProduct {
         grad: &[f32],
         wanted: Wanted,
     ) -> (Vec<f32>, Vec<f32>) {
-        let (rows, rank, columns) = (shape[0], shape[1], self.columns);
         let x = kept.downcast::<Vec<f32>>().expect("its own");
-        let mut of_x = vec![0.0; if wanted.stream { rows * rank } else { 0 }];
-        if wanted.stream {
-            thin::product_of_transposed(isa(), grad, w, rank, &mut of_x);
-        }
-        let mut of_w = vec![0.0; if wanted.learnt { rank * columns } else { 0 }];
-        if wanted.learnt {
-            thin::contract(isa(), &x, rank, &Rows::new(grad, columns), &mut of_w);
-        }
-        (of_x, of_w)
+        factors_gradients([&x, w], shape[1], grad, wanted).into()
     }
+}
+
+/// The gradients of a product's factors, `x` `[rows, rank]` (the stream) and `w` `[rank, columns]` (what is learnt), given the
+/// product's; what is not wanted is empty.
+pub(crate) fn factors_gradients(
+    [x, w]: [&[f32]; 2],
+    rank: usize,
+    grad: &[f32],
+    wanted: Wanted,
+) -> [Vec<f32>; 2] {
+    let mut of_x = uncleared(if wanted.stream { x.len() } else { 0 });
+    if wanted.stream {
+        thin::product_of_transposed(isa(), grad, w, rank, &mut of_x);
+    }
+    let mut of_w = uncleared(if wanted.learnt { w.len() } else { 0 });
+    if wanted.learnt {
+        thin::contract(isa(), x, rank, &Rows::new(grad, w.len() / rank), &mut of_w);
+    }
+    [of_x, of_w]
 }

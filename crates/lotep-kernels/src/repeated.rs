@@ -30,17 +30,6 @@ impl Period {
         assert!(self.length == 0 || u32::try_from(batch).is_ok(), "a batch of {batch}");
     }
 
-    /// The same for a row of tiles, cheaper where rows of one tile follow each other: only its first is looked for.
-    #[inline(always)]
-    pub(crate) fn in_tile(&self, row: usize) -> usize {
-        let first = row / TILE_ROWS * TILE_ROWS;
-        let mut at = self.index(first) + (row - first);
-        while at >= self.length {
-            at -= self.length;
-        }
-        at
-    }
-
     /// `at mod length`.
     #[inline(always)]
     pub(crate) fn index(&self, at: usize) -> usize {
@@ -50,6 +39,18 @@ impl Period {
         }
         let quotient = (at as u128 * u128::from(self.inverse)) >> 64;
         at - quotient as usize * self.length
+    }
+
+    /// The same for a row of tiles and a length that is not 0, cheaper where rows of one tile follow each other: only its first is
+    /// looked for.
+    #[inline(always)]
+    pub(crate) fn in_tile(&self, row: usize) -> usize {
+        let first = row / TILE_ROWS * TILE_ROWS;
+        let mut at = self.index(first) + (row - first);
+        while at >= self.length {
+            at -= self.length;
+        }
+        at
     }
 }
 

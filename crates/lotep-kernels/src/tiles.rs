@@ -152,7 +152,7 @@ impl<T: Operand> Tiles<T> {
     /// Line `i` of a row, in groups.
     #[inline(always)]
     pub(crate) fn row_line(&self, row: usize, i: usize) -> &Line {
-        &self.lines[(row / TILE_ROWS * self.per_row() + i) * TILE_ROWS + row % TILE_ROWS]
+        &self.lines[self.index(row, i * line::<T>()) / line::<T>()]
     }
 
     /// The sixteen elements of a row from `column` on, a multiple of sixteen, counted from line `i`.

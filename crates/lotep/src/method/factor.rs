@@ -5,32 +5,48 @@ use burn::tensor::Tensor;
 use crate::backbone::{Product, Prompt};
 use crate::ops::thin_product;
 
-/// The planes of the CP form, LoTeP eq. 7, where `P[i,j,k] = Σ_t a[t,i] b[t,j] c[t,k]`: all but the channels' factor, `[r, H · W]`;
-/// b `[r, H]`, c `[r, W]`.
-pub fn cp(b: Tensor<2>, c: Tensor<2>) -> Tensor<2> {
-    let ([r, h], [_, w]) = (b.dims(), c.dims());
-    (b.reshape([r, h, 1]) * c.reshape([r, 1, w])).reshape([r, h * w])
+/// The factors of a LoTeP prompt: channels `[r, C]`, rows `[r, H]` and columns `[r, W]` in CP form, eq. 7,
+/// `P[i,j,k] = Σ_t a[t,i] b[t,j] c[t,k]`; with a core `[r₁, r₂, r₃]`, each of the three of its own rank, in Tucker form, eq. 5,
+/// `P[i,j,k] = Σ G[t₁,t₂,t₃] u[t₁,i] v[t₂,j] w[t₃,k]`.
+pub struct Factors {
+    /// None in CP form.
+    pub core: Option<Tensor<3>>,
+    /// Of the channels.
+    pub channel: Tensor<2>,
+    /// Of the height.
+    pub row: Tensor<2>,
+    /// Of the width.
+    pub column: Tensor<2>,
 }
 
-/// The planes of the Tucker form, LoTeP eq. 5, where `P[i,j,k] = Σ G[t₁,t₂,t₃] u[t₁,i] v[t₂,j] w[t₃,k]`: all but u, `[r₁, H · W]`;
-/// G `[r₁, r₂, r₃]`, v `[r₂, H]`, w `[r₃, W]`.
-pub fn tucker(core: Tensor<3>, v: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+impl Factors {
+    /// For a block's entrance, whose activations lie pixel by pixel: channels are multiplied last.
+    pub fn block(self) -> Prompt {
+        let Self { core, channel, row, column } = self;
+        let size = [row.dims()[1], column.dims()[1]];
+        Prompt::Product(Product::new(pairs(core, row, column), channel, size))
+    }
+
+    /// For an image, `[C, H, W]` channel by channel: columns are multiplied last, so that nothing else is as large.
+    pub fn image(self) -> Tensor<3> {
+        let Self { core, channel, row, column } = self;
+        let shape = [&channel, &row, &column].map(|factor| factor.dims()[1]);
+        let core = core.map(|core| core.permute([2, 0, 1]));
+        thin_product(pairs(core, channel, row), column).reshape(shape)
+    }
+}
+
+/// All but one factor of a prompt, that of the core's first axis: the other two are `[r₂, J]` and `[r₃, K]`, the result
+/// `[J · K, r₁]`. Only small tensors are rearranged.
+fn pairs(core: Option<Tensor<3>>, v: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+    let ([rank, height], [_, width]) = (v.dims(), w.dims());
+    let (v, w) = (v.transpose(), w.transpose());
+    let Some(core) = core else {
+        return (v.reshape([height, 1, rank]) * w.reshape([1, width, rank])).reshape([height * width, rank]);
+    };
     let [r1, r2, r3] = core.dims();
-    let ([_, height], [_, width]) = (v.dims(), w.dims());
-    let x = core.reshape([r1 * r2, r3]).matmul(w).reshape([r1, r2, width]);
-    let x = x.swap_dims(1, 2).reshape([r1 * width, r2]).matmul(v).reshape([r1, width, height]);
-    x.swap_dims(1, 2).reshape([r1, height * width])
-}
-
-/// A prompt of planes `[r, H · W]` and channels `[r, C]`, for a block's entrance: `P[i,(j,k)] = Σ_t channels[t,i] planes[t,(j,k)]`.
-pub fn block(channels: Tensor<2>, planes: Tensor<2>, size: [usize; 2]) -> Prompt {
-    Prompt::Product(Product::new(planes.transpose(), channels, size))
-}
-
-/// The same for an image, `[C, H, W]` channel by channel as that lies in memory.
-pub fn image(channels: Tensor<2>, planes: Tensor<2>, [h, w]: [usize; 2]) -> Tensor<3> {
-    let count = channels.dims()[1];
-    thin_product(channels.transpose(), planes).reshape([count, h, w])
+    let x = w.matmul(core.permute([2, 1, 0]).reshape([r3, r2 * r1])).reshape([width, r2, r1]);
+    v.matmul(x.swap_dims(0, 1).reshape([r2, width * r1])).reshape([height * width, r1])
 }
 
 /// LoR-VP: a product per colour channel, left `[C, H, r]` times right `[C, r, W]`.
@@ -64,13 +80,17 @@ mod tests {
     fn reconstructions_and_gradients() {
         let Some(f) = fixtures::open("methods/tensor_prompts.safetensors") else { return };
         let (c, h, w) = (6, 4, 5);
-        let places: [fn(Tensor<2>, Tensor<2>, [usize; 2]) -> Tensor<3>; 2] =
-            [image, |channels, planes, size| block(channels, planes, size).whole()];
+        let places: [fn(Factors) -> Tensor<3>; 2] = [Factors::image, |factors| factors.block().whole()];
         for (case, r) in [("cp_r1", 1), ("cp_r3", 3), ("cp_zero_channel_r3", 3)] {
             let matrix = |p: &Tensor<1>, length: usize| p.clone().reshape([r, length]);
             for place in places {
                 check(&f, case, &["a", "b", "c"], &|p| {
-                    place(matrix(&p[0], c), cp(matrix(&p[1], h), matrix(&p[2], w)), [h, w])
+                    place(Factors {
+                        core: None,
+                        channel: matrix(&p[0], c),
+                        row: matrix(&p[1], h),
+                        column: matrix(&p[2], w),
+                    })
                 });
             }
         }
@@ -82,12 +102,12 @@ mod tests {
         ] {
             for place in places {
                 check(&f, case, &["core", "u", "v", "w"], &|p| {
-                    let planes = tucker(
-                        p[0].clone().reshape([r1, r2, r3]),
-                        p[2].clone().reshape([r2, h]),
-                        p[3].clone().reshape([r3, w]),
-                    );
-                    place(p[1].clone().reshape([r1, c]), planes, [h, w])
+                    place(Factors {
+                        core: Some(p[0].clone().reshape([r1, r2, r3])),
+                        channel: p[1].clone().reshape([r1, c]),
+                        row: p[2].clone().reshape([r2, h]),
+                        column: p[3].clone().reshape([r3, w]),
+                    })
                 });
             }
         }

@@ -6,8 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::factor::Factors;
 use super::rank::{RankDenominator, RankSchedule, prompted_blocks, ranks};
-use super::{Method, Prompts, Site, check_scale, factor, seeded};
+use super::{Method, Prompts, Site, check_scale, seeded};
 use crate::backbone::Layout;
 use crate::params::{Group, Params, normal};
 use crate::{Result, bail};
@@ -153,18 +154,11 @@ impl Method for LotepMethod<'_> {
         let mut prompts = Prompts::default();
         for plan in config.plan(site) {
             let get = |leaf: &str| params.get::<2>(&format!("{}.{leaf}", plan.name));
-            let (channel, row, column) = (get("channel"), get("row"), get("column"));
-            let planes = match form {
-                Form::Cp => factor::cp(row, column),
-                Form::Tucker => {
-                    let core = params.get::<3>(&format!("{}.core", plan.name));
-                    factor::tucker(core, row, column)
-                }
-            };
-            let [_, height, width] = plan.shape;
+            let core = (*form == Form::Tucker).then(|| params.get(&format!("{}.core", plan.name)));
+            let factors = Factors { core, channel: get("channel"), row: get("row"), column: get("column") };
             match plan.block {
-                None => prompts.image = Some(factor::image(channel, planes, [height, width])),
-                Some(_) => prompts.blocks.push(Some(factor::block(channel, planes, [height, width]))),
+                None => prompts.image = Some(factors.image()),
+                Some(_) => prompts.blocks.push(Some(factors.block())),
             }
         }
         prompts

@@ -1,6 +1,6 @@
 //! Tensors that an operation reads beside its inputs, any number of them.
 //!
-//! An operation of Burn's tape has a fixed number of inputs, and putting tensors together into one copies them: the prompts
+//! An operation of Burn's tape has a fixed number of inputs, and putting tensors together into one copies them: whole prompts
 //! of a ResNet-50's blocks are 21 MB a step, and as much back. So each is put on the tape by a step of its own
 //! ([`Held::hold`]), which passes a token on to the next and computes nothing. The operation that takes the last token as
 //! one of its inputs finds the values here, and in its backward pass, which comes before theirs, leaves the gradients.

@@ -31,19 +31,22 @@ impl Product {
     /// Of pixels `[H · W, r]` and channels `[r, C]`.
     ///
     /// # Panics
-    /// They are not of one rank, or the map is of another size.
+    /// They are not of one rank, or of none, or the map is of another size.
     pub fn new(pixels: Tensor<2>, channels: Tensor<2>, size: [usize; 2]) -> Self {
         assert_eq!(pixels.dims(), [size[0] * size[1], channels.dims()[0]], "a prompt's pixels and rank");
+        assert!(channels.dims()[0] > 0, "a prompt's rank");
         Self { pixels, channels, size, whole: Arc::default() }
     }
 
     fn whole(&self) -> Tensor<3> {
-        let made = || {
-            let [[h, w], [_, channels]] = [self.size, self.channels.dims()];
-            let product = thin_product(self.pixels.clone(), self.channels.clone());
-            product.reshape([h, w, channels]).permute([2, 0, 1])
-        };
-        self.whole.get_or_init(made).clone()
+        if let Some(made) = self.whole.get() {
+            return made.clone();
+        }
+        let [[h, w], [_, channels]] = [self.size, self.channels.dims()];
+        let product = thin_product(self.pixels.clone(), self.channels.clone());
+        // Computed before the cell is asked to wait: the thread may meanwhile take up another task that asks for the same.
+        let whole = product.reshape([h, w, channels]).permute([2, 0, 1]);
+        self.whole.get_or_init(|| whole).clone()
     }
 }
 
