@@ -11,7 +11,6 @@ use std::sync::Arc;
 use lotep_kernels::gemm::Join;
 use lotep_kernels::memory::uncleared;
 use lotep_kernels::{Operand, Tiles, norm, stream, thin};
-use rayon::prelude::*;
 
 use crate::residual::{Behind, Kind, Link, Packed};
 use crate::thin::factors_gradients;
@@ -49,15 +48,15 @@ pub trait Chain: Debug + Send + Sync {
 
 /// What is added to a map as it enters a block: `[H, W, C]`, the same for all samples.
 ///
-/// It is rounded to the operands' precision first, as the stream is that it joins; between blocks it lies in tiles as that does.
+/// It is rounded to the operands' precision first, as the stream is that it joins.
 #[derive(Clone, Copy, Debug)]
 pub enum Prompt<'a> {
     /// Nothing.
     None,
     /// Its values.
     Whole(&'a [f32]),
-    /// A product, which between blocks is nowhere whole in f32, nor is its gradient: for a prompt of a thousandth as many values
-    /// those would be passes over memory for nothing.
+    /// A product, which is nowhere whole in f32, nor, between blocks, is its gradient: for a prompt of a thousandth as many
+    /// values those would be passes over memory for nothing.
     Product {
         /// `[H · W, rank]`
         pixels: &'a [f32],
@@ -69,28 +68,7 @@ pub enum Prompt<'a> {
 }
 
 impl Prompt<'_> {
-    /// Its values as `T` has them, in rows of so many columns.
-    fn values<T: Operand>(&self, columns: usize) -> Vec<f32> {
-        /// Values of a task.
-        const PART: usize = 1 << 14;
-        let mut values = match *self {
-            Self::None => return Vec::new(),
-            Self::Whole(values) => values.to_vec(),
-            Self::Product { pixels, channels, rank } => {
-                let mut values = uncleared(pixels.len() / rank * columns);
-                thin::product(isa(), pixels, channels, rank, &mut values);
-                values
-            }
-        };
-        values.par_chunks_mut(PART).for_each(|part| {
-            for v in part {
-                *v = T::from_f32(*v).to_f32();
-            }
-        });
-        values
-    }
-
-    /// The same as the stream lies.
+    /// Its rows, of so many columns, as the stream lies.
     fn tiles<T: Operand>(&self, columns: usize) -> Option<Tiles<T>> {
         match *self {
             Self::None => None,
@@ -205,8 +183,8 @@ impl<T: Operand> Chain for Blocks<T> {
     ) -> (Vec<f32>, Option<Kept>) {
         assert_eq!(prompts.len(), self.blocks.len(), "a prompt, or none, for each block");
         let (images, sizes) = (shape[0], self.sizes(shape));
-        let mut stream =
-            Some(Tiles::<T>::rounded(isa(), x, &prompts[0].values::<T>(shape[3]), &[], shape[3]));
+        let first = prompts[0].tiles::<T>(shape[3]);
+        let mut stream = Some(Tiles::<T>::entered(isa(), x, first.as_ref(), &[], shape[3]));
         let mut out = Vec::new();
         let mut kept = Vec::new();
         for (l, (block, sizes)) in self.blocks.iter().zip(&sizes).enumerate() {
@@ -418,6 +396,7 @@ mod tests {
     #[test]
     fn a_chain_is_its_blocks_one_by_one() {
         for precision in [Precision::F32, Precision::Bf16] {
+            // (Factors' gradients are summed in another order where a chain is entered.)
             const FORMS: [Form; 4] = [Whole, Bare, Whole, Whole];
             let (links, prompts) = (blocks(precision), prompts(FORMS));
             let (mut x, mut at) = (input(), shape());

@@ -61,7 +61,7 @@ pub fn take_factors<T: Operand>(
     parts.with_max_len(1).enumerate().for_each(|(i, (of_thin, of_wide))| {
         let part = i * segment..((i + 1) * segment).min(pixels);
         let thin = &thin[part.start * rank..part.end * rank];
-        scratch::with([(SUMS + columns).div_ceil(line::<f32>())], |[sums]| {
+        scratch::with([SUMS.max(columns).div_ceil(line::<f32>())], |[sums]| {
             let sums = elements_mut(sums);
             dispatch(isa, TakeFactors { samples, part, thin, wide, rank, of_thin, of_wide, sums });
         });
@@ -365,21 +365,6 @@ mod tests {
                 .map(|i| (0..samples).map(|b| f64::from(grad[b * pixels * columns + i].to_f32())).sum())
                 .collect();
             let behind: Vec<f64> = wide(&grad).iter().zip(&open).map(|(v, open)| v * open).collect();
-            let rank = 1 + pixels % 11;
-            // Ranks from 1 to 11; a thousand pixels take several steps in each part.
-            let (thin, other) = (values(pixels * rank, 8), values(rank * columns, 9));
-            let of_thin: Vec<f64> = (0..pixels * rank)
-                .map(|i| {
-                    let (p, k) = (i / rank, i % rank);
-                    (0..columns).map(|c| sums[p * columns + c] * f64::from(other[k * columns + c])).sum()
-                })
-                .collect();
-            let of_other: Vec<f64> = (0..rank * columns)
-                .map(|i| {
-                    let (k, c) = (i / columns, i % columns);
-                    (0..pixels).map(|p| f64::from(thin[p * rank + k]) * sums[p * columns + c]).sum()
-                })
-                .collect();
             let mut found = Vec::new();
             for threads in [1, 3] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -388,12 +373,7 @@ mod tests {
                 pool.install(|| take_prompt(isa, &mut tiles, &mask, &mut taken));
                 assert_close(&taken, &sums, 1e-6, &what);
                 assert_close(&tiles.to_rows(), &behind, 0.0, &what);
-                let mut tiles = Tiles::from_rows(&grad, columns);
-                let factors = pool.install(|| take_factors(isa, &mut tiles, &mask, [&thin, &other], rank));
-                assert_close(&factors[0], &of_thin, 1e-5, &what);
-                assert_close(&factors[1], &of_other, 1e-5, &what);
-                assert_close(&tiles.to_rows(), &behind, 0.0, &what);
-                found.push((taken, factors));
+                found.push(taken);
             }
             assert_eq!(found[0], found[1], "{what}");
 
@@ -404,7 +384,7 @@ mod tests {
                     (0..pixels).map(|p| f64::from(value(p))).sum::<f64>() / pixels as f64
                 })
                 .collect();
-            assert_close(&mean_rows(isa, &rows_out, samples, columns), &mean, 1e-5, &what);
+            assert_close(&mean_rows(isa, &rows_out, samples, columns), &mean, 1e-6, &what);
             let grad = values(samples * columns, 7);
             let spread: Vec<f64> = (0..count)
                 .map(|i| {
@@ -419,17 +399,71 @@ mod tests {
 
     #[test]
     fn a_stream_in_tiles_agrees_with_f64() {
-        for (samples, pixels, columns) in [
-            (1, 1, 1),
-            (2, 3, 16),
-            (3, 5, 33),
-            (2, 16, 64),
-            (4, 21, 47),
-            (1, 37, 100),
-            (1, 70, 600),
-            (2, 1100, 33),
-        ] {
+        for (samples, pixels, columns) in
+            [(1, 1, 1), (2, 3, 16), (3, 5, 33), (2, 16, 64), (4, 21, 47), (1, 37, 100)]
+        {
             sweep(&Stream { samples, pixels, columns });
+        }
+    }
+
+    /// The gradients of a prompt's factors.
+    struct Factors {
+        samples: usize,
+        pixels: usize,
+        columns: usize,
+        rank: usize,
+    }
+
+    impl Sweep for Factors {
+        fn check<T: Operand>(&self, isa: Isa, _rounding: f64) {
+            let &Self { samples, pixels, columns, rank } = self;
+            let what = format!("{isa:?} {samples} x {pixels} x {columns}, rank {rank}");
+            let size = pixels * columns;
+            let grad = operands::<T>(samples * size, 6);
+            let mask: Vec<u16> = (0..samples * pixels * mask_words(columns))
+                .map(|i| (i as u32).wrapping_mul(0x9E37_79B1).to_be_bytes())
+                .map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+                .collect();
+            let (thin, other) = (values(pixels * rank, 8), values(rank * columns, 9));
+            let (wide_grad, wide_thin, wide_other) = (wide(&grad), wide(&thin), wide(&other));
+            let sums: Vec<f64> =
+                (0..size).map(|i| (0..samples).map(|b| wide_grad[b * size + i]).sum()).collect();
+            let of_thin: Vec<f64> = (0..pixels * rank)
+                .map(|i| {
+                    let (p, k) = (i / rank, i % rank);
+                    (0..columns).map(|c| sums[p * columns + c] * wide_other[k * columns + c]).sum()
+                })
+                .collect();
+            let of_other: Vec<f64> = (0..rank * columns)
+                .map(|i| {
+                    let (k, c) = (i / columns, i % columns);
+                    (0..pixels).map(|p| wide_thin[p * rank + k] * sums[p * columns + c]).sum()
+                })
+                .collect();
+            let open = bits(&mask, columns);
+            let behind: Vec<f64> = wide_grad.iter().zip(&open).map(|(v, open)| v * open).collect();
+            let found = [1, 3].map(|threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut tiles = Tiles::from_rows(&grad, columns);
+                let factors = pool.install(|| take_factors(isa, &mut tiles, &mask, [&thin, &other], rank));
+                assert_close(&factors[0], &of_thin, 1e-5, &what);
+                assert_close(&factors[1], &of_other, 1e-5, &what);
+                assert_close(&tiles.to_rows(), &behind, 0.0, &what);
+                factors
+            });
+            assert_eq!(found[0], found[1], "{what}");
+        }
+    }
+
+    /// Of any rank; more than 512 pixels take several steps in each part.
+    #[test]
+    fn gradients_of_factors_agree_with_f64() {
+        for (samples, pixels, columns, rank) in
+            [(1, 1, 1, 1), (2, 3, 16, 4), (3, 5, 33, 6), (4, 21, 47, 11), (1, 70, 600, 5), (2, 1100, 33, 1)]
+        {
+            if !cfg!(miri) || pixels < 70 {
+                sweep(&Factors { samples, pixels, columns, rank });
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use crate::depthwise::{Pixels, Rows};
 use crate::gemm::{TILE_ROWS, line, mask_words};
 use crate::memory::uncleared_lines;
 use crate::parallel::ranges;
@@ -52,10 +53,19 @@ impl<T: Operand> Tiles<T> {
     /// # Panics
     /// The lengths do not fit each other.
     pub fn rounded(isa: Isa, x: &[f32], prompt: &[f32], mask: &[u16], columns: usize) -> Self {
+        let prompt = (!prompt.is_empty()).then(|| Rows::new(prompt, columns));
+        Self::entered(isa, x, prompt.as_ref(), mask, columns)
+    }
+
+    /// The same with the prompt's rows in any form, if there is one.
+    ///
+    /// # Panics
+    /// The sizes do not fit each other.
+    pub fn entered<P: Pixels>(isa: Isa, x: &[f32], prompt: Option<&P>, mask: &[u16], columns: usize) -> Self {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "{} values in rows of {columns}", x.len());
         let rows = x.len() / columns;
-        let pixels = if prompt.is_empty() { rows } else { prompt.len() / columns };
-        assert!(prompt.len() == pixels * columns || prompt.is_empty(), "a prompt of broken rows");
+        let (pixels, width) = prompt.map_or((rows, columns), Pixels::shape);
+        assert_eq!(width, columns, "columns of a prompt");
         assert!(pixels == 0 || rows.is_multiple_of(pixels), "{rows} rows of samples of {pixels}");
         assert!(mask.is_empty() || mask.len() == rows * mask_words(columns), "words of the mask");
         let mut tiles = Self::new(rows, columns);
@@ -308,9 +318,9 @@ impl<T: Operand> SharedTiles<'_, T> {
     }
 }
 
-struct Round<'a, T> {
+struct Round<'a, T, P> {
     x: &'a [f32],
-    prompt: &'a [f32],
+    prompt: Option<&'a P>,
     mask: &'a [u16],
     /// Rows of a sample, and which of them.
     pixels: usize,
@@ -318,7 +328,7 @@ struct Round<'a, T> {
     out: SharedTiles<'a, T>,
 }
 
-impl<T: Operand> Kernel for Round<'_, T> {
+impl<T: Operand, P: Pixels> Kernel for Round<'_, T, P> {
     type Output = ();
 
     #[inline(always)]
@@ -327,16 +337,15 @@ impl<T: Operand> Kernel for Round<'_, T> {
         const PROMPT: usize = 4096;
         let (columns, words) = (self.out.columns, mask_words(self.out.columns));
         let samples = (self.x.len() / columns).checked_div(self.pixels).unwrap_or(0);
-        let step = if self.prompt.is_empty() { self.pixels } else { PROMPT / columns }.max(1);
+        let step = if self.prompt.is_none() { self.pixels } else { PROMPT / columns }.max(1);
         for first in self.part.clone().step_by(step) {
             let pixels = first..(first + step).min(self.part.end);
             for (sample, pixel) in (0..samples).flat_map(|s| pixels.clone().map(move |p| (s, p))) {
                 let row = sample * self.pixels + pixel;
                 for (i, x) in self.x[row * columns..(row + 1) * columns].chunks(LANES).enumerate() {
                     let mut v = s.load(x);
-                    if !self.prompt.is_empty() {
-                        let at = pixel * columns + i * LANES;
-                        v = s.add(v, s.load(&self.prompt[at..at + x.len()]));
+                    if let Some(prompt) = self.prompt {
+                        v = s.add(v, prompt.load(s, pixel, i * LANES, x.len()));
                     }
                     if !self.mask.is_empty() {
                         v = s.select(self.mask[row * words + i], v, s.splat(0.0));
