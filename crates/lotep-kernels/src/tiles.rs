@@ -154,7 +154,20 @@ impl<T: Operand> Tiles<T> {
         expected::<T>(self.per_row(), row, rows, column, |at| s.prefetch_read(x, at));
     }
 
+    /// Ask for the memory of a row, which need not be there, to read it soon.
+    #[inline(always)]
+    pub(crate) fn expect_row<S: Simd>(&self, s: S, row: usize) {
+        for i in 0..self.per_row() {
+            s.prefetch_read(&self.lines, self.index(row, i * line::<T>()) / line::<T>());
+        }
+    }
+
     /// All lines, those of each tile after another.
+    pub(crate) fn all_lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// All lines, to write them.
     pub(crate) fn lines_mut(&mut self) -> &mut [Line] {
         &mut self.lines
     }

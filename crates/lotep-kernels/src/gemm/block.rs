@@ -56,7 +56,7 @@ pub(crate) trait Block<T: Operand> {
     fn part(&self) -> usize;
 
     /// Over `part` of the lines, `sums (+)= A b` for one or two `tiles`: the first part sets the sums, others add to them. `b` is
-    /// a whole panel, and sums are in rows of [`PANEL`].
+    /// a whole panel, and sums are in rows of [`PANEL`]. With `ahead` the lines that follow the part's are asked for.
     fn add<S: Simd>(
         &self,
         unit: &Unit<T, S>,
@@ -64,6 +64,7 @@ pub(crate) trait Block<T: Operand> {
         part: Range<usize>,
         b: &[Line],
         sums: &mut [f32],
+        ahead: bool,
     );
 }
 
@@ -94,10 +95,11 @@ impl<T: Operand, const TURNED: bool> Block<T> for Packed<'_, TURNED> {
         part: Range<usize>,
         b: &[Line],
         sums: &mut [f32],
+        ahead: bool,
     ) {
         let tile = self.lines * TILE_ROWS;
         let tiles = &self.tiles[tiles.start * tile..tiles.end * tile];
-        unit.add_part::<TURNED>(tiles, self.lines, part, b, sums, PANEL);
+        unit.add_part::<TURNED>(tiles, self.lines, part, b, sums, PANEL, ahead);
     }
 }
 
@@ -131,6 +133,7 @@ impl<T: Operand> Block<T> for Found<'_, T> {
         part: Range<usize>,
         b: &[Line],
         sums: &mut [f32],
+        _ahead: bool,
     ) {
         let (count, lines) = (self.pieces.count(), self.pieces.line_count());
         let b = &b[part.start * 2 * GROUPS..part.end * 2 * GROUPS];

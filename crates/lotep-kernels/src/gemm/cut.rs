@@ -8,7 +8,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 const WHOLE_BYTES: usize = 3 << 19;
 
 /// A product's rows in blocks of whole pairs of tiles, each with shares of the panels.
-pub(super) struct Cut {
+pub(crate) struct Cut {
     tiles: usize,
     blocks: usize,
     panels: usize,
@@ -18,7 +18,7 @@ pub(super) struct Cut {
 impl Cut {
     /// For the threads that there are: `tiles` of rows, each reading `tile_bytes` (not 0), of which all are `there` or must be
     /// packed first, with `panels`.
-    pub(super) fn new(tiles: usize, tile_bytes: usize, there: bool, panels: usize) -> Self {
+    pub(crate) fn new(tiles: usize, tile_bytes: usize, there: bool, panels: usize) -> Self {
         let threads = rayon::current_num_threads();
         let pairs = tiles.div_ceil(2);
         // As large as the cache allows, a multiple of the threads in number where there are enough.
@@ -39,17 +39,17 @@ impl Cut {
     }
 
     /// Shares of the panels.
-    pub(super) fn shares(&self) -> usize {
+    pub(crate) fn shares(&self) -> usize {
         self.shares
     }
 
     /// Number of tasks.
-    pub(super) fn tasks(&self) -> usize {
+    pub(crate) fn tasks(&self) -> usize {
         self.blocks * self.shares
     }
 
     /// Tiles and panels of a task.
-    pub(super) fn task(&self, i: usize) -> (Range<usize>, Range<usize>) {
+    pub(crate) fn task(&self, i: usize) -> (Range<usize>, Range<usize>) {
         let part = |all: usize, i: usize, of: usize| i * all / of..(i + 1) * all / of;
         let pairs = part(self.tiles.div_ceil(2), i / self.shares, self.blocks);
         let tiles = 2 * pairs.start..(2 * pairs.end).min(self.tiles);

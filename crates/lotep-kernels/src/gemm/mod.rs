@@ -34,14 +34,14 @@ use crate::scratch::{self, Line, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand};
 use block::{Block, Found, Packed};
-use cut::Cut;
+pub(crate) use cut::Cut;
 
 /// Rows of a tile of `A`.
 pub const TILE_ROWS: usize = 16;
 /// Columns of a panel of `W`: two tiles.
 pub const PANEL: usize = 32;
 /// Groups of a line: 16 f32 or 32 bfloat16.
-const GROUPS: usize = 16;
+pub(crate) const GROUPS: usize = 16;
 /// Elements of a line.
 pub const fn line<T: Operand>() -> usize {
     GROUPS * T::GROUP
@@ -170,7 +170,9 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
                 if last {
                     epilogue.expect(s, row, count, column);
                 }
-                block.add(&unit, first..(first + 2).min(tiles), part.clone(), b, sums);
+                // The last whole pair asks for what the next part or panel begins with.
+                let ahead = first / 2 + 1 == tiles / 2;
+                block.add(&unit, first..(first + 2).min(tiles), part.clone(), b, sums, ahead);
                 if !last {
                     continue;
                 }
