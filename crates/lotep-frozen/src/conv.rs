@@ -37,7 +37,7 @@ pub(crate) struct FrozenConv<T> {
 
 impl<T: Operand> FrozenConv<T> {
     pub(crate) fn new(kernel: Kernel) -> Self {
-        let forward = Conv::frozen(isa(), kernel.shape, &kernel.weight);
+        let forward = Conv::new(isa(), kernel.shape, &kernel.weight);
         Self { forward, bias: kernel.bias, backward: OnceLock::new() }
     }
 

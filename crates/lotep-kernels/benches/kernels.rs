@@ -157,12 +157,12 @@ fn norms(c: &mut Criterion) {
     });
 }
 
+/// As shares of what windows would multiply: the quickest form of stride 1 takes fewer products.
 fn convolutions(c: &mut Criterion) {
     let mut group = c.benchmark_group("convolution 3x3");
-    for (channels, side, stride) in [(64, 56, 1), (128, 56, 2), (256, 14, 1)] {
+    for (channels, side, stride) in [(64, 56, 1), (128, 56, 2), (256, 14, 1), (512, 7, 1)] {
         let shape = conv::Shape { inputs: channels, outputs: channels, side: 3, stride, padding: 1 };
-        let conv = Conv::<bf16>::new(isa(), shape, &values(channels * channels * 9));
-        let transposed = conv.transposed();
+        let kernel = values(channels * channels * 9);
         let size = [side; 2];
         let pixels = |size: [usize; 2]| IMAGES * size[0] * size[1];
         let outputs = pixels(shape.output(size));
@@ -170,13 +170,19 @@ fn convolutions(c: &mut Criterion) {
         let (mut out, mut back) =
             (Tiles::<bf16>::new(outputs, channels), Tiles::<bf16>::new(pixels(size), channels));
         let operations = 2.0 * (outputs * channels * channels * 9) as f64;
-        let name = |pass: &str| format!("{channels} channels {side}x{side} stride {stride} {pass}");
-        share::<bf16>(&mut group, &name("forward"), operations, || {
-            conv.run(isa(), &x, IMAGES, size, &Store::tiles(&mut out));
-        });
-        share::<bf16>(&mut group, &name("backward"), operations, || {
-            transposed.run(isa(), &grad, IMAGES, size, false, &Store::tiles(&mut back));
-        });
+        for (form, pack) in [("windows", Conv::<bf16>::windows as fn(_, _, &_) -> _), ("quickest", Conv::new)]
+        {
+            let conv = pack(isa(), shape, &kernel);
+            let transposed = conv.transposed();
+            let name =
+                |pass: &str| format!("{channels} channels {side}x{side} stride {stride} {form} {pass}");
+            share::<bf16>(&mut group, &name("forward"), operations, || {
+                conv.run(isa(), &x, IMAGES, size, &Store::tiles(&mut out));
+            });
+            share::<bf16>(&mut group, &name("backward"), operations, || {
+                transposed.run(isa(), &grad, IMAGES, size, false, &Store::tiles(&mut back));
+            });
+        }
     }
 }
 

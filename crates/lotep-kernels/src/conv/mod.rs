@@ -3,7 +3,7 @@
 //! A convolution is a product: the windows of the input, which the product reads where they lie or gathers while it packs
 //! them, with a matrix of the kernel's taps. The input gradient is one, or with a stride of `s` up to `s²` of them, each for
 //! the input pixels of one phase (`y mod s`, `x mod s`), which only some of the taps reach: no zeros are multiplied.
-//! Frozen kernels of 3 × 3 are multiplied in another way where that is quicker, with fewer products ([`Conv::frozen`]).
+//! Those of 3 × 3 are computed in another way where that is quicker, with fewer products ([`Conv::new`]).
 
 mod winograd;
 
@@ -85,25 +85,25 @@ fn per_tap<T: Operand>(taps: usize, channels: usize) -> usize {
 }
 
 impl<T: Operand> Conv<T> {
-    /// Pack a kernel `[outputs, inputs, side, side]` that will be used many times: in the form that is quickest, which may take
-    /// longer to pack and 16/9 of the memory. In bfloat16 that of 3 × 3 (stride and padding 1, 32 channels or more, no tile
-    /// instructions) doubles the error that comes of rounding the kernel.
+    /// Pack a kernel `[outputs, inputs, side, side]` in the form that is quickest. That of 3 × 3 (stride and padding 1, 32 channels
+    /// or more; not for tile instructions) takes 16/9 of the memory, and in bfloat16 it doubles the error that comes of rounding
+    /// the kernel; [`Conv::windows`] is without either.
     ///
     /// # Panics
     /// The kernel has another number of values.
-    pub fn frozen(isa: Isa, shape: Shape, kernel: &[f32]) -> Self {
+    pub fn new(isa: Isa, shape: Shape, kernel: &[f32]) -> Self {
         if !Winograd::<T>::pays(isa, shape) {
-            return Self::new(isa, shape, kernel);
+            return Self::windows(isa, shape, kernel);
         }
         check_kernel(shape, kernel);
         Self { shape, form: Form::Squares(Winograd::new(isa, shape.inputs, kernel)) }
     }
 
-    /// Pack a kernel `[outputs, inputs, side, side]`.
+    /// Pack a kernel `[outputs, inputs, side, side]` as the matrix that windows are multiplied with.
     ///
     /// # Panics
     /// The kernel has another number of values.
-    pub fn new(isa: Isa, shape: Shape, kernel: &[f32]) -> Self {
+    pub fn windows(isa: Isa, shape: Shape, kernel: &[f32]) -> Self {
         let Shape { inputs, outputs, side, stride, padding } = shape;
         check_kernel(shape, kernel);
         let per_tap = per_tap::<T>(side * side, inputs);
@@ -433,7 +433,7 @@ mod tests {
                     }
                 }
             }
-            let conv = Conv::<T>::new(isa, shape, &kernel);
+            let conv = Conv::<T>::windows(isa, shape, &kernel);
             let x = Tiles::from_rows(&x, inputs);
             let mut out = vec![9.0; expected.len()];
             conv.run(isa, &x, images, [h, w], &Store::new(&mut out, outputs));

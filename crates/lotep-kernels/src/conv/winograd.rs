@@ -1,7 +1,7 @@
 //! Kernels of 3 × 3 with fewer products: a square of four outputs from sixteen of them instead of thirty-six.
 //!
 //! This is Winograd's F(2 × 2, 3 × 3) as Lavin and Gray give it (*Fast algorithms for convolutional neural networks*, 2016). The
-//! kernel `g` becomes `U = G g Gᵀ`, once, since it never changes. The input is cut into squares `d` of 4 × 4 that overlap by two, and
+//! kernel `g` becomes `U = G g Gᵀ`, once where it never changes. The input is cut into squares `d` of 4 × 4 that overlap by two, and
 //! `V = Bᵀ d B` has sixteen values of each channel: each of these places has a product of its own, `M = V U`, which sums over the
 //! channels. The outputs are `Aᵀ M A`.
 //!
@@ -506,7 +506,7 @@ mod tests {
                     Conv { shape, form: crate::conv::Form::Squares(Winograd::new(isa, inputs, &kernel)) },
                 ]
                 .map(|conv| run(&|x, out| conv.run(isa, x, 1, size, &Store::new(out, outputs))));
-                let exact = Conv::<f32>::new(Isa::best(), shape, &kernel);
+                let exact = Conv::<f32>::windows(Isa::best(), shape, &kernel);
                 let mut expected = vec![0.0; 64 * outputs];
                 let tiles = Tiles::rounded(isa, &x, &[], &[], inputs);
                 exact.run(Isa::best(), &tiles, 1, size, &Store::new(&mut expected, outputs));

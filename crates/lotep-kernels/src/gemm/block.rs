@@ -133,13 +133,21 @@ impl<T: Operand> Block<T> for Found<'_, T> {
         part: Range<usize>,
         b: &[Line],
         sums: &mut [f32],
-        _ahead: bool,
+        ahead: bool,
     ) {
         let (count, lines) = (self.pieces.count(), self.pieces.line_count());
         let b = &b[part.start * 2 * GROUPS..part.end * 2 * GROUPS];
-        for (tile, sums) in tiles.zip(sums.chunks_mut(TILE_ROWS * PANEL)) {
+        for (half, (tile, sums)) in tiles.zip(sums.chunks_mut(TILE_ROWS * PANEL)).enumerate() {
             let starts = &self.starts[tile * count..(tile + 1) * count][part.start / lines..part.end / lines];
-            unit.add_pieces(self.pieces.lines(), starts, lines, b, sums, part.start > 0);
+            unit.add_pieces(
+                self.pieces.lines(),
+                starts,
+                lines,
+                b,
+                sums,
+                part.start > 0,
+                ahead.then_some(half),
+            );
         }
     }
 }

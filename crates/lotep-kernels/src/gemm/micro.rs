@@ -165,7 +165,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
     }
 
     /// As [`Unit::add_part`] for sixteen rows that are in pieces ([`Pieces`](super::Pieces)): `starts` are some of them, each
-    /// `lines` long.
+    /// `lines` long. `ahead` tells which half of what follows `b` to ask for, if any.
     #[inline(always)]
     pub(crate) fn add_pieces(
         &self,
@@ -175,10 +175,11 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         b: &[Line],
         sums: &mut [f32],
         add: bool,
+        ahead: Option<usize>,
     ) {
         assert!(b.len() == starts.len() * lines * 2 * GROUPS && sums.len() >= TILE_ROWS * PANEL);
         debug_assert!(!(self.s.tiles() && T::GROUP == 2), "tiles are loaded from packed rows");
-        each_block!(self.block_of_pieces(a, starts, lines, b, sums, add), 0);
+        each_block!(self.block_of_pieces(a, starts, lines, b, sums, add, ahead), 0);
     }
 
     /// `R` rows of a tile and `V` vectors of columns, from the `first` row and vector on. `add` to the sums, or set them.
@@ -255,14 +256,21 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         b: &[Line],
         sums: &mut [f32],
         add: bool,
+        ahead: Option<usize>,
         [first, vector]: [usize; 2],
     ) {
         let s = self.s;
         let sums = &mut sums[first * PANEL + vector * LANES..];
         let mut acc = load_sums::<S, R, V>(s, sums, PANEL, add);
+        let behind = b.len() + first + ahead.unwrap_or(0) * TILE_ROWS;
         for (starts, b) in starts.iter().zip(b.chunks_exact(lines * 2 * GROUPS)) {
             let starts: &[u32; R] = starts[first..first + R].try_into().expect("a part of a tile's rows");
             for (i, b) in b.chunks_exact(2 * GROUPS).enumerate() {
+                if ahead.is_some() && S::WIDE {
+                    for row in 0..R {
+                        s.prefetch_read(b, behind + row);
+                    }
+                }
                 let mut rows = [&Line::ZERO.0; R];
                 for (row, start) in rows.iter_mut().zip(starts) {
                     if *start != NOWHERE {
