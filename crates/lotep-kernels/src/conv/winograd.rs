@@ -376,7 +376,7 @@ mod tests {
         fn expected<T: Operand>(&self, kernel: &[f32], x: &[T]) -> Vec<f64> {
             let &Self { inputs, outputs, images, size: [h, w] } = self;
             let of_input = |[a, b, c, d]: [f64; 4]| [a - c, b + c, c - b, b - d];
-            let of_kernel = |[a, b, c]: [f64; 3]| [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c];
+            let of_kernel = |[a, b, c]: [f64; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
             let of_sums = |[a, b, c, d]: [f64; 4]| [a + b + c, b - c - d];
             let round = |all: [[f64; 4]; 4]| all.map(|row| row.map(|v| rounded::<T>(v as f32)));
             let u: Vec<_> = kernel
