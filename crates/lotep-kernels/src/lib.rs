@@ -2,7 +2,8 @@
 //!
 //! Weights are packed once ([`gemm::Matrix`]), activations lie in tiles ([`Tiles`]). Products take bfloat16 or f32
 //! operands and sum in f32. What precedes a product (a normalisation, a prompt) is applied while its operand is packed; the
-//! windows of a feature map are read where they lie (packed for tile instructions); what follows (bias, activation, residual)
+//! windows of a feature map are read where they lie (packed for tile instructions, and of 3 × 3 kernels squares are made of them that
+//! need fewer products); what follows (bias, activation, residual)
 //! comes while the sums are still in the cache.
 //! Backward passes compute the gradient of the input only; where a method learns something within ([`attention::Extra`],
 //! [`thin`]), of that as well.

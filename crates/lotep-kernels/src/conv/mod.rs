@@ -85,9 +85,9 @@ fn per_tap<T: Operand>(taps: usize, channels: usize) -> usize {
 }
 
 impl<T: Operand> Conv<T> {
-    /// Pack a kernel `[outputs, inputs, side, side]` in the form that is quickest. That of 3 × 3 (stride and padding 1, 32 channels
-    /// or more; not for tile instructions) takes 16/9 of the memory, and in bfloat16 it doubles the error that comes of rounding
-    /// the kernel; [`Conv::windows`] is without either.
+    /// Pack a kernel `[outputs, inputs, side, side]` in the form that is quickest on maps of 2 × 2 pixels and more. That of 3 × 3
+    /// (stride and padding 1, 32 channels or more; not for tile instructions) takes 16/9 of the memory, in bfloat16 it doubles the
+    /// error that comes of rounding the kernel, and what is infinite in the input makes NaN; [`Conv::windows`] is without these.
     ///
     /// # Panics
     /// The kernel has another number of values.
@@ -229,19 +229,25 @@ impl<T: Operand> Kernel for OfKernel<'_, T> {
             let kernel = &kernel[o * inputs * taps..(o + 1) * inputs * taps];
             for first in (0..per_tap).step_by(LANES) {
                 let room = (per_tap - first).min(LANES);
-                let own =
-                    &kernel[(first * taps).min(kernel.len())..((first + LANES) * taps).min(kernel.len())];
                 for tap in 0..taps {
-                    let mut values = [0.0; LANES];
-                    for (value, of_input) in values.iter_mut().zip(own.chunks_exact(taps)) {
-                        *value = of_input[tap];
-                    }
+                    let values = of_inputs(kernel, taps, tap, first);
                     // SAFETY: outputs are shared out among the tasks.
                     unsafe { rows.store(s, o, tap * per_tap + first, room, s.load(&values)) };
                 }
             }
         }
     }
+}
+
+/// A tap of an output's kernel `[inputs, taps]`, of sixteen inputs from `first` on; zeros beyond the last.
+#[inline(always)]
+fn of_inputs(kernel: &[f32], taps: usize, tap: usize, first: usize) -> [f32; LANES] {
+    let own = &kernel[(first * taps).min(kernel.len())..((first + LANES) * taps).min(kernel.len())];
+    let mut values = [0.0; LANES];
+    for (value, of_input) in values.iter_mut().zip(own.chunks_exact(taps)) {
+        *value = of_input[tap];
+    }
+    values
 }
 
 fn check_kernel(shape: Shape, kernel: &[f32]) {
@@ -443,10 +449,20 @@ mod tests {
             let windows = Gather { x: &x, windows, images, size: [h, w], output: [oh, ow] };
             gemm::run(isa, &Packing(windows), matrix, &Store::new(&mut packed, outputs));
             assert_eq!(packed, out, "{what}");
-            let mut out = vec![9.0; back.len()];
             let grad = Tiles::from_rows(&grad, outputs);
+            let mut out = vec![9.0; back.len()];
             conv.transposed().run(isa, &grad, images, [h, w], false, &Store::new(&mut out, inputs));
             assert_close(&out, &back, 1e-5, &what);
+            if T::GROUP == 1 && (side, stride, padding) == (3, 1, 1) {
+                // Fewer products, which in f32 are as good.
+                let conv = Conv { shape, form: Form::Squares(Winograd::<T>::new(isa, inputs, &kernel)) };
+                let mut out = vec![9.0; expected.len()];
+                conv.run(isa, &x, images, [h, w], &Store::new(&mut out, outputs));
+                assert_close(&out, &expected, 1e-5, &what);
+                let mut out = vec![9.0; back.len()];
+                conv.transposed().run(isa, &grad, images, [h, w], false, &Store::new(&mut out, inputs));
+                assert_close(&out, &back, 1e-5, &what);
+            }
         }
     }
 
@@ -468,6 +484,36 @@ mod tests {
             let shape = Shape { inputs, outputs, side, stride, padding };
             sweep(&Maps { shape, images, size });
         }
+    }
+
+    /// The form is that of few products only where that pays.
+    #[test]
+    fn the_quickest_form_is_chosen() {
+        struct Chosen;
+        impl Sweep for Chosen {
+            fn check<T: Operand>(&self, isa: Isa, _rounding: f64) {
+                let shape = Shape { inputs: 33, outputs: 32, side: 3, stride: 1, padding: 1 };
+                let squares = |shape: Shape| {
+                    let kernel = vec![0.5; shape.outputs * shape.inputs * shape.side * shape.side];
+                    let conv = Conv::<T>::new(isa, shape, &kernel);
+                    let squares = matches!(conv.form, Form::Squares(_));
+                    let backwards = matches!(conv.transposed().form, BackwardForm::Squares(_));
+                    assert_eq!(squares, backwards, "{isa:?} {shape:?}");
+                    squares
+                };
+                assert_eq!(squares(shape), isa.name() != "amx" || T::GROUP == 1, "{isa:?}");
+                for shape in [
+                    Shape { inputs: 31, ..shape },
+                    Shape { outputs: 0, ..shape },
+                    Shape { stride: 2, ..shape },
+                    Shape { padding: 0, ..shape },
+                    Shape { side: 1, padding: 0, ..shape },
+                ] {
+                    assert!(!squares(shape), "{isa:?} {shape:?}");
+                }
+            }
+        }
+        sweep(&Chosen);
     }
 
     /// Several blocks, the last of an odd number of tiles, on one thread and on three.

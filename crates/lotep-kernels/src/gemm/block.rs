@@ -56,7 +56,8 @@ pub(crate) trait Block<T: Operand> {
     fn part(&self) -> usize;
 
     /// Over `part` of the lines, `sums (+)= A b` for one or two `tiles`: the first part sets the sums, others add to them. `b` is
-    /// a whole panel, and sums are in rows of [`PANEL`]. With `ahead` the lines that follow the part's are asked for.
+    /// a whole panel, and sums are in rows of [`PANEL`]. With `ahead` as many lines as the part's, those that
+    /// follow them, are asked for ([`Unit::add_part`]).
     fn add<S: Simd>(
         &self,
         unit: &Unit<T, S>,

@@ -170,8 +170,8 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
                 if last {
                     epilogue.expect(s, row, count, column);
                 }
-                // The last whole pair asks for what the next part or panel begins with.
-                let ahead = first / 2 + 1 == tiles / 2;
+                // The last whole pair, or a tile that is alone, asks for the next part or panel.
+                let ahead = first / 2 + 1 == (tiles / 2).max(1);
                 block.add(&unit, first..(first + 2).min(tiles), part.clone(), b, sums, ahead);
                 if !last {
                     continue;

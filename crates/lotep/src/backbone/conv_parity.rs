@@ -28,7 +28,7 @@ fn forms() -> [Compute; 3] {
 /// sizes have pixels at the far end that a stride passes by.
 fn networks() -> Vec<(String, Architecture, [usize; 2])> {
     let small = serde_json::json!({
-        "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 1, 1], "stem_width": [16, 24],
+        "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 1, 1], "stem_width": [32, 40],
     });
     let coatnet = |name: &str| {
         let architecture = Architecture::named(&format!("coatnet_{name}_224")).unwrap();
