@@ -18,8 +18,10 @@ pub(super) struct Sizes {
     size: [usize; 2],
     inner: [usize; 2],
     pooled: [usize; 2],
-    /// Groups (32 bits) of a pixel as it is laid out, and of a row of them.
+    /// Values of a pixel as it is laid out.
     pixel: usize,
+    /// Groups (32 bits) between windows, and of a row of pixels.
+    step: usize,
     pitch: usize,
     /// Where each line of the summed axis begins, in groups from a window's first, and how many of its groups are a window's.
     starts: Vec<usize>,
@@ -32,16 +34,16 @@ pub(super) struct Sizes {
 impl Sizes {
     pub(super) fn new<T: Operand>(shape: &Shape, size: [usize; 2]) -> Self {
         let inner = shape.output(size);
-        let pixel = pixel::<T>(shape) / T::GROUP;
-        let row = row::<T>(shape) / T::GROUP;
+        let (pixel, row) = (pixel::<T>(shape), row::<T>(shape) / T::GROUP);
+        let step = shape.stride * pixel / T::GROUP;
         let width = inner[1].next_multiple_of(PANEL);
         // The last block's last window, and its last line, end here; the image may reach further.
-        let need = ((width - 1) * shape.stride * pixel + row).max((size[1] + shape.padding) * pixel);
+        let need = ((width - 1) * step + row).max(((size[1] + shape.padding) * pixel).div_ceil(T::GROUP));
         let pitch = need.next_multiple_of(LANES);
         let per_row = row / LANES;
         let starts = (0..shape.side * per_row).map(|l| l / per_row * pitch + l % per_row * LANES).collect();
         let counts = (0..shape.side * per_row)
-            .map(|l| (shape.side * pixel - l % per_row * LANES).min(LANES))
+            .map(|l| ((shape.side * pixel).div_ceil(T::GROUP) - l % per_row * LANES).min(LANES))
             .collect();
         let channels = shape.outputs.next_multiple_of(PANEL);
         Self {
@@ -50,6 +52,7 @@ impl Sizes {
             inner,
             pooled: pooled(inner),
             pixel,
+            step,
             pitch,
             starts,
             counts,
@@ -96,8 +99,8 @@ impl<T: Operand> Kernel for Band<'_, T> {
         let Self { sizes, matrix, offset, .. } = self;
         let [image, ring] = self.lines;
         let (conv, rows) = sizes.spans(&self.rows);
-        let image = rows_mut(image).as_flattened_mut();
         lay_out::<T, S>(s, sizes, self.x, rows.clone(), image);
+        let image = rows_mut(image).as_flattened_mut();
         let ring = elements_mut::<f32>(ring);
         let unit = Unit::<T, S>::new(s);
         let pool = Pool { sizes, bias: self.bias, i: self.i, out: self.out, winners: self.winners };
@@ -108,15 +111,14 @@ impl<T: Operand> Kernel for Band<'_, T> {
                 let from = (y * sizes.shape.stride - rows.start) * sizes.pitch;
                 let to = &mut ring[y % RING * row_size..(y % RING + 1) * row_size];
                 for x in (0..sizes.inner[1]).step_by(PANEL) {
-                    let windows = &image[from + x * sizes.shape.stride * sizes.pixel..];
-                    let step = sizes.shape.stride * sizes.pixel;
+                    let windows = &image[from + x * sizes.step..];
                     for panel in 0..matrix.panels() {
                         let to = &mut to[x * sizes.channels + panel * PANEL..];
                         unit.product_at(
                             windows,
                             &sizes.starts,
                             &sizes.counts,
-                            step,
+                            sizes.step,
                             matrix.panel(panel),
                             to,
                             sizes.channels,
@@ -142,30 +144,24 @@ impl<T: Operand> Kernel for Band<'_, T> {
 
 /// Some rows of a padded image, channels last; what a window reads beyond them is zero.
 #[inline(always)]
-fn lay_out<T: Operand, S: Simd>(s: S, sizes: &Sizes, x: &[f32], rows: Range<usize>, out: &mut [u32]) {
+fn lay_out<T: Operand, S: Simd>(s: S, sizes: &Sizes, x: &[f32], rows: Range<usize>, out: &mut [Line]) {
     let Shape { inputs, padding, .. } = sizes.shape;
     let [height, width] = sizes.size;
-    for (row, out) in rows.zip(out.chunks_exact_mut(sizes.pitch)) {
-        out.fill(0);
+    for (row, out) in rows.zip(out.chunks_exact_mut(sizes.pitch / LANES)) {
+        out.fill(Line::ZERO);
         if row < padding || row - padding >= height {
             continue;
         }
+        let out = elements_mut::<T>(out);
         for first in (0..width).step_by(LANES) {
             let count = (width - first).min(LANES);
-            for g in 0..sizes.pixel {
-                let mut pair = [s.splat(0.0); 2];
-                for (half, v) in pair.iter_mut().enumerate().take(T::GROUP) {
-                    let c = g * T::GROUP + half;
-                    if c < inputs {
-                        let at = (c * height + row - padding) * width + first;
-                        *v = s.load(&x[at..at + count]);
-                    }
-                }
-                let mut groups = [0; LANES];
-                T::groups(s, pair, &mut groups);
-                let out = &mut out[(padding + first) * sizes.pixel + g..];
-                for (out, group) in out.iter_mut().step_by(sizes.pixel).zip(&groups[..count]) {
-                    *out = *group;
+            for c in 0..inputs {
+                let at = (c * height + row - padding) * width + first;
+                let mut values = [T::default(); LANES];
+                T::store(s, &mut values, s.load(&x[at..at + count]));
+                let out = &mut out[(padding + first) * sizes.pixel + c..];
+                for (out, value) in out.iter_mut().step_by(sizes.pixel).zip(&values[..count]) {
+                    *out = *value;
                 }
             }
         }
