@@ -372,7 +372,7 @@ fn coatnets_agree_in_both_forms() {
     ];
     for name in names {
         let args = serde_json::json!({
-            "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 2, 1], "stem_width": [32, 40],
+            "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 2, 1], "stem_width": [16, 24],
         });
         let architecture = Architecture::named(&format!("coatnet_{name}_224")).unwrap();
         let architecture = architecture.with_args(args.as_object().unwrap()).unwrap();
