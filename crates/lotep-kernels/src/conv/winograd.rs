@@ -18,11 +18,9 @@
 //! `U` and `V` are rounded to the operands' type. With values that do not depend on each other `V` has 4 times the variance of the
 //! input, `U` 1 or ¾ of the kernel's along either axis, and an output sums nine places: 25/9 of the variance that it has. Where
 //! rounding the kernel alone gives an error of `ε` in the mean square, as in bfloat16, where the input is rounded already, the two
-//! so give `√2 · 5/3 · ε`, 2.4 of it; images, whose neighbours are alike, give 2.0 (measured).
+//! so give `√2 · 5/3 · ε`, 2.4 of it; made-up values behind a ReLU give 2.0, whether neighbours are alike or not (measured).
 
 use std::ops::Range;
-
-use rayon::prelude::*;
 
 use super::{Shape, of_inputs};
 use crate::gemm::micro::Unit;
@@ -39,8 +37,8 @@ const SIDE: usize = 4;
 const PLACES: usize = SIDE * SIDE;
 /// Side of the outputs that it gives.
 const STEP: usize = 2;
-/// Squares whose values are found and then multiplied. (Measured on Zen 4: half as many are 3 to 15 % slower, and so are more,
-/// whose values do not stay in the second-level cache.)
+/// Squares whose values are found and then multiplied. (Measured on Zen 4: half as many are 2 to 15 % slower with 64 to 256 channels,
+/// and so are more, whose values do not stay in the second-level cache.)
 const SQUARES: usize = 2 * TILE_ROWS;
 /// Of them, those that are asked for during each place's product.
 const SOON: usize = SQUARES / PLACES;
@@ -121,20 +119,14 @@ impl<T: Operand> Winograd<T> {
         }
         let tile = PLACES * self.lines() * TILE_ROWS * size_of::<Line>();
         let cut = Cut::new(count.div_ceil(TILE_ROWS), tile.max(1), false, self.matrix.panels());
-        let run = |i: usize| {
-            let (tiles, panels) = cut.task(i);
+        cut.run(|tiles, panels| {
             let own = tiles.start * TILE_ROWS..(tiles.end * TILE_ROWS).min(count);
             let room = [PLACES * per_place(self.lines()), PLACES * SUMS / LANES];
             scratch::with(room, |[values, sums]| {
                 let sums = elements_mut(sums);
                 dispatch(isa, Task { x, of: self, squares, own, panels, epilogue, values, sums });
             });
-        };
-        if cut.tasks() == 1 {
-            run(0);
-        } else {
-            (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(run);
-        }
+        });
     }
 }
 
@@ -194,8 +186,10 @@ impl<T: Operand, E: Epilogue> Kernel for Task<'_, T, E> {
         let unit = Unit::<T, S>::new(s);
         for first in own.clone().step_by(SQUARES) {
             let here = (own.end - first).min(SQUARES);
-            for r in 0..here {
-                spread(s, x, squares, first + r, values, r);
+            let mut found = [(0, [0; 2]); SQUARES];
+            for (r, found) in found[..here].iter_mut().enumerate() {
+                *found = squares.find(first + r);
+                spread(s, x, squares.size, *found, values, r);
             }
             // One tile of them or two.
             let used = lines * here.next_multiple_of(TILE_ROWS);
@@ -204,8 +198,7 @@ impl<T: Operand, E: Epilogue> Kernel for Task<'_, T, E> {
                 let b = of.matrix.panel(panel);
                 for place in 0..PLACES {
                     let soon = place * SOON;
-                    for square in (soon..here.min(soon + SOON)).map(|r| first + r) {
-                        let (image, [top, left]) = squares.find(square);
+                    for (image, [top, left]) in found[..here].iter().skip(soon).take(SOON).copied() {
                         for y in top..(top + STEP).min(squares.size[0]) {
                             let count = (squares.size[1] - left).min(STEP);
                             epilogue.expect(s, image + y * squares.size[1] + left, count, column);
@@ -223,10 +216,9 @@ impl<T: Operand, E: Epilogue> Kernel for Task<'_, T, E> {
                     unit.add_part::<false>(values, lines, 0..lines, b, sums, PANEL, true);
                 }
                 let count = (columns - column).min(PANEL);
-                for r in 0..here {
+                for (r, (image, [top, left])) in found[..here].iter().copied().enumerate() {
                     let sums = &sums[r * PANEL..];
                     let [low, high] = [outputs(s, sums), outputs(s, &sums[LANES..])];
-                    let (image, [top, left]) = squares.find(first + r);
                     for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                         if top + y >= squares.size[0] || left + x >= squares.size[1] {
                             continue;
@@ -250,25 +242,24 @@ impl<T: Operand, E: Epilogue> Kernel for Task<'_, T, E> {
     }
 }
 
-/// `V` of a square, as row `r` of each place.
+/// `V` of a square that was [found](Squares::find), as row `r` of each place.
 #[inline(always)]
 fn spread<T: Operand, S: Simd>(
     s: S,
     x: &Tiles<T>,
-    squares: Squares,
-    square: usize,
+    size: [usize; 2],
+    (image, [top, left]): (usize, [usize; 2]),
     values: &mut [Line],
     r: usize,
 ) {
     let lines = x.per_row();
-    let (image, [top, left]) = squares.find(square);
     // Where its pixels begin; zeros surround the image.
     let mut starts = [[NOWHERE; SIDE]; SIDE];
     for y in 0..SIDE {
         for x in 0..SIDE {
             let (row, column) = ((top + y).wrapping_sub(1), (left + x).wrapping_sub(1));
-            if row < squares.size[0] && column < squares.size[1] {
-                let pixel = image + row * squares.size[1] + column;
+            if row < size[0] && column < size[1] {
+                let pixel = image + row * size[1] + column;
                 starts[y][x] = pixel / TILE_ROWS * lines * TILE_ROWS + pixel % TILE_ROWS;
             }
         }
@@ -327,9 +318,15 @@ impl<T: Operand> Kernel for OfKernel<'_, T> {
         for o in outputs {
             let kernel = &kernel[o * inputs * 9..(o + 1) * inputs * 9];
             for first in (0..per_place).step_by(LANES) {
-                let g = |tap: usize| s.load(&of_inputs(kernel, 9, tap, first));
-                let g = [[g(0), g(1), g(2)], [g(3), g(4), g(5)], [g(6), g(7), g(8)]];
-                let g = [of_kernel(s, g[0]), of_kernel(s, g[1]), of_kernel(s, g[2])];
+                // Without closures around instructions: those would be compiled without them.
+                let mut g = [[s.splat(0.0); SIDE]; 3];
+                for (y, g) in g.iter_mut().enumerate() {
+                    let mut row = [s.splat(0.0); 3];
+                    for (x, tap) in row.iter_mut().enumerate() {
+                        *tap = s.load(&of_inputs(kernel, 9, 3 * y + x, first));
+                    }
+                    *g = of_kernel(s, row);
+                }
                 for x in 0..SIDE {
                     let u = of_kernel(s, [g[0][x], g[1][x], g[2][x]]);
                     for (y, u) in u.iter().enumerate() {
@@ -396,7 +393,7 @@ mod tests {
         f64::from(T::from_f32(v).to_f32())
     }
 
-    /// `M a` of the rows of a square matrix, and then of its columns.
+    /// `f` of the rows of a square matrix, and then of the columns that they make.
     fn both<const N: usize, const M: usize>(
         a: [[f64; N]; N],
         f: impl Fn([f64; N]) -> [f64; M],
@@ -427,10 +424,9 @@ mod tests {
                 .collect();
             let x = wide(x);
             let mut out = vec![0.0; images * h * w * outputs];
-            for (image, top, left) in (0..images * h.div_ceil(2) * w.div_ceil(2)).map(|i| {
-                let (grid, i) = (h.div_ceil(2) * w.div_ceil(2), i);
-                (i / grid, i % grid / w.div_ceil(2) * 2, i % grid % w.div_ceil(2) * 2)
-            }) {
+            let grid = h.div_ceil(2) * w.div_ceil(2);
+            for (image, i) in (0..images * grid).map(|i| (i / grid, i % grid)) {
+                let (top, left) = (i / w.div_ceil(2) * 2, i % w.div_ceil(2) * 2);
                 let v: Vec<_> = (0..inputs)
                     .map(|c| {
                         let at = |y: usize, x_at: usize| {
@@ -546,17 +542,14 @@ mod tests {
                 let kernel = crate::testing::values(outputs * inputs * 9, 1);
                 let x: Vec<crate::bf16> = operands(64 * inputs, 2);
                 let x: Vec<f32> = x.iter().map(|v| v.to_f32().max(0.0)).collect();
-                let run = |conv: &dyn Fn(&Tiles<T>, &mut [f32])| {
-                    let (tiles, mut out) =
-                        (Tiles::rounded(isa, &x, &[], &[], inputs), vec![0.0; 64 * outputs]);
-                    conv(&tiles, &mut out);
-                    out
-                };
-                let [direct, winograd] = [
-                    Conv::windows(isa, shape, &kernel),
-                    Conv { shape, form: crate::conv::Form::Squares(Winograd::new(isa, inputs, &kernel)) },
-                ]
-                .map(|conv| run(&|x, out| conv.run(isa, x, 1, size, &Store::new(out, outputs))));
+                let squares = crate::conv::Form::Squares(Winograd::new(isa, inputs, &kernel));
+                let [direct, winograd] =
+                    [Conv::<T>::windows(isa, shape, &kernel), Conv { shape, form: squares }].map(|conv| {
+                        let tiles = Tiles::rounded(isa, &x, &[], &[], inputs);
+                        let mut out = vec![0.0; 64 * outputs];
+                        conv.run(isa, &tiles, 1, size, &Store::new(&mut out, outputs));
+                        out
+                    });
                 let exact = Conv::<f32>::windows(Isa::best(), shape, &kernel);
                 let mut expected = vec![0.0; 64 * outputs];
                 let tiles = Tiles::rounded(isa, &x, &[], &[], inputs);

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 /// Bytes of a block's rows to keep in the second-level cache, which `W`'s panels pass through as well.
 const BLOCK_BYTES: usize = 1 << 20;
 /// Bytes of rows that may stay there if they are all there are: an image's tokens with four times their width.
@@ -43,13 +45,26 @@ impl Cut {
         self.shares
     }
 
+    /// Run all tasks, given their tiles and panels; a single one on the calling thread.
+    pub(crate) fn run(&self, run: impl Fn(Range<usize>, Range<usize>) + Sync) {
+        let run = |i: usize| {
+            let (tiles, panels) = self.task(i);
+            run(tiles, panels);
+        };
+        if self.tasks() == 1 {
+            run(0);
+        } else {
+            (0..self.tasks()).into_par_iter().with_max_len(1).for_each(run);
+        }
+    }
+
     /// Number of tasks.
-    pub(crate) fn tasks(&self) -> usize {
+    fn tasks(&self) -> usize {
         self.blocks * self.shares
     }
 
     /// Tiles and panels of a task.
-    pub(crate) fn task(&self, i: usize) -> (Range<usize>, Range<usize>) {
+    fn task(&self, i: usize) -> (Range<usize>, Range<usize>) {
         let part = |all: usize, i: usize, of: usize| i * all / of..(i + 1) * all / of;
         let pairs = part(self.tiles.div_ceil(2), i / self.shares, self.blocks);
         let tiles = 2 * pairs.start..(2 * pairs.end).min(self.tiles);

@@ -20,8 +20,6 @@ pub(crate) mod micro;
 mod source;
 mod stream;
 
-use rayon::prelude::*;
-
 pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output, Plain, Residual, Store};
 pub(crate) use epilogue::{load, mask_words, selected};
 pub use matrix::Matrix;
@@ -73,15 +71,10 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
     let cut = Cut::new(tiles, tile_lines * size_of::<Line>(), there, w.panels());
     // Each share turns the rows for itself, which takes a panel or two to pay for.
     let turned = a.packed().is_some() && block::turns(isa) && w.panels() >= 2 * cut.shares();
-    let task = |i: usize| {
-        let (tiles, panels) = cut.task(i);
-        let rows = tiles.start * TILE_ROWS..(tiles.end * TILE_ROWS).min(rows);
-        Task { a, w, epilogue, rows, panels, turned, pieces, packed: &mut [], sums: &mut [] }
-    };
     // Lent here rather than inside the task: a closure there would be compiled without its instructions.
-    let run = |i: usize| {
-        let task = task(i);
-        let tiles = task.rows.len().div_ceil(TILE_ROWS);
+    cut.run(|tiles, panels| {
+        let rows = tiles.start * TILE_ROWS..(tiles.end * TILE_ROWS).min(rows);
+        let tiles = tiles.len();
         let packed = match &pieces {
             Some(pieces) => tiles * pieces.count(),
             None if a.packed().is_some() && !turned => 0,
@@ -89,14 +82,10 @@ pub fn run<T: Operand, A: Source<T>, E: Epilogue>(isa: Isa, a: &A, w: &Matrix<T>
         };
         let sums = tiles.next_multiple_of(2) * TILE_ROWS * PANEL / GROUPS;
         scratch::with([packed, sums], |[packed, sums]| {
-            dispatch(isa, Task { packed, sums: elements_mut(sums), ..task });
+            let sums = elements_mut(sums);
+            dispatch(isa, Task { a, w, epilogue, rows, panels, turned, pieces, packed, sums });
         });
-    };
-    if cut.tasks() == 1 {
-        run(0);
-    } else {
-        (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(run);
-    }
+    });
 }
 
 struct Task<'a, T, A, E> {

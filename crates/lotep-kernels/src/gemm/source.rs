@@ -67,7 +67,7 @@ impl<'a, T: Operand> Pieces<'a, T> {
 
     /// Of all tiles.
     pub(crate) fn lines(&self) -> &'a [Line] {
-        self.tiles.tiles(0..self.tiles.rows().div_ceil(TILE_ROWS))
+        self.tiles.all_lines()
     }
 }
 
