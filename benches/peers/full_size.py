@@ -43,6 +43,7 @@ ARCHITECTURES = [
     ("coatnet_3_rw_224", 1000),
     ("coatnet_pico_rw_224", 1000),
     ("coatnet_nano_rw_224", 1000),
+    ("coatnet_nano_cc_224", 1000),
     ("coatnet_0_rw_224", 1000),
     ("coatnet_bn_0_rw_224", 1000),
     ("coatnet_1_rw_224", 1000),

@@ -22,7 +22,7 @@ use crate::{Result, bail};
 
 const BN_EPS: f64 = 1e-5;
 const LN_EPS: f64 = 1e-6;
-/// Stages of inverted bottlenecks; the others are transformers.
+/// Stages of inverted bottlenecks; the others are transformers, but for a first block in some.
 const CONVOLUTIONAL: usize = 2;
 
 /// The shape of a CoAtNet.
@@ -70,14 +70,15 @@ pub struct Variant {
     pub maxima: bool,
     /// Norms in the transformers and behind the last are batch norms, not over channels.
     pub batch_norms: bool,
+    /// Stages of transformers begin with an inverted bottleneck, which halves the map.
+    pub convolving_entrances: bool,
 }
 
 fn is_default(variant: &Variant) -> bool {
     *variant == Variant::default()
 }
 
-/// timm's names, with the channels behind the stem and of the first stage, each stage's blocks and what is different. Left
-/// out is `nano_cc`, of another kind of convolutions.
+/// timm's names, with the channels behind the stem and of the first stage, each stage's blocks and what is different.
 fn known(size: &str) -> Option<([usize; 2], [usize; 4], bool, Variant)> {
     let v = Variant::default();
     let gate = Variant { relu_gate: true, ..v };
@@ -87,6 +88,9 @@ fn known(size: &str) -> Option<([usize; 2], [usize; 4], bool, Variant)> {
     Some(match size {
         "pico_rw" => ([64, 64], [2, 3, 5, 2], false, plain),
         "nano_rw" => ([64, 64], [3, 4, 6, 3], false, Variant { means: true, ..plain }),
+        "nano_cc" => {
+            ([64, 64], [3, 4, 6, 3], false, Variant { means: true, convolving_entrances: true, ..gate })
+        }
         "bn_0_rw" => ([64, 96], [2, 3, 7, 2], false, Variant { batch_norms: true, ..early }),
         "0_rw" => ([64, 96], [2, 3, 7, 2], false, Variant { means: true, ..early }),
         "1_rw" => ([64, 96], [2, 6, 14, 2], false, early),
@@ -122,6 +126,11 @@ impl CoAtNetConfig {
             stored: None,
         };
         config.check().ok().map(|()| config)
+    }
+
+    /// Whether a block is an inverted bottleneck.
+    fn convolves(&self, stage: usize, index: usize) -> bool {
+        stage < CONVOLUTIONAL || (index == 0 && self.variant.convolving_entrances)
     }
 
     /// Height and width of the map behind a stage.
@@ -168,10 +177,10 @@ impl Family for CoAtNetConfig {
     }
 
     fn preprocess(&self, _classes: usize) -> Preprocess {
-        // timm's: 1 for the network at 384 pixels, 0.9 for the nano ones, which begin with three blocks.
+        // timm's: 1 for the network at 384 pixels, 0.9 for the nano ones, which begin with three blocks, but not for `nano_cc`.
         let crop = match (self.image[0], self.depths[0]) {
             (384.., _) => 1.0,
-            (_, 3) => 0.9,
+            (_, 3) if !self.variant.convolving_entrances => 0.9,
             _ => 0.95,
         };
         let pixels = if self.variant.batch_norms { IMAGENET } else { HALVES };
@@ -211,7 +220,7 @@ impl Family for CoAtNetConfig {
             let [h, w] = self.size_behind(stage);
             for index in 0..depth {
                 let wide = 4 * c;
-                count += if stage < CONVOLUTIONAL {
+                count += if self.convolves(stage, index) {
                     let bias = if self.variant.biases { out } else { 0 };
                     let shortcut = if c == out { 0 } else { c * out + bias };
                     let squeeze = 2 * wide * (wide / 4) + wide / 4 + wide;
@@ -356,7 +365,7 @@ impl CoAtNet {
         for (stage, &outputs) in config.dims.iter().enumerate() {
             for index in 0..config.depths[stage] {
                 let name = format!("stages.{stage}.blocks.{index}");
-                let block = if stage < CONVOLUTIONAL {
+                let block = if config.convolves(stage, index) {
                     let w = mbconv(&config.variant, weights, &name, [inputs, outputs], index == 0)?;
                     let shortcut = w.shortcut.is_some();
                     Block::Conv(Convolving { block: MbConv::new(w, compute), shortcut })
