@@ -12,10 +12,12 @@
 mod chain;
 mod conv;
 mod convnext;
+mod factors;
 mod inside;
 mod learnt;
 mod linear;
 mod mbconv;
+mod normalise;
 mod patch_merge;
 mod patches;
 mod prompted;
@@ -36,10 +38,12 @@ use serde::{Deserialize, Serialize};
 pub use chain::{Chain, Keep, Prompt, chain};
 pub use conv::Kernel;
 pub use convnext::{ConvNext, NormDown, PackedConvNext};
+pub use factors::{Pairs, PairsGradients};
 pub use inside::Inside;
 pub use learnt::{LearntResidual, LearntStem, Normalising, NormedConv};
 pub use linear::Dense;
 pub use mbconv::{ConvStem, Halving, MbConv, PackedMbConv};
+pub use normalise::Normalise;
 pub use patch_merge::PatchMerge;
 pub use patches::{PatchEmbedding, PatchStem};
 pub use residual::{Link, PackedResidual, ResidualBlock};
@@ -144,7 +148,7 @@ impl LearningOp for NothingLearnt {
     }
 }
 
-/// The entrance of a network, whose linear part a constant image can be folded into.
+/// The entrance of a network of tokens: a linear part, which a constant image can be folded into.
 pub trait Entrance: FrozenOp {
     /// What the linear part makes of one image, of `shape`.
     fn linear_part(&self, image: &[f32], shape: &[usize]) -> Vec<f32>;

@@ -80,12 +80,9 @@ impl<T: Operand> FrozenOp for Packed<T> {
     }
 }
 
-/// `LN(patches(x + P) W + offset)`: images `[B, 3, H, W]` to `[B, patches, C]`, the entrance of ConvNeXt and Swin.
+/// `LN(patches(x + P) W + bias)`: images `[B, 3, H, W]` to `[B, patches, C]`, the entrance of ConvNeXt and Swin.
 ///
 /// Kept: the normalised rows in the operands' precision, and an f32 each.
-///
-/// Its linear part includes the bias, and so do the constants of [`with_offset`](Entrance::with_offset),
-/// `[patches, C]`.
 #[derive(Clone, Debug)]
 pub struct PatchStem {
     /// Side of a patch.
@@ -100,23 +97,20 @@ pub struct PatchStem {
 
 impl PatchStem {
     /// Pack it.
-    pub fn pack(self, precision: Precision) -> Arc<dyn Entrance> {
+    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
         packed!(self, precision)
     }
 
-    fn packed<T: Operand>(self) -> Arc<dyn Entrance> {
-        let project = Arc::new(FrozenLinear::<T>::new(self.project));
-        let Self { patch, norm, eps, .. } = self;
-        Arc::new(PackedStem { patch, project, offset: Vec::new(), norm, eps })
+    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
+        let Self { patch, project, norm, eps } = self;
+        Arc::new(PackedStem { patch, project: FrozenLinear::<T>::new(project), norm, eps })
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct PackedStem<T> {
     patch: usize,
-    project: Arc<FrozenLinear<T>>,
-    /// Empty where it is the bias alone.
-    offset: Vec<f32>,
+    project: FrozenLinear<T>,
     norm: [Vec<f32>; 2],
     eps: f32,
 }
@@ -131,25 +125,9 @@ impl<T: Operand> PackedStem<T> {
     fn patches(&self, x: &[f32], shape: &[usize], prompt: &[f32]) -> Vec<f32> {
         let (grid, width) = (grid(shape, self.patch), self.project.outputs());
         let mut out = uncleared(grid.images * grid.patches() * width);
-        let plain: Vec<f32>;
-        let offset = if self.offset.is_empty() {
-            plain = self.project.bias().repeat(grid.patches());
-            &plain
-        } else {
-            &self.offset
-        };
-        patches::embed(isa(), grid, x, prompt, self.project.matrix(), offset, &mut out);
+        let bias = self.project.bias().repeat(grid.patches());
+        patches::embed(isa(), grid, x, prompt, self.project.matrix(), &bias, &mut out);
         out
-    }
-}
-
-impl<T: Operand> Entrance for PackedStem<T> {
-    fn linear_part(&self, image: &[f32], shape: &[usize]) -> Vec<f32> {
-        self.patches(image, shape, &[])
-    }
-
-    fn with_offset(&self, offset: Vec<f32>) -> Arc<dyn Entrance> {
-        Arc::new(Self { offset, ..self.clone() })
     }
 }
 
@@ -163,7 +141,7 @@ impl<T: Operand> FrozenOp for PackedStem<T> {
         let width = self.project.outputs();
         let count = patches.len() / width;
         let mut rows = keep.then(|| Tiles::<T>::new(count, width));
-        let (mut out, mut inverse) = (vec![0.0; patches.len()], vec![0.0; count]);
+        let (mut out, mut inverse) = (uncleared(patches.len()), vec![0.0; count]);
         let [scale, shift] = &self.norm;
         norm::channels(isa(), &patches, [scale, shift], self.eps, rows.as_mut(), &mut out, &mut inverse);
         (out, rows.map(|rows| Box::new(Normed { rows, inverse }) as Kept))

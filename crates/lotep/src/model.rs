@@ -8,7 +8,7 @@ use crate::backbone::{Backbone, Hooks, Loaded, Prompt};
 use crate::data::{Batch, Transform};
 use crate::head::{Head, SharedTexts, unit};
 use crate::method::{Method, MethodConfig, Prompts, Site};
-use crate::ops::{Linear, Precision};
+use crate::ops::{Linear, Normalise, Precision};
 use crate::params::Params;
 use crate::safetensors::NamedTensor;
 use crate::{Result, bail, input_error};
@@ -23,16 +23,14 @@ pub fn pixels(batch: Batch, transform: &Transform, device: &Device) -> Tensor<4>
 #[derive(Clone)]
 pub struct Frozen {
     network: Arc<dyn Backbone>,
-    mean: Tensor<4>,
-    std: Tensor<4>,
+    normalise: Normalise,
 }
 
 impl Frozen {
     /// The frozen part of a loaded backbone.
     pub fn new(loaded: &Loaded) -> Self {
-        let channels = |v: [f32; 3]| Tensor::<1>::from_floats(v, &loaded.device).reshape([1, 3, 1, 1]);
         let p = &loaded.config.preprocess;
-        Self { network: loaded.network.clone(), mean: channels(p.mean), std: channels(p.std) }
+        Self { network: loaded.network.clone(), normalise: Normalise::new(p.mean, p.std, &loaded.device) }
     }
 
     /// The same around another network.
@@ -47,8 +45,7 @@ impl Frozen {
 
     /// Pooled features `[B, F]` of pixels `[B, 3, H, W]` in [0, 1].
     pub fn features(&self, pixels: Tensor<4>, hooks: &dyn Hooks) -> Tensor<2> {
-        let x = hooks.pixels(pixels);
-        self.network.features((x - self.mean.clone()) / self.std.clone(), hooks)
+        self.network.features(self.normalise.forward(hooks.pixels(pixels), hooks.image()), hooks)
     }
 
     /// The same behind the network's own classifier; CLIP's is the projection to where texts are.
@@ -137,7 +134,7 @@ impl Predictor {
             let (weight, bias) = head.classifier(network.as_ref(), params);
             Scores::Linear(Linear::new(weight, Some(bias), Precision::F32))
         };
-        Ok(Self::with_prompts(loaded, network.as_ref(), prompts, scores).0)
+        Ok(Self::with_prompts(loaded, network, prompts, scores).0)
     }
 
     fn names(
@@ -188,7 +185,7 @@ impl Predictor {
             tensor("bias", &bias.dims(), bias.to_data()),
         ];
         let learnt = Scores::Linear(Linear::new(weight, Some(bias), Precision::F32));
-        let mut merge = Self::with_prompts(loaded, network.as_ref(), prompts, learnt).1;
+        let mut merge = Self::with_prompts(loaded, network, prompts, learnt).1;
         let own = method.weights(&Site::of(loaded), params)?;
         // What was folded changed last, and the classifier is a new one.
         merge.changed = own.into_iter().chain(merge.changed).chain(classifier).collect();
@@ -197,25 +194,28 @@ impl Predictor {
 
     fn with_prompts(
         loaded: &Loaded,
-        network: &dyn Backbone,
+        network: Arc<dyn Backbone>,
         mut prompts: Prompts,
         scores: Scores,
     ) -> (Self, Merge) {
-        let mut frozen = Frozen::new(loaded);
+        let mut frozen = Frozen { network, ..Frozen::new(loaded) };
         // They are in the network's weights.
         prompts.updates.clear();
         prompts.conv_updates.clear();
-        let image = prompts.image.take().map(|p| p.unsqueeze::<4>() / frozen.std.clone());
-        // A checkpoint has no place for what is done to the image, however it is folded here.
-        let framed = prompts.canvas.is_some() || prompts.scale.is_some();
-        let has_image = image.is_some();
-        let folded = network.fold(image, prompts.blocks.first().cloned().flatten().map(Prompt::whole));
-        frozen.network = folded.network;
-        if folded.first {
-            prompts.blocks[0] = None;
+        let image = prompts.image.as_ref().map(|image| frozen.normalise.linear_part(image.clone()));
+        let first = prompts.blocks.first().cloned().flatten().map(Prompt::whole);
+        let mut changed = Vec::new();
+        if let Some(folded) = frozen.network.fold(image, first) {
+            frozen.network = folded.network;
+            prompts.image = None;
+            if folded.first {
+                prompts.blocks[0] = None;
+            }
+            changed = folded.changed;
         }
         let mut left: Vec<String> = Vec::new();
-        if framed || has_image && folded.changed.is_none() {
+        // A checkpoint has no place for what else is done to the image.
+        if prompts.image.is_some() || prompts.canvas.is_some() || prompts.scale.is_some() {
             left.push("image".into());
         }
         if prompts.below.is_some() {
@@ -228,7 +228,7 @@ impl Predictor {
         let blocks = prompts.keys_values.iter().zip(&loaded.blocks).filter(|(own, _)| own.is_some());
         left.extend(blocks.map(|(_, b)| format!("keys and values of {}", b.name)));
         let predictor = Self { frozen, prompts, scores, device: loaded.device.clone() };
-        (predictor, Merge { changed: folded.changed.unwrap_or_default(), left })
+        (predictor, Merge { changed, left })
     }
 
     /// Scores `[B, classes]` of pixels `[B, 3, H, W]` in [0, 1].
@@ -266,8 +266,7 @@ impl Predictor {
 impl Frozen {
     /// A network whose input is normalised already.
     pub(crate) fn bare(network: Arc<dyn Backbone>, device: &Device) -> Self {
-        let ones = Tensor::ones([1, 3, 1, 1], device);
-        Self { network, mean: ones.zeros_like(), std: ones }
+        Self { network, normalise: Normalise::new([0.0; 3], [1.0; 3], device) }
     }
 }
 

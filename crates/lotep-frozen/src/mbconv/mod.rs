@@ -14,7 +14,7 @@ use self::parts::{First, Means, Middle};
 use crate::conv::{FrozenConv, Kernel};
 use crate::linear::{Dense, FrozenLinear};
 use crate::transformer::means;
-use crate::{Convolution, Entrance, FrozenOp, Kept, Precision, isa, packed};
+use crate::{Convolution, FrozenOp, Kept, Precision, isa, packed};
 
 const SILU: Activation = Activation::Silu;
 
@@ -423,11 +423,9 @@ impl<T: Operand> FrozenOp for Packed<T> {
     }
 }
 
-/// `conv2(SiLU(conv1(x) + bias + offset))`: images as maps `[B, H, W, 3]` to maps `[B, H/2, W/2, C]`.
+/// `conv2(SiLU(conv1(x) + bias))`: images as maps `[B, H, W, 3]` to maps `[B, H/2, W/2, C]`.
 ///
 /// Kept: what the SiLU is applied to, in the operands' precision.
-///
-/// The constants of [`with_offset`](Entrance::with_offset) are a map behind the first convolution.
 #[derive(Clone, Debug)]
 pub struct ConvStem {
     /// The first convolution.
@@ -438,37 +436,20 @@ pub struct ConvStem {
 
 impl ConvStem {
     /// Pack it.
-    pub fn pack(self, precision: Precision) -> Arc<dyn Entrance> {
+    pub fn pack(self, precision: Precision) -> Arc<dyn FrozenOp> {
         packed!(self, precision)
     }
 
-    fn packed<T: Operand>(self) -> Arc<dyn Entrance> {
-        let [first, second] = [self.first, self.second].map(|c| Arc::new(FrozenConv::<T>::new(c)));
-        Arc::new(PackedStem { first, second, offset: Vec::new() })
+    fn packed<T: Operand>(self) -> Arc<dyn FrozenOp> {
+        let [first, second] = [self.first, self.second].map(FrozenConv::<T>::new);
+        Arc::new(PackedStem { first, second })
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct PackedStem<T> {
-    first: Arc<FrozenConv<T>>,
-    second: Arc<FrozenConv<T>>,
-    /// May be empty.
-    offset: Vec<f32>,
-}
-
-impl<T: Operand> Entrance for PackedStem<T> {
-    fn linear_part(&self, image: &[f32], shape: &[usize]) -> Vec<f32> {
-        let (conv, size) = (self.first.forward.shape(), [shape[1], shape[2]]);
-        let [h, w] = conv.output(size);
-        let mut out = vec![0.0; h * w * conv.outputs];
-        let x = Tiles::rounded(isa(), image, &[], &[], conv.inputs);
-        self.first.forward.run(isa(), &x, 1, size, &Store::new(&mut out, conv.outputs));
-        out
-    }
-
-    fn with_offset(&self, offset: Vec<f32>) -> Arc<dyn Entrance> {
-        Arc::new(Self { offset, ..self.clone() })
-    }
+    first: FrozenConv<T>,
+    second: FrozenConv<T>,
 }
 
 impl<T: Operand> FrozenOp for PackedStem<T> {
@@ -486,12 +467,12 @@ impl<T: Operand> FrozenOp for PackedStem<T> {
         let entered = Tiles::<T>::rounded(isa(), x, prompt, &[], shape[3]);
         let mut before = keep.then(|| Tiles::new(rows, conv.outputs));
         let mut inner = Tiles::new(rows, conv.outputs);
-        let mut activate = Activate::new(SILU, &self.first.bias, &mut inner).offset(&self.offset);
+        let mut activate = Activate::new(SILU, &self.first.bias, &mut inner);
         if let Some(before) = &mut before {
             activate = activate.keep(before);
         }
         self.first.forward.run(isa(), &entered, images, size, &activate);
-        let mut out = vec![0.0; self.output_shape(shape).iter().product()];
+        let mut out = uncleared(self.output_shape(shape).iter().product());
         let store = Store::new(&mut out, self.second.outputs());
         self.second.forward.run(isa(), &inner, images, middle, &store);
         (out, before.map(|before| Box::new(before) as Kept))

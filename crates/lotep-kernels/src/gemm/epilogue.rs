@@ -259,20 +259,12 @@ pub struct Activate<'a, T> {
     out: SharedTiles<'a, T>,
     before: Option<SharedTiles<'a, T>>,
     bias: &'a [f32],
-    offset: Repeated<'a>,
 }
 
 impl<'a, T: Operand> Activate<'a, T> {
     /// Into tiles.
     pub fn new(function: Activation, bias: &'a [f32], out: &'a mut Tiles<T>) -> Self {
-        Self { function, out: out.share(), before: None, bias, offset: Repeated::NONE }
-    }
-
-    /// Add one sample's rows, repeated, before the function; may be empty.
-    #[must_use]
-    pub fn offset(mut self, offset: &'a [f32]) -> Self {
-        self.offset = Repeated::rows(offset, self.out.columns());
-        self
+        Self { function, out: out.share(), before: None, bias }
     }
 
     /// Keep what the function is applied to.
@@ -290,7 +282,6 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
         if let Some(before) = &self.before {
             before.check(rows, columns);
         }
-        self.offset.check(rows * columns);
     }
 
     #[inline(always)]
@@ -303,14 +294,9 @@ impl<T: Operand> Epilogue for Activate<'_, T> {
 
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, count: usize, sums: [S::F; 2]) {
-        // SAFETY: everything was checked for these rows and columns, the offset being made of whole rows; each
-        // element comes once.
+        // SAFETY: everything was checked for these rows and columns; each element comes once.
         unsafe {
-            let mut x = add_bias(s, self.bias, column, count, sums);
-            if !self.offset.is_empty() {
-                let at = self.offset.index(row * self.out.columns() + column);
-                x = add(s, x, load(s, self.offset.values(), at, count));
-            }
+            let x = add_bias(s, self.bias, column, count, sums);
             if let Some(before) = &self.before {
                 before.store_panel(s, row, column, count, x);
             }

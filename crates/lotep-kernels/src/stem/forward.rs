@@ -81,7 +81,6 @@ pub(super) struct Band<'a, T> {
     pub(super) x: &'a [f32],
     pub(super) matrix: &'a Matrix<T>,
     pub(super) bias: &'a [f32],
-    pub(super) offset: &'a [f32],
     /// The image's place among all.
     pub(super) i: usize,
     /// Pooled rows.
@@ -96,7 +95,7 @@ impl<T: Operand> Kernel for Band<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { sizes, matrix, offset, .. } = self;
+        let Self { sizes, matrix, .. } = self;
         let [image, ring] = self.lines;
         let (conv, rows) = sizes.spans(&self.rows);
         lay_out::<T, S>(s, sizes, self.x, rows.clone(), image);
@@ -123,16 +122,6 @@ impl<T: Operand> Kernel for Band<'_, T> {
                             to,
                             sizes.channels,
                         );
-                    }
-                }
-                if !offset.is_empty() {
-                    let size = sizes.inner[1] * sizes.shape.outputs;
-                    let offset = offset[y * size..(y + 1) * size].chunks_exact(sizes.shape.outputs);
-                    for (to, offset) in to.chunks_exact_mut(sizes.channels).zip(offset) {
-                        for (to, offset) in to.chunks_mut(LANES).zip(offset.chunks(LANES)) {
-                            let sum = s.add(s.load(to), s.load(offset));
-                            s.store(to, sum);
-                        }
                     }
                 }
             }

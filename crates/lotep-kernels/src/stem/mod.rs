@@ -71,20 +71,17 @@ impl<T: Operand> ImageConv<T> {
         self.shape
     }
 
-    /// `out = max_pool(relu(conv(x) + bias + offset))`: windows of 3 × 3, stride 2, padding 1, ties going to the
-    /// first in scan order; channels last. `offset` is one image's map `[H', W', C']` and may be empty; with `keep`
-    /// the winners are kept.
+    /// `out = max_pool(relu(conv(x) + bias))`: windows of 3 × 3, stride 2, padding 1, ties going to the first in scan order;
+    /// channels last. With `keep` the winners are kept.
     ///
     /// # Panics
     /// The sizes do not fit each other.
-    #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
         isa: Isa,
         x: &[f32],
         [images, height, width]: [usize; 3],
         bias: &[f32],
-        offset: &[f32],
         keep: bool,
         out: &mut [f32],
     ) -> Winners {
@@ -94,7 +91,6 @@ impl<T: Operand> ImageConv<T> {
         let image = self.shape.inputs * height * width;
         assert_eq!(x.len(), images * image, "images of {size:?}");
         assert_eq!(bias.len(), channels, "bias");
-        assert!(offset.is_empty() || offset.len() == inner[0] * inner[1] * channels, "offset {inner:?}");
         assert_eq!(out.len(), images * pooled[0] * pooled[1] * channels, "pixels of {pooled:?}");
         let words = TAPS * channels.div_ceil(LANES);
         let mut winners = vec![0; if keep { images * pooled[0] * pooled[1] * words } else { 0 }];
@@ -110,18 +106,8 @@ impl<T: Operand> ImageConv<T> {
                     let x = &x[i * image..(i + 1) * image];
                     let matrix = &self.matrix;
                     let winners = keep.then_some(kept);
-                    let kernel = forward::Band {
-                        sizes: &sizes,
-                        x,
-                        matrix,
-                        bias,
-                        offset,
-                        i,
-                        rows,
-                        out,
-                        winners,
-                        lines,
-                    };
+                    let kernel =
+                        forward::Band { sizes: &sizes, x, matrix, bias, i, rows, out, winners, lines };
                     dispatch(isa, kernel);
                 });
             }

@@ -87,6 +87,10 @@ impl Hooks for Watching<'_> {
         self.prompts.pixels(x)
     }
 
+    fn image(&self) -> Option<Tensor<3>> {
+        self.prompts.image()
+    }
+
     fn prompt(&self, block: usize) -> Option<Prompt> {
         self.prompts.prompt(block)
     }

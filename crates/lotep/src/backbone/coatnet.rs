@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::family::{Family, set, set_sides};
 use super::positions::{biases, take_size};
 use super::preprocess::{HALVES, IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
-use super::{Backbone, Folded, Hooks, Prompt, Weights, enter_map, fold_image, inside, leave_map, map, rows};
+use super::{Backbone, Hooks, Prompt, Weights, enter_map, inside, leave_map, map, rows};
 use crate::data::Interpolation;
 use crate::ops::{
     BatchNorm, Compute, ConvNorm, ConvStem, Halving, Inside, LayerNorm, Linear, MbConv, MbConvUpdates,
@@ -575,9 +575,5 @@ impl Backbone for CoAtNet {
 
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
-    }
-
-    fn fold(&self, image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Folded {
-        fold_image(self, image, |image| Self { stem: self.stem.with_added(image), ..self.clone() })
     }
 }

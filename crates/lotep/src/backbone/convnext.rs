@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::family::{Family, set};
 use super::preprocess::{IMAGENET, MAX_SIDE, MAX_WIDTH, Preprocess};
-use super::{Backbone, Folded, Hooks, Prompt, Weights, enter_map, fold_image, leave_map, map};
+use super::{Backbone, Hooks, Prompt, Weights, enter_map, leave_map, map};
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, ConvNextBlock, ConvNextUpdates, ConvNextWeights, LayerNorm, Linear, NormDown, PatchStem,
@@ -226,9 +226,5 @@ impl Backbone for ConvNext {
 
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
-    }
-
-    fn fold(&self, image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Folded {
-        fold_image(self, image, |image| Self { stem: self.stem.with_added(image), ..self.clone() })
     }
 }

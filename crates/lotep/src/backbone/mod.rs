@@ -49,7 +49,7 @@ pub use vit::{Vit, VitConfig};
 pub use weights::Weights;
 pub use words::Words;
 
-pub use crate::ops::{Below, ConvUpdate, Dropout, LowRank, Product, Prompt};
+pub use crate::ops::{Below, ConvUpdate, Dropout, Factors, LowRank, Product, Prompt};
 use crate::ops::{Inside, Linear};
 use crate::safetensors::NamedTensor;
 
@@ -119,6 +119,11 @@ pub trait Hooks {
     /// Change the image `[B, 3, H, W]`, in [0, 1], before it is normalised.
     fn pixels(&self, x: Tensor<4>) -> Tensor<4> {
         x
+    }
+
+    /// What is added to every image then, `[3, H, W]`.
+    fn image(&self) -> Option<Tensor<3>> {
+        None
     }
 
     /// What is added to every sample where it enters block `block` (0-based); for tokens, a prompt of
@@ -237,9 +242,8 @@ pub struct Folded {
     pub network: Arc<dyn Backbone>,
     /// Whether the first block's prompt was folded too.
     pub first: bool,
-    /// The checkpoint's weights that changed, under timm's names; `None` where the family's checkpoint has no
-    /// place for what was folded.
-    pub changed: Option<Vec<NamedTensor>>,
+    /// The checkpoint's weights that changed, under timm's names.
+    pub changed: Vec<NamedTensor>,
 }
 
 /// A frozen network up to its pooled features.
@@ -257,9 +261,12 @@ pub trait Backbone: Send + Sync {
     fn head(&self) -> Option<&Linear>;
 
     /// Fold an image `[1, 3, H, W]` that would be added to the normalised input, and where the network allows it
-    /// the first block's prompt `[C, H, W]`, into constants. Everything before the first nonlinearity is linear,
-    /// so this is exact up to rounding.
-    fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded;
+    /// the first block's prompt `[C, H, W]`, into constants that it adds anyway. Everything before the first nonlinearity is
+    /// linear, so this is exact up to rounding. `None` where it has no such constants: behind a convolution the image would be a
+    /// map several times its size.
+    fn fold(&self, _image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Option<Folded> {
+        None
+    }
 
     /// What the network does to tokens `[n, C]` between their positions and its first block: CLIP's first norm.
     fn before_blocks(&self, tokens: Tensor<2>) -> Tensor<2> {
@@ -275,18 +282,6 @@ pub trait Backbone: Send + Sync {
     fn grid(&self, _image: [usize; 2]) -> [usize; 2] {
         [0, 0]
     }
-}
-
-/// What [`Backbone::fold`] gives where an image becomes a map that the stem adds, which no checkpoint has a place for,
-/// and the first block's prompt meets a nonlinearity before any constant.
-fn fold_image<B: Backbone + Clone + 'static>(
-    network: &B,
-    image: Option<Tensor<4>>,
-    with_added: impl FnOnce(Tensor<4>) -> B,
-) -> Folded {
-    let changed = image.is_none().then(Vec::new);
-    let network = image.map_or_else(|| network.clone(), with_added);
-    Folded { network: Arc::new(network), first: false, changed }
 }
 
 /// Find every block's entrance geometry by running one blank image through.

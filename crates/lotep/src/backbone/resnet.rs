@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::family::{Family, set};
 use super::preprocess::{IMAGENET, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
-use super::{Backbone, Folded, Hooks, Weights, enter_map, fold_image, leave_map};
+use super::{Backbone, Hooks, Weights, enter_map, leave_map};
 use crate::data::Interpolation;
 use crate::ops::{Compute, ConvNorm, ImageStem, Linear, ResidualBlock, ResidualUpdates, mean_pixels};
 use crate::{Result, bail};
@@ -259,9 +259,5 @@ impl Backbone for ResNet {
 
     fn head(&self) -> Option<&Linear> {
         self.head.as_ref()
-    }
-
-    fn fold(&self, image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Folded {
-        fold_image(self, image, |image| Self { stem: self.stem.with_added(image), ..self.clone() })
     }
 }

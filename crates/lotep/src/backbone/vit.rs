@@ -324,7 +324,7 @@ impl Backbone for Vit {
         self.head.as_ref()
     }
 
-    fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Folded {
+    fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Option<Folded> {
         let (count, width) = (self.config.tokens(), self.config.width);
         let mut added = Tensor::zeros([count, width], &self.positions.device());
         if let Some(image) = image {
@@ -343,7 +343,7 @@ impl Backbone for Vit {
             values: positions.to_data().iter::<f32>().collect(),
         };
         let network = Self { positions, entrance: self.entrance.with_added(added), ..self.clone() };
-        Folded { network: Arc::new(network), first: folded_first, changed: Some(vec![changed]) }
+        Some(Folded { network: Arc::new(network), first: folded_first, changed: vec![changed] })
     }
 
     fn grid(&self, image: [usize; 2]) -> [usize; 2] {

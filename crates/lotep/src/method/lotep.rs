@@ -6,10 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::factor::Factors;
 use super::rank::{RankDenominator, RankSchedule, prompted_blocks, ranks};
 use super::{Method, Prompts, Site, check_scale, seeded};
-use crate::backbone::Layout;
+use crate::backbone::{Factors, Layout};
 use crate::params::{Group, Params, normal};
 use crate::{Result, bail};
 

@@ -70,14 +70,14 @@ impl Hooks for Prompts {
             Some(scale) => scaled(x, scale),
             None => x,
         };
-        let x = match self.canvas {
+        match self.canvas {
             Some(outer) => framed(x, outer),
             None => x,
-        };
-        match &self.image {
-            Some(prompt) => x + prompt.clone().unsqueeze(),
-            None => x,
         }
+    }
+
+    fn image(&self) -> Option<Tensor<3>> {
+        self.image.clone()
     }
 
     fn prompt(&self, block: usize) -> Option<Prompt> {

@@ -161,7 +161,8 @@ mod tests {
         let params = pad.init(&site, 0).unwrap();
         assert_eq!(params.count(Group::Prompt), 6 * 3 * (64 + 96 + 2 * 3));
         let prompts = pad.prompts(&site, &params);
-        let padded = prompts.pixels(image(&loaded, [64, 96]));
+        let frame = prompts.image.clone().unwrap();
+        let padded = prompts.pixels(image(&loaded, [64, 96])) + frame.unsqueeze();
         assert_eq!(padded.dims(), [2, 3, 70, 102]);
         let all = values(padded.clone());
         let inside = padded.clone().slice([0..2, 0..3, 3..67, 3..99]);

@@ -135,12 +135,9 @@ impl Conv2d {
         self.behind.forward(self.linear_part(x))
     }
 
-    /// The same with a map `[1, out, H', W']` added, and with what further channels beside `x` add.
-    pub(super) fn beside(&self, x: Tensor<4>, map: Option<&Tensor<4>>, below: Option<&Below>) -> Tensor<4> {
-        let mut y = self.forward(x);
-        if let Some(map) = map {
-            y = y + map.clone();
-        }
+    /// The same with what further channels beside `x` add.
+    pub(super) fn beside(&self, x: Tensor<4>, below: Option<&Below>) -> Tensor<4> {
+        let y = self.forward(x);
         let Some(Below { channels, kernel }) = below else { return y };
         let slice = Self::new(kernel.clone(), None, self.stride, self.padding, self.precision);
         let added = slice.linear_part(channels.clone().unsqueeze());
@@ -164,8 +161,8 @@ impl Conv2d {
         self.behind.forward(self.linear_part(x) + added)
     }
 
-    /// The same without the bias: what an added image adds to the output.
-    pub(crate) fn linear_part(&self, x: Tensor<4>) -> Tensor<4> {
+    /// The same without the bias.
+    fn linear_part(&self, x: Tensor<4>) -> Tensor<4> {
         let x = self.precision.round(x);
         let y = if let Some(flipped) = &self.flipped {
             frozen_conv(x, &self.kernel, flipped, self.stride, self.padding)

@@ -74,6 +74,11 @@ trait Frozen: Backend {
     fn frozen_sum(grad: FloatTensor<Self>, prompt: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
+/// The tensor with its values in order, which a part of a batch has as it is: `to_contiguous` copies that.
+fn ordered(x: FlexTensor) -> FlexTensor {
+    if x.as_slice::<f32>().is_some() { x } else { x.to_contiguous() }
+}
+
 /// A tensor's values, in order. Flex keeps what operations put out contiguous, so this copies nothing.
 pub(super) fn values(x: &FlexTensor) -> &[f32] {
     x.as_slice().expect("contiguous f32")
@@ -94,7 +99,7 @@ fn given(x: &FlexTensor, is_given: bool) -> &[f32] {
 
 impl Frozen for Flex {
     fn frozen_forward(x: FlexTensor, prompt: FlexTensor, learnt: FlexTensor, call: Call) -> FlexTensor {
-        let [x, prompt, learnt] = [x, prompt, learnt].map(|t| t.to_contiguous());
+        let [x, prompt, learnt] = [x, prompt, learnt].map(ordered);
         let shape = dims(&x);
         let keep = call.tape.is_some() && !call.recompute;
         let (added, inside) = (given(&prompt, call.prompt), given(&learnt, call.learnt));
@@ -108,7 +113,7 @@ impl Frozen for Flex {
     }
 
     fn frozen_backward(grad: FlexTensor, call: Call, wanted: Wanted) -> (FlexTensor, FlexTensor) {
-        let grad = grad.to_contiguous();
+        let grad = ordered(grad);
         let tape = call.lock().and_then(|mut tape| tape.take()).expect("a tape, consumed once");
         let inside = given(&tape.learnt, call.learnt);
         let kept = tape.kept.or_else(|| {

@@ -37,24 +37,37 @@ struct Place {
     gradient: Slot,
 }
 
+/// A tensor to hold, of any rank.
+#[derive(Debug)]
+pub(super) struct Part {
+    shape: Vec<usize>,
+    tensor: FloatTensor<Dispatch>,
+}
+
+impl<const D: usize> From<Tensor<D>> for Part {
+    fn from(tensor: Tensor<D>) -> Self {
+        Self { shape: tensor.dims().to_vec(), tensor: tensor.into_dispatch() }
+    }
+}
+
 /// Tensors, some of which may be missing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held(Vec<Option<Place>>);
 
 impl Held {
     /// Hold tensors for an operation on `device`; the token is none where nothing is held.
-    pub(super) fn hold<const D: usize>(
-        tensors: impl IntoIterator<Item = Option<Tensor<D>>>,
+    pub(super) fn hold(
+        tensors: impl IntoIterator<Item = Option<Part>>,
         device: &Device,
     ) -> (Self, Option<Tensor<1>>) {
         let mut token = None;
-        let mut hold = |tensor: Option<Tensor<D>>| {
-            let tensor = tensor?;
-            let place = Place { shape: tensor.dims().to_vec(), ..Place::default() };
+        let mut hold = |tensor: Option<Part>| {
+            let Part { shape, tensor } = tensor?;
+            let place = Place { shape, ..Place::default() };
             let before = token.take().unwrap_or_else(|| {
                 Tensor::<1>::zeros([1], &device.clone().without_autodiff()).into_dispatch()
             });
-            token = Some(<Dispatch as Holding>::hold(before, tensor.into_dispatch(), place.clone()));
+            token = Some(<Dispatch as Holding>::hold(before, tensor, place.clone()));
             Some(place)
         };
         let places = tensors.into_iter().map(&mut hold).collect();

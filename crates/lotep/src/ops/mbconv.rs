@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation::sigmoid};
-use lotep_frozen::{Entrance, FrozenOp, Halving};
+use lotep_frozen::{FrozenOp, Halving};
 use lotep_kernels::depthwise::{Depthwise, Shape};
 
 use super::conv::{BatchNorm, Behind, Conv2d, affine, depthwise_conv, folded, max_pool_3x3_s2};
@@ -278,13 +278,8 @@ pub struct ConvStem(StemForm);
 
 #[derive(Clone)]
 enum StemForm {
-    /// What a folded image adds behind the first convolution is `[1, C, H / 2, W / 2]`.
-    Portable {
-        first: Conv2d,
-        offset: Option<Tensor<4>>,
-        second: Conv2d,
-    },
-    Fast(Arc<dyn Entrance>),
+    Portable { first: Conv2d, second: Conv2d },
+    Fast(Arc<dyn FrozenOp>),
 }
 
 impl ConvStem {
@@ -300,36 +295,16 @@ impl ConvStem {
         let (p1, p2) = (padding(&first.kernel), padding(&second));
         let first = Conv2d::with_norm(first.kernel, first.norm, first.stride, p1, compute.precision);
         let second = Conv2d::new(second, None, 1, p2, compute.precision);
-        Self(StemForm::Portable { first, offset: None, second })
+        Self(StemForm::Portable { first, second })
     }
 
     /// Images `[B, 3, H, W]` to maps `[B, C, H/2, W/2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.0 {
             StemForm::Fast(op) => fast::apply_map(op.clone(), false, x, None),
-            StemForm::Portable { first, offset, second } => {
-                let mut y = first.forward(x);
-                if let Some(offset) = offset {
-                    y = y + offset.clone();
-                }
-                second.forward(Nonlinearity::Silu.apply(y))
+            StemForm::Portable { first, second } => {
+                second.forward(Nonlinearity::Silu.apply(first.forward(x)))
             }
         }
-    }
-
-    /// The same with an image `[1, 3, H, W]` added to what comes in.
-    #[must_use]
-    pub fn with_added(&self, image: Tensor<4>) -> Self {
-        Self(match &self.0 {
-            StemForm::Portable { first, second, .. } => {
-                let offset = Some(first.linear_part(image));
-                StemForm::Portable { first: first.clone(), offset, second: second.clone() }
-            }
-            StemForm::Fast(op) => {
-                let image = image.permute([0, 2, 3, 1]);
-                let shape = image.dims();
-                StemForm::Fast(op.with_offset(op.linear_part(&host(image), &shape)))
-            }
-        })
     }
 }

@@ -3,18 +3,16 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use lotep_frozen::Entrance;
+use lotep_frozen::FrozenOp;
 
 use super::{Below, Compute, Conv2d, LayerNorm, dense, fast, host};
 
 /// `LN(conv(x))`, the convolution's stride its side.
 #[derive(Clone)]
 pub struct PatchStem {
-    fast: Option<Arc<dyn Entrance>>,
+    fast: Option<Arc<dyn FrozenOp>>,
     /// Also beside the fast form, which knows nothing of further channels: it is small.
     conv: Conv2d,
-    /// What a folded image adds behind the convolution, `[1, C, H / patch, W / patch]`.
-    offset: Option<Tensor<4>>,
     norm: LayerNorm,
 }
 
@@ -29,7 +27,7 @@ impl PatchStem {
             let stem = lotep_frozen::PatchStem { patch, project, norm: norm.map(host), eps: eps as f32 };
             stem.pack(compute.precision)
         });
-        Self { fast, conv, offset: None, norm: LayerNorm::new(scale, shift, eps) }
+        Self { fast, conv, norm: LayerNorm::new(scale, shift, eps) }
     }
 
     /// Images `[B, 3, H, W]`, with channels beside their colours or not, to their patches, row by row,
@@ -38,18 +36,7 @@ impl PatchStem {
         if let (Some(op), None) = (&self.fast, below) {
             return fast::apply(op.clone(), false, x, None::<Tensor<1>>);
         }
-        let y = self.conv.beside(x, self.offset.as_ref(), below);
+        let y = self.conv.beside(x, below);
         self.norm.forward(y.flatten::<3>(2, 3).swap_dims(1, 2))
-    }
-
-    /// The same with an image `[1, 3, H, W]` added to what comes in.
-    #[must_use]
-    pub fn with_added(&self, image: Tensor<4>) -> Self {
-        let added = |op: &Arc<dyn Entrance>| {
-            let shape = image.dims();
-            op.with_offset(op.linear_part(&host(image.clone()), &shape))
-        };
-        let offset = Some(self.conv.linear_part(image.clone()));
-        Self { fast: self.fast.as_ref().map(added), conv: self.conv.clone(), offset, norm: self.norm.clone() }
     }
 }

@@ -4,46 +4,82 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 
+use super::held::Part;
 use super::thin_product;
 
-/// A prompt `[C, H, W]`, shared by all samples, as a whole or as a product.
+/// As many as a prompt is made of at most.
+pub(super) const PARTS: usize = 4;
+
+/// A prompt `[C, H, W]`, shared by all samples, as a whole or by its factors.
 #[derive(Clone, Debug)]
 pub enum Prompt {
     /// Its values.
     Whole(Tensor<3>),
-    /// The product of two thin matrices.
+    /// What it is the product of.
     Product(Product),
 }
 
-/// `P[i,j,k] = Σ_t pixels[(j,k),t] channels[t,i]`.
+/// The factors of a LoTeP prompt: channels `[r, C]`, rows `[r, H]` and columns `[r, W]` in CP form, eq. 7,
+/// `P[i,j,k] = Σ_t a[t,i] b[t,j] c[t,k]`; with a core `[r₁, r₂, r₃]`, each of the three of its own rank, in Tucker form, eq. 5,
+/// `P[i,j,k] = Σ G[t₁,t₂,t₃] u[t₁,i] v[t₂,j] w[t₃,k]`.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// None in CP form.
+    pub core: Option<Tensor<3>>,
+    /// Of the channels.
+    pub channel: Tensor<2>,
+    /// Of the height.
+    pub row: Tensor<2>,
+    /// Of the width.
+    pub column: Tensor<2>,
+}
+
+impl Factors {
+    /// For a block's entrance.
+    pub fn block(self) -> Prompt {
+        Prompt::Product(Product { factors: self, whole: Arc::default() })
+    }
+
+    /// For an image, `[C, H, W]` channel by channel: columns are multiplied last, so that nothing else is as large.
+    pub fn image(self) -> Tensor<3> {
+        let Self { core, channel, row, column } = self;
+        let shape = [&channel, &row, &column].map(|factor| factor.dims()[1]);
+        let core = core.map(|core| core.permute([2, 0, 1]));
+        thin_product(pairs(core, channel, row), column).reshape(shape)
+    }
+}
+
+/// All but one factor of a prompt, that of the core's first axis: the other two are `[r₂, J]` and `[r₃, K]`, the result
+/// `[J · K, r₁]`. Only small tensors are rearranged.
+fn pairs(core: Option<Tensor<3>>, v: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+    let ([rank, height], [_, width]) = (v.dims(), w.dims());
+    let (v, w) = (v.transpose(), w.transpose());
+    let Some(core) = core else {
+        return (v.reshape([height, 1, rank]) * w.reshape([1, width, rank])).reshape([height * width, rank]);
+    };
+    let [r1, r2, r3] = core.dims();
+    let x = w.matmul(core.permute([2, 1, 0]).reshape([r3, r2 * r1])).reshape([width, r2, r1]);
+    v.matmul(x.swap_dims(0, 1).reshape([r2, width * r1])).reshape([height * width, r1])
+}
+
+/// A prompt of low rank for a block's entrance.
 ///
-/// Its values lie as the activations do that they are added to, pixel by pixel, and are computed when somebody asks, once. The
-/// fast form of residual blocks does not ask: it takes the factors, and gives their gradients.
+/// Its values lie as the activations do that they are added to, pixel by pixel, channels being multiplied last, and are computed
+/// when somebody asks, once. The fast form of residual blocks does not ask: it takes the factors, and gives their gradients.
 #[derive(Clone, Debug)]
 pub struct Product {
-    pixels: Tensor<2>,
-    channels: Tensor<2>,
-    size: [usize; 2],
+    factors: Factors,
     whole: Arc<OnceLock<Tensor<3>>>,
 }
 
 impl Product {
-    /// Of pixels `[H · W, r]` and channels `[r, C]`.
-    ///
-    /// # Panics
-    /// They are not of one rank, or of none, or the map is of another size.
-    pub fn new(pixels: Tensor<2>, channels: Tensor<2>, size: [usize; 2]) -> Self {
-        assert_eq!(pixels.dims(), [size[0] * size[1], channels.dims()[0]], "a prompt's pixels and rank");
-        assert!(channels.dims()[0] > 0, "a prompt's rank");
-        Self { pixels, channels, size, whole: Arc::default() }
-    }
-
     fn whole(&self) -> Tensor<3> {
         if let Some(made) = self.whole.get() {
             return made.clone();
         }
-        let [[h, w], [_, channels]] = [self.size, self.channels.dims()];
-        let product = thin_product(self.pixels.clone(), self.channels.clone());
+        let Factors { core, channel, row, column } = self.factors.clone();
+        let [channels, h, w] = [&channel, &row, &column].map(|factor| factor.dims()[1]);
+        let product = thin_product(pairs(core, row, column), channel);
         // Computed before the cell is asked to wait: the thread may meanwhile take up another task that asks for the same.
         let whole = product.reshape([h, w, channels]).permute([2, 0, 1]);
         self.whole.get_or_init(|| whole).clone()
@@ -59,11 +95,13 @@ impl Prompt {
         }
     }
 
-    /// What it is made of, pixel by pixel: its values `[H · W, C]`, or its factors `[H · W, r]` and `[r, C]`.
-    pub(super) fn parts(self) -> [Option<Tensor<2>>; 2] {
+    /// What it is made of: its values, pixel by pixel `[H · W, C]`, or its factors, [`Factors`]' channels, rows, columns and core.
+    pub(super) fn parts(self) -> [Option<Part>; PARTS] {
         match self {
-            Self::Whole(values) => [Some(values.flatten::<2>(1, 2).transpose()), None],
-            Self::Product(Product { pixels, channels, .. }) => [Some(pixels), Some(channels)],
+            Self::Whole(values) => [Some(values.flatten::<2>(1, 2).transpose().into()), None, None, None],
+            Self::Product(Product { factors: Factors { core, channel, row, column }, .. }) => {
+                [Some(channel.into()), Some(row.into()), Some(column.into()), core.map(Part::from)]
+            }
         }
     }
 }
@@ -108,25 +146,30 @@ mod tests {
                 let norm = BatchNorm { weight: weight + 1.0, bias, mean, var, eps: 1e-5, batch: None };
                 ConvNorm { kernel: made([12, 12, 3, 3], seed, &device) * 0.3, norm, stride: 1 }
             };
-            let blocks: Vec<_> = (0..4)
+            let blocks: Vec<_> = (0..5)
                 .map(|i| ResidualBlock::new(vec![conv(20 * i), conv(20 * i + 10)], None, compute))
                 .collect();
             let device = device.autodiff();
             let x = made(SHAPE, 100, &device).require_grad();
             let whole = made([12, 7, 5], 101, &device).require_grad();
-            let factors = [(3, 102), (1, 104)].map(|(rank, seed)| {
-                let [pixels, channels] =
-                    [made([35, rank], seed, &device), made([rank, 12], seed + 1, &device)];
-                [pixels.require_grad(), channels.require_grad()]
+            let factors = [[3; 3], [1; 3], [3, 2, 4]].map(|ranks| {
+                let seed = 102 + 10 * ranks.iter().sum::<usize>() as u64;
+                let factor =
+                    |i: usize, length| made([ranks[i], length], seed + i as u64, &device).require_grad();
+                let factors = [factor(0, 12), factor(1, 7), factor(2, 5)];
+                (factors, (ranks[0] != ranks[1]).then(|| made(ranks, seed + 3, &device).require_grad()))
             });
-            let [first, last] = factors
+            let [first, second, last] = factors
                 .clone()
-                .map(|[pixels, channels]| Prompt::Product(Product::new(pixels, channels, [7, 5])));
-            let prompts = vec![Some(first), None, Some(whole.clone().into()), Some(last)];
+                .map(|([channel, row, column], core)| Some(Factors { core, channel, row, column }.block()));
+            let prompts = vec![first, None, Some(whole.clone().into()), second, last];
             let y = ResidualBlock::stretch(&blocks.iter().collect::<Vec<_>>(), x.clone(), prompts);
             let grads = (y.clone() * made(SHAPE, 110, &device)).sum().backward();
             let mut all = vec![flat(y), flat(x.grad(&grads).unwrap()), flat(whole.grad(&grads).unwrap())];
-            all.extend(factors.into_iter().flatten().map(|factor| flat(factor.grad(&grads).unwrap())));
+            for (factors, core) in factors {
+                all.extend(factors.map(|factor| flat(factor.grad(&grads).unwrap())));
+                all.extend(core.map(|core| flat(core.grad(&grads).unwrap())));
+            }
             all
         };
         for (i, (fast, portable)) in outcome(false).iter().zip(&outcome(true)).enumerate() {

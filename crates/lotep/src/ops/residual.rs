@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, activation::relu};
-use lotep_frozen::{Chain, Keep, Kept, Kernel, LearningOp, Link, Wanted, chain};
+use lotep_frozen::{Chain, Keep, Kept, Kernel, LearningOp, Link, Pairs, Wanted, chain};
 
 use super::conv::{BatchNorm, Conv2d, folded};
 use super::conv_update::{OpenConv, with_dropout};
 use super::held::Held;
 use super::learnt::{Learnt, plan};
+use super::prompt::PARTS;
 use super::{Compute, ConvUpdate, Dropout, Prompt, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
@@ -198,7 +199,7 @@ fn through<const D: usize>(
 ) -> Tensor<D> {
     let keep = if blocks.iter().any(|b| b.recompute) { Keep::Entrances } else { Keep::All };
     let chain = chain(blocks.iter().map(|b| &b.link), pooled);
-    let parts = prompts.into_iter().flat_map(|prompt| prompt.map_or([None, None], Prompt::parts));
+    let parts = prompts.into_iter().flat_map(|prompt| prompt.map_or_else(Default::default, Prompt::parts));
     let (parts, token) = Held::hold(parts, &x.device());
     let op = Arc::new(Prompted { chain, parts, keep });
     // What is computed again is the chain's own affair.
@@ -209,7 +210,7 @@ fn through<const D: usize>(
 #[derive(Debug)]
 struct Prompted {
     chain: Arc<dyn Chain>,
-    /// Two of each prompt ([`Prompt::parts`]).
+    /// [`PARTS`] of each prompt ([`Prompt::parts`]).
     parts: Held,
     keep: Keep,
 }
@@ -225,19 +226,59 @@ struct Saved {
 enum Given {
     Nothing,
     Whole(Option<FlexTensor>),
-    Product(FlexTensor, FlexTensor),
+    Product {
+        channel: FlexTensor,
+        row: FlexTensor,
+        column: FlexTensor,
+        core: Option<FlexTensor>,
+        /// Of rows, columns and core.
+        pixels: Vec<f32>,
+    },
+}
+
+/// Rows, columns and core of a prompt whose channels are of a rank.
+fn pairs<'a>(
+    [row, column]: [&'a FlexTensor; 2],
+    core: Option<&'a FlexTensor>,
+    channel: &FlexTensor,
+) -> Pairs<'a> {
+    let length = |x: &FlexTensor, axis: usize| x.layout().shape()[axis];
+    let size = [length(row, 1), length(column, 1)];
+    Pairs::new(core.map(fast::values), [row, column].map(fast::values), length(channel, 0), size)
 }
 
 impl Given {
+    fn new([first, row, column, core]: [Option<FlexTensor>; PARTS]) -> Self {
+        match (first, row, column) {
+            (Some(channel), Some(row), Some(column)) => {
+                let pixels = pairs([&row, &column], core.as_ref(), &channel).product();
+                Self::Product { channel, row, column, core, pixels }
+            }
+            (Some(values), ..) => Self::Whole(Some(values)),
+            (None, ..) => Self::Nothing,
+        }
+    }
+
     fn view(&self) -> lotep_frozen::Prompt<'_> {
         use lotep_frozen::Prompt;
         match self {
             Self::Nothing => Prompt::None,
             Self::Whole(values) => Prompt::Whole(values.as_ref().map_or(&[], fast::values)),
-            Self::Product(pixels, channels) => {
-                let (pixels, rank) = (fast::values(pixels), channels.layout().shape()[0]);
-                Prompt::Product { pixels, channels: fast::values(channels), rank }
+            Self::Product { channel, pixels, .. } => {
+                let rank = channel.layout().shape()[0];
+                Prompt::Product { pixels, channels: fast::values(channel), rank }
             }
+        }
+    }
+
+    /// The gradients of its parts, given those of what [`view`](Self::view) gave.
+    fn gradients(&self, [first, channels]: [Vec<f32>; 2]) -> [Vec<f32>; PARTS] {
+        match self {
+            Self::Product { channel, row, column, core, .. } if !first.is_empty() => {
+                let pairs = pairs([row, column], core.as_ref(), channel).gradients(&first);
+                [channels, pairs.v, pairs.w, pairs.core]
+            }
+            _ => [first, channels, Vec::new(), Vec::new()],
         }
     }
 
@@ -260,15 +301,8 @@ impl LearningOp for Prompted {
         _token: &[f32],
         keep: bool,
     ) -> (Vec<f32>, Option<Kept>) {
-        let mut parts = self.parts.values().into_iter();
-        let mut given = Vec::new();
-        while let Some(first) = parts.next() {
-            given.push(match (first, parts.next().flatten()) {
-                (None, _) => Given::Nothing,
-                (Some(values), None) => Given::Whole(Some(values)),
-                (Some(pixels), Some(channels)) => Given::Product(pixels, channels),
-            });
-        }
+        let parts = self.parts.values();
+        let given: Vec<_> = parts.as_chunks::<PARTS>().0.iter().cloned().map(Given::new).collect();
         let prompts: Vec<_> = given.iter().map(Given::view).collect();
         let (out, inner) =
             self.chain.forward(x, shape, &prompts, if keep { self.keep } else { Keep::Nothing });
@@ -290,7 +324,7 @@ impl LearningOp for Prompted {
         if !wanted.learnt {
             return (stream, Vec::new());
         }
-        self.parts.leave(learnt.into_iter().flatten());
+        self.parts.leave(parts.iter().zip(learnt).flat_map(|(part, learnt)| part.gradients(learnt)));
         (stream, vec![0.0; token.len()])
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation::relu};
-use lotep_frozen::Entrance;
+use lotep_frozen::FrozenOp;
 
 use super::conv::{Conv2d, max_pool_3x3_s2};
 use super::learnt::{Learnt, plan};
-use super::{Compute, ConvNorm, fast, host};
+use super::{Compute, ConvNorm, fast};
 
 /// Channels of a method's own beside an image's colours, the same for every image, and the slice of the first convolution
 /// that sees them (VPT's "below").
@@ -20,18 +20,13 @@ pub struct Below {
 }
 
 /// `max_pool(relu(conv(x)))`, the pooling 3 × 3 with stride 2 and padding 1.
-///
-/// A folded image prompt becomes a map that is added behind the convolution, not a bias: zero padding makes it differ
-/// at the borders.
 #[derive(Clone)]
 pub struct ImageStem {
-    fast: Option<Arc<dyn Entrance>>,
+    fast: Option<Arc<dyn FrozenOp>>,
     /// The fast form of a convolution that is learnt.
     learnt: Option<Learnt>,
     /// Also beside the fast forms, which know nothing of further channels: it is small.
     conv: Conv2d,
-    /// What a folded image adds, `[1, C, H, W]`.
-    offset: Option<Tensor<4>>,
 }
 
 impl ImageStem {
@@ -46,7 +41,7 @@ impl ImageStem {
             Learnt::new(op, [&conv], compute)
         });
         let fast = fast.then(|| lotep_frozen::Stem { conv: conv.plain() }.pack(precision));
-        Self { fast, learnt, conv: portable, offset: None }
+        Self { fast, learnt, conv: portable }
     }
 
     /// Images `[B, 3, H, W]`, with channels beside their colours or not, to maps `[B, C, H/4, W/4]`.
@@ -58,18 +53,6 @@ impl ImageStem {
         if let (Some(learnt), None) = (&self.learnt, below) {
             return learnt.images(x);
         }
-        max_pool_3x3_s2(relu(self.conv.beside(x, self.offset.as_ref(), below)))
-    }
-
-    /// The same with an image `[1, 3, H, W]` added to every input.
-    #[must_use]
-    pub fn with_added(&self, image: Tensor<4>) -> Self {
-        let added = |op: &Arc<dyn Entrance>| {
-            let shape = image.dims();
-            op.with_offset(op.linear_part(&host(image.clone()), &shape))
-        };
-        let offset = Some(self.conv.linear_part(image.clone()));
-        // Nothing is folded into weights that are still learnt, but it could be.
-        Self { fast: self.fast.as_ref().map(added), learnt: None, conv: self.conv.clone(), offset }
+        max_pool_3x3_s2(relu(self.conv.beside(x, below)))
     }
 }

@@ -1,0 +1,139 @@
+//! The spatial factors of a low-rank map, multiplied out.
+
+/// Two factors `v` `[r₂, J]` and `w` `[r₃, K]` with a core `G` `[r₁, r₂, r₃]`, whose product is `[J · K, r₁]`,
+/// `p[(j,k),a] = Σ_{b,c} G[a,b,c] v[b,j] w[c,k]`; or without one, all ranks being the same, `p[(j,k),t] = v[t,j] w[t,k]`
+/// (LoTeP, eqs. 5 and 7, but for the channels).
+///
+/// Multiplications by the tens of thousands: nothing to share out, but as so many operations of a framework they take longer
+/// than the additions to the maps that they are for.
+#[derive(Clone, Copy, Debug)]
+pub struct Pairs<'a> {
+    core: Option<&'a [f32]>,
+    v: &'a [f32],
+    w: &'a [f32],
+    /// r₁, r₂ and r₃.
+    ranks: [usize; 3],
+    /// J and K.
+    size: [usize; 2],
+}
+
+/// Of each factor of [`Pairs`], in its shape.
+#[derive(Clone, Debug, Default)]
+pub struct PairsGradients {
+    /// Empty where there is none.
+    pub core: Vec<f32>,
+    /// Of `v`.
+    pub v: Vec<f32>,
+    /// Of `w`.
+    pub w: Vec<f32>,
+}
+
+impl<'a> Pairs<'a> {
+    /// Take the factors and r₁.
+    ///
+    /// # Panics
+    /// They are not of these ranks and this size.
+    pub fn new(core: Option<&'a [f32]>, [v, w]: [&'a [f32]; 2], rank: usize, size: [usize; 2]) -> Self {
+        let ranks = [rank, v.len() / size[0], w.len() / size[1]];
+        let fits = v.len() == ranks[1] * size[0] && w.len() == ranks[2] * size[1];
+        let joined = core.map_or(ranks == [rank; 3], |core| core.len() == ranks.iter().product());
+        assert!(fits && joined, "factors of ranks {ranks:?} and size {size:?}");
+        Self { core, v, w, ranks, size }
+    }
+
+    /// Their product.
+    pub fn product(&self) -> Vec<f32> {
+        let ([rows, columns], [rank, inner, _]) = (self.size, self.ranks);
+        let (v, joined) = (transposed(self.v, rows), self.joined());
+        let mut out = Vec::with_capacity(rows * columns * rank);
+        for v in v.chunks_exact(inner) {
+            match self.core {
+                None => {
+                    out.extend(joined.chunks_exact(rank).flat_map(|w| v.iter().zip(w).map(|(v, w)| v * w)))
+                }
+                Some(_) => out.extend(joined.chunks_exact(inner).map(|g| dot(g, v))),
+            }
+        }
+        out
+    }
+
+    /// The factors' gradients, given the product's.
+    ///
+    /// # Panics
+    /// It is not of the product's size.
+    pub fn gradients(&self, grad: &[f32]) -> PairsGradients {
+        let ([rows, columns], [rank, inner, _]) = (self.size, self.ranks);
+        assert_eq!(grad.len(), rows * columns * rank, "the gradient of {rows} x {columns} pixels");
+        let (v, joined) = (transposed(self.v, rows), self.joined());
+        let (mut of_v, mut of_joined) = (vec![0.0; v.len()], vec![0.0; joined.len()]);
+        // Sums over a row or a column at a time, so that none is long.
+        let rows_of_v = v.chunks_exact(inner).zip(of_v.chunks_exact_mut(inner));
+        for ((v, of_v), grad) in rows_of_v.zip(grad.chunks_exact(columns * rank)) {
+            if self.core.is_none() {
+                let pixels = grad.chunks_exact(rank).zip(joined.chunks_exact(rank));
+                for ((grad, w), of_w) in pixels.zip(of_joined.chunks_exact_mut(rank)) {
+                    for t in 0..rank {
+                        of_v[t] += grad[t] * w[t];
+                        of_w[t] += grad[t] * v[t];
+                    }
+                }
+            } else {
+                let values = grad.iter().zip(joined.chunks_exact(inner));
+                for ((grad, g), of_g) in values.zip(of_joined.chunks_exact_mut(inner)) {
+                    add(of_v, *grad, g);
+                    add(of_g, *grad, v);
+                }
+            }
+        }
+        let of_v = transposed(&of_v, inner);
+        match self.core {
+            None => PairsGradients { core: Vec::new(), v: of_v, w: transposed(&of_joined, rank) },
+            Some(core) => self.apart(core, of_v, &of_joined),
+        }
+    }
+
+    /// For each column, `w`'s values, or those of its product with the core, `[K, r₁, r₂]`.
+    fn joined(&self) -> Vec<f32> {
+        let ([_, columns], [rank, inner, last]) = (self.size, self.ranks);
+        let w = transposed(self.w, columns);
+        let Some(core) = self.core else { return w };
+        let mut out = Vec::with_capacity(columns * rank * inner);
+        for w in w.chunks_exact(last) {
+            out.extend(core.chunks_exact(last).map(|g| dot(g, w)));
+        }
+        out
+    }
+
+    /// Take the gradient of the product of the core and `w` apart.
+    fn apart(&self, core: &[f32], of_v: Vec<f32>, of_joined: &[f32]) -> PairsGradients {
+        let ([_, columns], [rank, inner, last]) = (self.size, self.ranks);
+        let w = transposed(self.w, columns);
+        let (mut of_core, mut of_w) = (vec![0.0; core.len()], vec![0.0; w.len()]);
+        let columns = w.chunks_exact(last).zip(of_w.chunks_exact_mut(last));
+        for ((w, of_w), grad) in columns.zip(of_joined.chunks_exact(rank * inner)) {
+            let values = grad.iter().zip(core.chunks_exact(last)).zip(of_core.chunks_exact_mut(last));
+            for ((grad, g), of_g) in values {
+                add(of_w, *grad, g);
+                add(of_g, *grad, w);
+            }
+        }
+        PairsGradients { core: of_core, v: of_v, w: transposed(&of_w, last) }
+    }
+}
+
+/// Of rows of `columns`.
+fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
+    let rows = x.len() / columns;
+    (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum()
+}
+
+/// `sum += factor x`.
+fn add(sum: &mut [f32], factor: f32, x: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += factor * x;
+    }
+}
