@@ -47,11 +47,10 @@ impl<'a> Pairs<'a> {
         let (v, joined) = (transposed(self.v, rows), self.joined());
         let mut out = Vec::with_capacity(rows * columns * rank);
         for v in v.chunks_exact(inner) {
-            match self.core {
-                None => {
-                    out.extend(joined.chunks_exact(rank).flat_map(|w| v.iter().zip(w).map(|(v, w)| v * w)))
-                }
-                Some(_) => out.extend(joined.chunks_exact(inner).map(|g| dot(g, v))),
+            if self.core.is_none() {
+                out.extend(joined.chunks_exact(rank).flat_map(|w| v.iter().zip(w).map(|(v, w)| v * w)));
+            } else {
+                out.extend(joined.chunks_exact(inner).map(|g| dot(g, v)));
             }
         }
         out

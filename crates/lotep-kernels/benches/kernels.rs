@@ -225,9 +225,9 @@ fn stem_of<T: Operand>(c: &mut Criterion, name: &str) {
     let mut pooled = vec![0.0; IMAGES * height * width * 64];
     let operations = 2.0 * (IMAGES * output[0] * output[1] * 64 * 3 * 49) as f64;
     share::<T>(&mut group, &format!("{name} forward"), operations, || {
-        conv.forward(isa(), &images, [IMAGES, side, side], &bias, &[], false, &mut pooled);
+        conv.forward(isa(), &images, [IMAGES, side, side], &bias, false, &mut pooled);
     });
-    let winners = conv.forward(isa(), &images, [IMAGES, side, side], &bias, &[], true, &mut pooled);
+    let winners = conv.forward(isa(), &images, [IMAGES, side, side], &bias, true, &mut pooled);
     share::<T>(&mut group, &format!("{name} backward"), operations, || {
         conv.backward(isa(), &winners, &pooled, [IMAGES, side, side], &mut images);
     });
