@@ -66,10 +66,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // This thread is one of the pool's: a step has hundreds of parallel stretches, and at each of them a thread from outside would
-    // be put to sleep and woken. (Without a pool of its own making Rayon makes one when it is needed.)
-    _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     let ui = Ui::new(args.format == "json", args.quiet);
+    // This thread is one of the pool's: a step has hundreds of parallel stretches, and at each of them a thread from outside would
+    // be put to sleep and woken.
+    if let Err(error) = rayon::ThreadPoolBuilder::new().use_current_thread().build_global() {
+        ui.error(&format!("cannot start threads to compute with: {error}"));
+        return ExitCode::from(1);
+    }
     let done = match &args.command {
         Command::Train(a) => cmd::train::run(a, &ui),
         Command::Sweep(a) => cmd::sweep::run(a, &ui),

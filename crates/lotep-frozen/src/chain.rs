@@ -5,6 +5,7 @@
 //! bfloat16, backwards too, as in PyTorch's own bfloat16 modes; in f32 precision it is f32. At a chain's ends it is f32 in
 //! either, so that a chain's blocks one by one, as chains of one, put out the same to the bit.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -24,6 +25,15 @@ use crate::{Kept, Wanted, isa};
 pub trait Chain: Debug + Send + Sync {
     /// The shape that it makes of its input's.
     fn output_shape(&self, input: &[usize]) -> Vec<usize>;
+
+    /// A prompt of so many columns as the stream lies, for many batches.
+    ///
+    /// # Panics
+    /// It is none, or prepared.
+    fn prepare(&self, prompt: &Prompt<'_>, columns: usize) -> Prepared;
+
+    /// Whether a prompt was prepared by a chain of this precision.
+    fn takes(&self, prepared: &Prepared) -> bool;
 
     /// Compute from `x`, of `shape`; of `prompts` there are as many as blocks.
     fn forward(
@@ -65,13 +75,34 @@ pub enum Prompt<'a> {
         /// Of both.
         rank: usize,
     },
+    /// What [`Chain::prepare`] made of one, in a chain that [takes](Chain::takes) it.
+    Prepared(&'a Prepared),
 }
 
-impl Prompt<'_> {
-    /// Its rows, of so many columns, as the stream lies.
+/// A prompt as the stream of a chain lies, in its precision.
+#[derive(Clone)]
+pub struct Prepared(Arc<dyn Any + Send + Sync>);
+
+impl Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Prepared")
+    }
+}
+
+impl<'a> Prompt<'a> {
+    /// Its rows where it has them already.
+    ///
+    /// # Panics
+    /// A chain of another precision prepared it.
+    fn prepared<T: Operand>(&self) -> Option<&'a Tiles<T>> {
+        let Self::Prepared(Prepared(made)) = self else { return None };
+        Some(made.downcast_ref().expect("a prompt for a chain of this precision"))
+    }
+
+    /// Its rows, of so many columns, as the stream lies; none where there is nothing to make.
     fn tiles<T: Operand>(&self, columns: usize) -> Option<Tiles<T>> {
         match *self {
-            Self::None => None,
+            Self::None | Self::Prepared(_) => None,
             Self::Whole(values) => Some(Tiles::rounded(isa(), values, &[], &[], columns)),
             Self::Product { pixels, channels, rank } => {
                 let mut tiles = Tiles::new(pixels.len() / rank, columns);
@@ -174,6 +205,14 @@ impl<T: Operand> Chain for Blocks<T> {
         vec![input[0], last[0], last[1], columns]
     }
 
+    fn prepare(&self, prompt: &Prompt<'_>, columns: usize) -> Prepared {
+        Prepared(Arc::new(prompt.tiles::<T>(columns).expect("a prompt to make")))
+    }
+
+    fn takes(&self, prepared: &Prepared) -> bool {
+        prepared.0.is::<Tiles<T>>()
+    }
+
     fn forward(
         &self,
         x: &[f32],
@@ -183,8 +222,9 @@ impl<T: Operand> Chain for Blocks<T> {
     ) -> (Vec<f32>, Option<Kept>) {
         assert_eq!(prompts.len(), self.blocks.len(), "a prompt, or none, for each block");
         let (images, sizes) = (shape[0], self.sizes(shape));
-        let first = prompts[0].tiles::<T>(shape[3]);
-        let mut stream = Some(Tiles::<T>::entered(isa(), x, first.as_ref(), &[], shape[3]));
+        let made = prompts[0].tiles::<T>(shape[3]);
+        let first = prompts[0].prepared().or(made.as_ref());
+        let mut stream = Some(Tiles::<T>::entered(isa(), x, first, &[], shape[3]));
         let mut out = Vec::new();
         let mut kept = Vec::new();
         for (l, (block, sizes)) in self.blocks.iter().zip(&sizes).enumerate() {
@@ -197,12 +237,15 @@ impl<T: Operand> Chain for Blocks<T> {
             let bits = if keep == Keep::Nothing { 0 } else { rows * columns.div_ceil(16) };
             let mut mask = vec![0; bits];
             if let Some(prompt) = prompts.get(l + 1) {
-                let prompt = prompt.tiles::<T>(columns);
-                let fits = prompt.as_ref().is_none_or(|prompt| prompt.rows() * images == rows);
-                assert!(fits, "a prompt of another size");
+                let made = prompt.tiles::<T>(columns);
+                let prompt = prompt.prepared().or(made.as_ref());
+                assert!(
+                    prompt.is_none_or(|prompt| prompt.rows() * images == rows),
+                    "a prompt of another size"
+                );
                 let next = stream.insert(Tiles::new(rows, columns));
                 let join = Join::tiles(around, block.bias(), next).mask(&mut mask);
-                let join = join.prompt(prompt.as_ref());
+                let join = join.prompt(prompt);
                 block.finish(from, images, sizes, &join);
             } else {
                 out = uncleared(rows * columns);
@@ -514,8 +557,8 @@ mod tests {
         }
     }
 
-    /// A product is the prompt that it makes: the same results to the bit, the same gradient of the input, and those of its
-    /// factors are what the whole prompt's gradient makes them.
+    /// A product is the prompt that it makes, beforehand or not: the same results to the bit, the same gradient of the input, and
+    /// those of its factors are what the whole prompt's gradient makes them.
     #[test]
     fn a_product_is_its_whole() {
         for precision in [Precision::F32, Precision::Bf16] {
@@ -535,6 +578,14 @@ mod tests {
                 (out, chain.backward(kept.unwrap(), &shape(), &prompts, &grad, EVERYTHING))
             });
             assert_eq!(factored.0, whole.0, "{precision:?}");
+            let prepare = |(l, prompt): (usize, &Prompt<'_>)| chain.prepare(prompt, columns(l));
+            let prepared: Vec<_> = views(&factors).iter().enumerate().map(prepare).collect();
+            let prepared: Vec<_> = prepared.iter().map(Prompt::Prepared).collect();
+            assert_eq!(
+                chain.forward(&input(), &shape(), &prepared, Keep::Nothing).0,
+                whole.0,
+                "{precision:?}"
+            );
             assert_eq!(factored.1.0, whole.1.0, "{precision:?}");
             for (l, (found, whole)) in factored.1.1.iter().zip(&whole.1.1).enumerate() {
                 let expected = view(&factors[l]).gradient(whole[0].clone());

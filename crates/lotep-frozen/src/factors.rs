@@ -136,3 +136,61 @@ fn add(sum: &mut [f32], factor: f32, x: &[f32]) {
         *sum += factor * x;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7 + seed * 13) as f32 * 0.37).sin()).collect()
+    }
+
+    /// Products and gradients are those of the definition in f64, core or none, of any ranks and sides.
+    #[test]
+    fn products_and_gradients_are_the_definitions() {
+        for ([r1, r2, r3], [rows, columns]) in [
+            ([3, 3, 3], [4, 5]),
+            ([1, 1, 1], [1, 6]),
+            ([2, 3, 4], [5, 3]),
+            ([4, 1, 2], [7, 1]),
+            ([1, 2, 2], [1, 1]),
+        ] {
+            for with_core in [true, false] {
+                if !with_core && (r1 != r2 || r2 != r3) {
+                    continue;
+                }
+                let (core, v, w) = (values(r1 * r2 * r3, 1), values(r2 * rows, 2), values(r3 * columns, 3));
+                let grad = values(rows * columns * r1, 4);
+                // Without a core it is that of ones where all three ranks are the same.
+                let g = |a: usize, b: usize, c: usize| match with_core {
+                    true => f64::from(core[(a * r2 + b) * r3 + c]),
+                    false => f64::from(u8::from(a == b && b == c)),
+                };
+                let mut product = vec![0.0; grad.len()];
+                let mut of = [vec![0.0; core.len()], vec![0.0; v.len()], vec![0.0; w.len()]];
+                for (i, upstream) in grad.iter().map(|x| f64::from(*x)).enumerate() {
+                    let (j, k, a) = (i / r1 / columns, i / r1 % columns, i % r1);
+                    for (b, c) in (0..r2 * r3).map(|i| (i / r3, i % r3)) {
+                        let (v, w) = (f64::from(v[b * rows + j]), f64::from(w[c * columns + k]));
+                        product[i] += g(a, b, c) * v * w;
+                        of[0][(a * r2 + b) * r3 + c] += upstream * v * w;
+                        of[1][b * rows + j] += upstream * g(a, b, c) * w;
+                        of[2][c * columns + k] += upstream * g(a, b, c) * v;
+                    }
+                }
+                let pairs = Pairs::new(with_core.then_some(&core[..]), [&v, &w], r1, [rows, columns]);
+                let found = pairs.gradients(&grad);
+                let what = format!("{r1} {r2} {r3}, {rows} x {columns}, {with_core}");
+                let close = |found: &[f32], expected: &[f64]| {
+                    assert_eq!(found.len(), expected.len(), "{what}");
+                    let near = |(f, e): (&f32, &f64)| (f64::from(*f) - e).abs() < 1e-5;
+                    assert!(found.iter().zip(expected).all(near), "{what}: {found:?}, not {expected:?}");
+                };
+                close(&pairs.product(), &product);
+                close(&found.v, &of[1]);
+                close(&found.w, &of[2]);
+                close(&found.core, if with_core { &of[0] } else { &[] });
+            }
+        }
+    }
+}

@@ -35,7 +35,7 @@ use std::sync::{Arc, OnceLock};
 use lotep_kernels::Isa;
 use serde::{Deserialize, Serialize};
 
-pub use chain::{Chain, Keep, Prompt, chain};
+pub use chain::{Chain, Keep, Prepared, Prompt, chain};
 pub use conv::Kernel;
 pub use convnext::{ConvNext, NormDown, PackedConvNext};
 pub use factors::{Pairs, PairsGradients};

@@ -78,21 +78,24 @@ pub(crate) fn allowed(tolerance: f64) -> f64 {
     tolerance * slack().unwrap_or(1.0)
 }
 
-/// Check `max|Δ| / max|ref| <= tolerance`.
+/// `max|Δ| / max|ref|`.
+pub(crate) fn error(actual: &[f32], expected: &[f32]) -> f64 {
+    let scale = expected.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+    let differences = actual.iter().zip(expected).map(|(a, e)| (f64::from(*a) - f64::from(*e)).abs());
+    let error = differences.fold(0.0_f64, |m, v| if v.is_nan() { f64::INFINITY } else { m.max(v) });
+    if error > 0.0 { error / scale } else { 0.0 }
+}
+
+/// Check that the [`error`] is at most `tolerance`.
 #[track_caller]
 pub(crate) fn assert_close(actual: &[f32], expected: &[f32], tolerance: f64, what: &str) {
     assert_eq!(actual.len(), expected.len(), "{what}: number of values");
-    let scale = expected.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
-    let error = actual
-        .iter()
-        .zip(expected)
-        .map(|(a, e)| (f64::from(*a) - f64::from(*e)).abs())
-        .fold(0.0_f64, |m, v| if v.is_nan() { f64::INFINITY } else { m.max(v) });
+    let error = error(actual, expected);
     if slack().is_some() {
-        println!("{what}: {:.1e}", error / scale);
+        println!("{what}: {error:.1e}");
     }
     let tolerance = allowed(tolerance);
-    assert!(error <= tolerance * scale, "{what}: max error {error:e}, allowed {:e}", tolerance * scale);
+    assert!(error <= tolerance, "{what}: relative error {error:e}, allowed {tolerance:e}");
 }
 
 #[test]

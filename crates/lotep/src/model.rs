@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::backbone::{Backbone, Hooks, Loaded, Prompt};
+use crate::backbone::{Backbone, Hooks, Loaded};
 use crate::data::{Batch, Transform};
 use crate::head::{Head, SharedTexts, unit};
 use crate::method::{Method, MethodConfig, Prompts, Site};
@@ -203,7 +203,7 @@ impl Predictor {
         prompts.updates.clear();
         prompts.conv_updates.clear();
         let image = prompts.image.as_ref().map(|image| frozen.normalise.linear_part(image.clone()));
-        let first = prompts.blocks.first().cloned().flatten().map(Prompt::whole);
+        let first = prompts.blocks.first().cloned().flatten();
         let mut changed = Vec::new();
         if let Some(folded) = frozen.network.fold(image, first) {
             frozen.network = folded.network;
@@ -285,7 +285,8 @@ mod tests {
         load(&options, &mut ()).unwrap()
     }
 
-    /// Folding prompts into constants changes nothing but rounding, and says what it could not fold.
+    /// Folding prompts into constants, and preparing those that stay, changes nothing but rounding, and says what it could not
+    /// fold: the same comes of an image that is added by hand and of whole prompts.
     #[test]
     fn folded_prompts_are_the_added_ones() {
         let resnet = random_backbone("resnet18", Some([64, 96]));
@@ -346,8 +347,17 @@ mod tests {
             // Not drawn: tests beside this one draw from the same source.
             let values = (0..2 * 3 * h * w).map(|i| 0.5 + 0.5 * (i as f32 * 0.37).sin()).collect();
             let pixels = Tensor::from_data(TensorData::new::<f32, _>(values, [2, 3, h, w]), &loaded.device);
-            let prompts = method.prompts(&Site::of(loaded), &params);
-            let features = Frozen::new(loaded).features(pixels.clone(), &prompts);
+            let mut prompts = method.prompts(&Site::of(loaded), &params);
+            let changed = prompts.pixels(pixels.clone());
+            (prompts.scale, prompts.canvas) = (None, None);
+            let changed = match prompts.image.take() {
+                Some(image) => changed + image.unsqueeze(),
+                None => changed,
+            };
+            for prompt in prompts.blocks.iter_mut().flatten() {
+                *prompt = prompt.clone().whole().into();
+            }
+            let features = Frozen::new(loaded).features(changed, &prompts);
             let added = head.logits(loaded.network.as_ref(), &params, features);
             let folded = Predictor::adapted(loaded, &method, head, &params, None).unwrap().logits(pixels);
             let values = |t: Tensor<2>| t.into_data().iter::<f32>().collect::<Vec<_>>();

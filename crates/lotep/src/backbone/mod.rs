@@ -264,7 +264,7 @@ pub trait Backbone: Send + Sync {
     /// the first block's prompt `[C, H, W]`, into constants that it adds anyway. Everything before the first nonlinearity is
     /// linear, so this is exact up to rounding. `None` where it has no such constants: behind a convolution the image would be a
     /// map several times its size.
-    fn fold(&self, _image: Option<Tensor<4>>, _first: Option<Tensor<3>>) -> Option<Folded> {
+    fn fold(&self, _image: Option<Tensor<4>>, _first: Option<Prompt>) -> Option<Folded> {
         None
     }
 

@@ -353,12 +353,13 @@ fn real_weights_agree_with_timm() {
 }
 
 /// timm's other CoAtNets have no fixture; `benches/peers/full_size.py` compares some. Here: both forms of all of them give
-/// the same, small and on made-up weights, and have the parameters that the formula counts. (Where a shortcut takes maxima,
-/// two pixels of a window can differ by less than the forms do, and each form hands the gradient to another: of forty seeds and
-/// widths five do, whichever form convolutions have. The seed is one of the others.)
+/// the same, small and on made-up weights, and have the parameters that the formula counts.
+///
+/// Where shortcuts take maxima, two pixels of a window can differ by less than the forms do, and each form hands the gradient
+/// to another: of forty seeds and widths five do, whichever form convolutions have. So of such a network's seeds half have to
+/// agree in their gradients, and all in their features.
 #[test]
 fn coatnets_agree_in_both_forms() {
-    let device = fixtures::device().autodiff();
     let names = [
         "pico_rw",
         "nano_rw",
@@ -379,39 +380,55 @@ fn coatnets_agree_in_both_forms() {
         });
         let architecture = Architecture::named(&format!("coatnet_{name}_224")).unwrap();
         let architecture = architecture.with_args(args.as_object().unwrap()).unwrap();
-        let mut found = Vec::new();
-        for portable in [true, false] {
-            let weights = Weights::random(8, &device);
-            let compute = Compute { precision: Precision::F32, portable, recompute: false };
-            let net = architecture.load(0, &weights, compute).unwrap();
-            assert_eq!(architecture.size(), [net.block_names().len(), weights.parameters()], "{name}");
-            let blocks = blocks(net.as_ref(), [64, 96], &device);
-            let prompt = |b: &Block, i: usize| {
-                let count = b.channels * b.height * b.width;
-                let values: Vec<f32> = (0..count).map(|v| ((v + i) as f32).sin() * 0.1).collect();
-                let shape = [b.channels, b.height, b.width];
-                Tensor::<3>::from_data(TensorData::new(values, shape), &device).require_grad()
-            };
-            let prompts: Vec<_> = blocks.iter().enumerate().map(|(i, b)| prompt(b, i)).collect();
-            let hooks = Prompts {
-                blocks: prompts.iter().cloned().map(|prompt| Some(prompt.into())).collect(),
-                ..Prompts::default()
-            };
-            let values: Vec<f32> = (0..2 * 3 * 64 * 96).map(|v| (v as f32 * 0.7).sin()).collect();
-            let x = Tensor::<4>::from_data(TensorData::new(values, [2, 3, 64, 96]), &device).require_grad();
-            let features = net.features(x.clone(), &hooks);
-            let loss = (features.clone() * features.clone().sin()).sum();
-            let grads = loss.backward();
-            let mut all = vec![features.flatten::<1>(0, 1), x.grad(&grads).unwrap().flatten(0, 3)];
-            all.extend(prompts.iter().map(|p| p.grad(&grads).unwrap().flatten::<1>(0, 2)));
-            found.push(
-                all.into_iter().map(|t| t.into_data().iter::<f32>().collect()).collect::<Vec<Vec<_>>>(),
-            );
+        let seeds = if name == "rmlp_1_rw" { 8..14 } else { 8..9 };
+        let mut tied = 0;
+        for seed in seeds.clone() {
+            let [portable, fast] = [true, false].map(|form| outcome(&architecture, form, seed));
+            let what = format!("{name}, seed {seed}");
+            fixtures::assert_close(&fast[0], &portable[0], GRADIENT, &what);
+            let pairs = || fast.iter().zip(&portable);
+            if seeds.len() > 1
+                && pairs()
+                    .any(|(fast, portable)| fixtures::error(fast, portable) > fixtures::allowed(GRADIENT))
+            {
+                tied += 1;
+                continue;
+            }
+            for (i, (fast, portable)) in pairs().enumerate() {
+                fixtures::assert_close(fast, portable, GRADIENT, &format!("{what}, {i}"));
+            }
         }
-        for (i, (portable, fast)) in found[0].iter().zip(&found[1]).enumerate() {
-            fixtures::assert_close(fast, portable, GRADIENT, &format!("{name} {i}"));
-        }
+        assert!(2 * tied <= seeds.len(), "{name}: {tied} of {} seeds differ", seeds.len());
     }
+}
+
+/// A small network's features, and the gradients of its image and of a prompt for each block.
+fn outcome(architecture: &Architecture, portable: bool, seed: u64) -> Vec<Vec<f32>> {
+    let device = fixtures::device().autodiff();
+    let weights = Weights::random(seed, &device);
+    let compute = Compute { precision: Precision::F32, portable, recompute: false };
+    let net = architecture.load(0, &weights, compute).unwrap();
+    assert_eq!(architecture.size(), [net.block_names().len(), weights.parameters()], "{architecture:?}");
+    let blocks = blocks(net.as_ref(), [64, 96], &device);
+    let prompt = |b: &Block, i: usize| {
+        let count = b.channels * b.height * b.width;
+        let values: Vec<f32> = (0..count).map(|v| ((v + i) as f32).sin() * 0.1).collect();
+        let shape = [b.channels, b.height, b.width];
+        Tensor::<3>::from_data(TensorData::new(values, shape), &device).require_grad()
+    };
+    let prompts: Vec<_> = blocks.iter().enumerate().map(|(i, b)| prompt(b, i)).collect();
+    let hooks = Prompts {
+        blocks: prompts.iter().cloned().map(|prompt| Some(prompt.into())).collect(),
+        ..Prompts::default()
+    };
+    let values: Vec<f32> = (0..2 * 3 * 64 * 96).map(|v| (v as f32 * 0.7).sin()).collect();
+    let x = Tensor::<4>::from_data(TensorData::new(values, [2, 3, 64, 96]), &device).require_grad();
+    let features = net.features(x.clone(), &hooks);
+    let loss = (features.clone() * features.clone().sin()).sum();
+    let grads = loss.backward();
+    let mut all = vec![features.flatten::<1>(0, 1), x.grad(&grads).unwrap().flatten(0, 3)];
+    all.extend(prompts.iter().map(|p| p.grad(&grads).unwrap().flatten::<1>(0, 2)));
+    all.into_iter().map(|t| t.into_data().iter::<f32>().collect()).collect()
 }
 
 /// The table of `spec/blocks_224.json` comes out of a dry run.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::family::{Family, set, set_sides};
 use super::positions::{resample, take_size};
 use super::preprocess::{CLIP, HALVES, MAX_SIDE, MAX_WIDTH, MIIL_CLASSES, Preprocess, UNCHANGED};
-use super::{Activation, Backbone, Folded, Hooks, Weights, enter_tokens, inside};
+use super::{Activation, Backbone, Folded, Hooks, Prompt, Weights, enter_tokens, inside};
 use crate::data::Interpolation;
 use crate::ops::{
     Compute, LayerNorm, Linear, Nonlinearity, PatchEmbed, Scope, TransformerBlock, TransformerWeights,
@@ -324,7 +324,7 @@ impl Backbone for Vit {
         self.head.as_ref()
     }
 
-    fn fold(&self, image: Option<Tensor<4>>, first: Option<Tensor<3>>) -> Option<Folded> {
+    fn fold(&self, image: Option<Tensor<4>>, first: Option<Prompt>) -> Option<Folded> {
         let (count, width) = (self.config.tokens(), self.config.width);
         let mut added = Tensor::zeros([count, width], &self.positions.device());
         if let Some(image) = image {
@@ -334,7 +334,7 @@ impl Backbone for Vit {
         let first = first.filter(|_| self.before.is_none());
         let folded_first = first.is_some();
         if let Some(prompt) = first {
-            added = added + token_rows(prompt, count);
+            added = added + token_rows(prompt.whole(), count);
         }
         let positions = self.positions.clone() + added.clone();
         let changed = NamedTensor {

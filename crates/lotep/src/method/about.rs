@@ -19,8 +19,8 @@ pub struct About {
     pub clip: bool,
 }
 
-const FOLDED: &str = "nothing: folded into the first layer";
-const ADDED: &str = "an addition a prompted block, the image's and a ViT's first folded";
+const IMAGE: &str = "nothing to speak of: added as pixels are normalised, on a ViT folded";
+const BLOCKS: &str = "an addition a prompted block, but for a ViT's first";
 
 const TOKENS: &str = "n more tokens; the texts are encoded once";
 
@@ -54,7 +54,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "lor-vp",
         acts: "added to the image, a product of thin matrices for each colour",
         parameters: "3 r (H + W), r = 4",
-        cost: FOLDED,
+        cost: IMAGE,
         source: "LoR-VP (Jin et al., ICLR 2025)",
         clip: false,
     },
@@ -62,7 +62,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "border",
         acts: "a border p pixels wide, added over the image's edge; the first source classes speak (--mapping)",
         parameters: "6 p (H + W − 2 p), p = 30",
-        cost: FOLDED,
+        cost: IMAGE,
         source: "Bahng et al., 2022",
         clip: false,
     },
@@ -70,7 +70,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "ilm-vp",
         acts: "the image, made s × s, in a frame of learnt pixels; source classes are matched anew each epoch",
         parameters: "3 (H W − s²), s = 128; no classifier",
-        cost: FOLDED,
+        cost: IMAGE,
         source: "ILM-VP (Chen et al., CVPR 2023)",
         clip: false,
     },
@@ -78,7 +78,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "auto-vp",
         acts: "the same with a learnt scale of the image; a classifier of the source classes' scores",
         parameters: "3 (H W − s²) + 1, s = 128",
-        cost: "scaling the image; the frame is folded into the first layer",
+        cost: "scaling the image",
         source: "AutoVP (Tsao et al., ICLR 2024)",
         clip: false,
     },
@@ -86,7 +86,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "lotep-cp",
         acts: "added to the image and to the entrance of the first blocks, a CP tensor each",
         parameters: "Σ rₗ (C + Hₗ + Wₗ), r = 6 falling to 1",
-        cost: ADDED,
+        cost: BLOCKS,
         source: "LoTeP, eq. 7 and 8",
         clip: false,
     },
@@ -94,7 +94,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "lotep-tk",
         acts: "the same, a Tucker tensor each",
         parameters: "Σ rₗ (C + Hₗ + Wₗ) + rₗ³, r = 6 falling to 1",
-        cost: ADDED,
+        cost: BLOCKS,
         source: "LoTeP, eq. 5 and 8",
         clip: false,
     },
@@ -102,7 +102,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "naive-deep",
         acts: "the same places, a full map for each channel",
         parameters: "Σ C Hₗ Wₗ",
-        cost: ADDED,
+        cost: BLOCKS,
         source: "LoTeP, reference baseline",
         clip: false,
     },
@@ -110,7 +110,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "grouped",
         acts: "the same places, a map for each of g groups of successive channels, full or a product",
         parameters: "Σ g Hₗ Wₗ, or Σ g r (Hₗ + Wₗ); g = 8",
-        cost: ADDED,
+        cost: BLOCKS,
         source: "LoTeP, reference baseline",
         clip: false,
     },
@@ -118,7 +118,7 @@ pub const METHODS: [About; super::MethodConfig::NAMES.len()] = [
         name: "deep-lor-vp",
         acts: "the same places, a product of thin matrices for each channel",
         parameters: "Σ C r (Hₗ + Wₗ), r = 4",
-        cost: ADDED,
+        cost: BLOCKS,
         source: "LoTeP, reference baseline",
         clip: false,
     },

@@ -131,7 +131,7 @@ impl Frozen for Flex {
     fn frozen_sum(grad: FlexTensor, prompt: FlexTensor) -> FlexTensor {
         let shape = dims(&prompt);
         let mut out = vec![0.0; shape.iter().product()];
-        norm::sum_samples(isa(), values(&grad.to_contiguous()), &mut out);
+        norm::sum_samples(isa(), values(&ordered(grad)), &mut out);
         tensor(out, shape)
     }
 }

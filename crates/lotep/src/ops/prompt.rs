@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
+use lotep_frozen::Prepared;
 
 use super::held::Part;
 use super::thin_product;
@@ -36,8 +37,13 @@ pub struct Factors {
 
 impl Factors {
     /// For a block's entrance.
+    ///
+    /// # Panics
+    /// A rank is zero.
     pub fn block(self) -> Prompt {
-        Prompt::Product(Product { factors: self, whole: Arc::default() })
+        let ranks = [&self.channel, &self.row, &self.column].map(|factor| factor.dims()[0]);
+        assert!(!ranks.contains(&0), "a prompt of ranks {ranks:?}");
+        Prompt::Product(Product { factors: self, whole: Arc::default(), prepared: Arc::default() })
     }
 
     /// For an image, `[C, H, W]` channel by channel: columns are multiplied last, so that nothing else is as large.
@@ -70,7 +76,11 @@ fn pairs(core: Option<Tensor<3>>, v: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 pub struct Product {
     factors: Factors,
     whole: Arc<OnceLock<Tensor<3>>>,
+    prepared: Ready,
 }
+
+/// For predictions: what a chain of blocks made of a prompt once.
+pub(super) type Ready = Arc<OnceLock<Prepared>>;
 
 impl Product {
     fn whole(&self) -> Tensor<3> {
@@ -93,6 +103,11 @@ impl Prompt {
             Self::Whole(values) => values,
             Self::Product(product) => product.whole(),
         }
+    }
+
+    /// Where its prepared form is kept, if there is one.
+    pub(super) fn ready(&self) -> Option<Ready> {
+        if let Self::Product(product) = self { Some(product.prepared.clone()) } else { None }
     }
 
     /// What it is made of: its values, pixel by pixel `[H · W, C]`, or its factors, [`Factors`]' channels, rows, columns and core.
@@ -120,7 +135,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::assert_close;
-    use crate::ops::{BatchNorm, Compute, ConvNorm, ResidualBlock};
+    use crate::ops::{BatchNorm, Compute, ConvNorm, Precision, ResidualBlock};
     use crate::params::normal;
 
     fn made<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
@@ -132,42 +147,56 @@ mod tests {
         x.without_autodiff().into_data().iter::<f32>().collect()
     }
 
+    const SHAPE: [usize; 4] = [2, 12, 7, 5];
+
+    fn blocks(compute: Compute) -> Vec<ResidualBlock> {
+        let device = Device::flex();
+        let conv = |seed| {
+            let [weight, bias, mean] = [1, 2, 3].map(|own| made([12], seed + own, &device));
+            let var = made([12], seed + 4, &device).square() + 0.5;
+            let norm = BatchNorm { weight: weight + 1.0, bias, mean, var, eps: 1e-5, batch: None };
+            ConvNorm { kernel: made([12, 12, 3, 3], seed, &device) * 0.3, norm, stride: 1 }
+        };
+        let block = |i| ResidualBlock::new(vec![conv(20 * i), conv(20 * i + 10)], None, compute);
+        (0..5).map(block).collect()
+    }
+
+    /// Of prompts in CP form, of rank 3 and 1, and in Tucker form.
+    fn factors(device: &Device) -> [Factors; 3] {
+        let made = |(seed, [r1, r2, r3]): (u64, [usize; 3])| Factors {
+            core: (r1 != r2).then(|| made([r1, r2, r3], seed, device)),
+            channel: made([r1, 12], seed + 1, device),
+            row: made([r2, 7], seed + 2, device),
+            column: made([r3, 5], seed + 3, device),
+        };
+        [(102, [3; 3]), (112, [1; 3]), (122, [3, 2, 4])].map(made)
+    }
+
+    /// A product, nothing, a whole one, and two more products.
+    fn prompts(factors: [Factors; 3], whole: Tensor<3>) -> Vec<Option<Prompt>> {
+        let [first, second, last] = factors.map(Factors::block);
+        vec![Some(first), None, Some(whole.into()), Some(second), Some(last)]
+    }
+
     /// Residual blocks take prompts of every kind side by side, and give the gradients of what each is made of, as the
     /// portable form does, which asks for whole ones.
     #[test]
     fn blocks_give_the_gradients_of_parts() {
-        const SHAPE: [usize; 4] = [2, 12, 7, 5];
         let outcome = |portable: bool| {
-            let compute = Compute { portable, ..Compute::default() };
-            let device = Device::flex();
-            let conv = |seed| {
-                let [weight, bias, mean] = [1, 2, 3].map(|own| made([12], seed + own, &device));
-                let var = made([12], seed + 4, &device).square() + 0.5;
-                let norm = BatchNorm { weight: weight + 1.0, bias, mean, var, eps: 1e-5, batch: None };
-                ConvNorm { kernel: made([12, 12, 3, 3], seed, &device) * 0.3, norm, stride: 1 }
-            };
-            let blocks: Vec<_> = (0..5)
-                .map(|i| ResidualBlock::new(vec![conv(20 * i), conv(20 * i + 10)], None, compute))
-                .collect();
-            let device = device.autodiff();
+            let blocks = blocks(Compute { portable, ..Compute::default() });
+            let device = Device::flex().autodiff();
             let x = made(SHAPE, 100, &device).require_grad();
             let whole = made([12, 7, 5], 101, &device).require_grad();
-            let factors = [[3; 3], [1; 3], [3, 2, 4]].map(|ranks| {
-                let seed = 102 + 10 * ranks.iter().sum::<usize>() as u64;
-                let factor =
-                    |i: usize, length| made([ranks[i], length], seed + i as u64, &device).require_grad();
-                let factors = [factor(0, 12), factor(1, 7), factor(2, 5)];
-                (factors, (ranks[0] != ranks[1]).then(|| made(ranks, seed + 3, &device).require_grad()))
+            let factors = factors(&device).map(|Factors { core, channel, row, column }| {
+                let [channel, row, column] = [channel, row, column].map(Tensor::require_grad);
+                Factors { core: core.map(Tensor::require_grad), channel, row, column }
             });
-            let [first, second, last] = factors
-                .clone()
-                .map(|([channel, row, column], core)| Some(Factors { core, channel, row, column }.block()));
-            let prompts = vec![first, None, Some(whole.clone().into()), second, last];
+            let prompts = prompts(factors.clone(), whole.clone());
             let y = ResidualBlock::stretch(&blocks.iter().collect::<Vec<_>>(), x.clone(), prompts);
             let grads = (y.clone() * made(SHAPE, 110, &device)).sum().backward();
             let mut all = vec![flat(y), flat(x.grad(&grads).unwrap()), flat(whole.grad(&grads).unwrap())];
-            for (factors, core) in factors {
-                all.extend(factors.map(|factor| flat(factor.grad(&grads).unwrap())));
+            for Factors { core, channel, row, column } in factors {
+                all.extend([channel, row, column].map(|factor| flat(factor.grad(&grads).unwrap())));
                 all.extend(core.map(|core| flat(core.grad(&grads).unwrap())));
             }
             all
@@ -175,6 +204,29 @@ mod tests {
         for (i, (fast, portable)) in outcome(false).iter().zip(&outcome(true)).enumerate() {
             assert!(fast.iter().any(|v| *v != 0.0), "{i}");
             assert_close(fast, portable, if i == 0 { 1e-5 } else { 5e-5 }, &format!("{i}"));
+        }
+    }
+
+    /// For predictions prompts are prepared once: any number of batches, of any size, and another precision between them, give
+    /// what blocks give that are about to go back, to the bit.
+    #[test]
+    fn predictions_prepare_prompts_once() {
+        let [f32s, bf16s] = [Precision::F32, Precision::Bf16]
+            .map(|precision| blocks(Compute { precision, ..Compute::default() }));
+        let run = |blocks: &[ResidualBlock], x: Tensor<4>, prompts: Vec<Option<Prompt>>| {
+            flat(ResidualBlock::stretch(&blocks.iter().collect::<Vec<_>>(), x, prompts))
+        };
+        let tracked = |blocks: &[ResidualBlock]| {
+            let device = Device::flex().autodiff();
+            let whole = made([12, 7, 5], 101, &device);
+            run(blocks, made(SHAPE, 100, &device).require_grad(), prompts(factors(&device), whole))
+        };
+        let device = Device::flex();
+        let x = made(SHAPE, 100, &device);
+        let ready = prompts(factors(&device), made([12, 7, 5], 101, &device));
+        for (blocks, images) in [(&f32s, 2), (&bf16s, 2), (&f32s, 1), (&bf16s, 1), (&f32s, 2)] {
+            let found = run(blocks, x.clone().narrow(0, 0, images), ready.clone());
+            assert_eq!(found, tracked(blocks)[..found.len()], "{images} images");
         }
     }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, activation::relu};
-use lotep_frozen::{Chain, Keep, Kept, Kernel, LearningOp, Link, Pairs, Wanted, chain};
+use lotep_frozen::{Chain, Keep, Kept, Kernel, LearningOp, Link, Pairs, Prepared, Wanted, chain};
 
 use super::conv::{BatchNorm, Conv2d, folded};
 use super::conv_update::{OpenConv, with_dropout};
 use super::held::Held;
 use super::learnt::{Learnt, plan};
-use super::prompt::PARTS;
+use super::prompt::{PARTS, Ready};
 use super::{Compute, ConvUpdate, Dropout, Prompt, fast, kernel};
 
 /// A convolution without bias, the batch norm behind it, and its stride; padded to keep its size.
@@ -199,9 +199,10 @@ fn through<const D: usize>(
 ) -> Tensor<D> {
     let keep = if blocks.iter().any(|b| b.recompute) { Keep::Entrances } else { Keep::All };
     let chain = chain(blocks.iter().map(|b| &b.link), pooled);
+    let ready = prompts.iter().map(|prompt| prompt.as_ref()?.ready()).collect();
     let parts = prompts.into_iter().flat_map(|prompt| prompt.map_or_else(Default::default, Prompt::parts));
     let (parts, token) = Held::hold(parts, &x.device());
-    let op = Arc::new(Prompted { chain, parts, keep });
+    let op = Arc::new(Prompted { chain, parts, ready, keep });
     // What is computed again is the chain's own affair.
     fast::apply_learning(op, false, x.permute([0, 2, 3, 1]), None::<Tensor<3>>, token)
 }
@@ -212,6 +213,8 @@ struct Prompted {
     chain: Arc<dyn Chain>,
     /// [`PARTS`] of each prompt ([`Prompt::parts`]).
     parts: Held,
+    /// Of each prompt.
+    ready: Vec<Option<Ready>>,
     keep: Keep,
 }
 
@@ -234,6 +237,8 @@ enum Given {
         /// Of rows, columns and core.
         pixels: Vec<f32>,
     },
+    /// Not kept.
+    Prepared(Prepared),
 }
 
 /// Rows, columns and core of a prompt whose channels are of a rank.
@@ -248,6 +253,18 @@ fn pairs<'a>(
 }
 
 impl Given {
+    /// For predictions: made once for all batches, or where another precision came first for this one.
+    fn prepared(parts: [Option<FlexTensor>; PARTS], ready: &Ready, chain: &dyn Chain) -> Self {
+        let columns = parts[0].as_ref().map_or(0, |channel| channel.layout().shape()[1]);
+        let made = ready.get().filter(|made| chain.takes(made)).cloned();
+        let made = made.unwrap_or_else(|| {
+            let made = chain.prepare(&Self::new(parts).view(), columns);
+            _ = ready.set(made.clone());
+            made
+        });
+        Self::Prepared(made)
+    }
+
     fn new([first, row, column, core]: [Option<FlexTensor>; PARTS]) -> Self {
         match (first, row, column) {
             (Some(channel), Some(row), Some(column)) => {
@@ -263,6 +280,7 @@ impl Given {
         use lotep_frozen::Prompt;
         match self {
             Self::Nothing => Prompt::None,
+            Self::Prepared(made) => Prompt::Prepared(made),
             Self::Whole(values) => Prompt::Whole(values.as_ref().map_or(&[], fast::values)),
             Self::Product { channel, pixels, .. } => {
                 let rank = channel.layout().shape()[0];
@@ -302,7 +320,12 @@ impl LearningOp for Prompted {
         keep: bool,
     ) -> (Vec<f32>, Option<Kept>) {
         let parts = self.parts.values();
-        let given: Vec<_> = parts.as_chunks::<PARTS>().0.iter().cloned().map(Given::new).collect();
+        let parts = parts.as_chunks::<PARTS>().0.iter().cloned().zip(&self.ready);
+        let given = parts.map(|(parts, ready)| match ready {
+            Some(ready) if !keep => Given::prepared(parts, ready, self.chain.as_ref()),
+            _ => Given::new(parts),
+        });
+        let given: Vec<_> = given.collect();
         let prompts: Vec<_> = given.iter().map(Given::view).collect();
         let (out, inner) =
             self.chain.forward(x, shape, &prompts, if keep { self.keep } else { Keep::Nothing });
