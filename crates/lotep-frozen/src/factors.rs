@@ -162,9 +162,9 @@ mod tests {
                 let (core, v, w) = (values(r1 * r2 * r3, 1), values(r2 * rows, 2), values(r3 * columns, 3));
                 let grad = values(rows * columns * r1, 4);
                 // Without a core it is that of ones where all three ranks are the same.
-                let g = |a: usize, b: usize, c: usize| match with_core {
-                    true => f64::from(core[(a * r2 + b) * r3 + c]),
-                    false => f64::from(u8::from(a == b && b == c)),
+                let g = |a: usize, b: usize, c: usize| {
+                    let ones = f64::from(u8::from(a == b && b == c));
+                    if with_core { f64::from(core[(a * r2 + b) * r3 + c]) } else { ones }
                 };
                 let mut product = vec![0.0; grad.len()];
                 let mut of = [vec![0.0; core.len()], vec![0.0; v.len()], vec![0.0; w.len()]];

@@ -157,7 +157,7 @@ mod tests {
             let norm = BatchNorm { weight: weight + 1.0, bias, mean, var, eps: 1e-5, batch: None };
             ConvNorm { kernel: made([12, 12, 3, 3], seed, &device) * 0.3, norm, stride: 1 }
         };
-        let block = |i| ResidualBlock::new(vec![conv(20 * i), conv(20 * i + 10)], None, compute);
+        let block = |i: u64| ResidualBlock::new(vec![conv(20 * i), conv(20 * i + 10)], None, compute);
         (0..5).map(block).collect()
     }
 
