@@ -356,8 +356,8 @@ fn real_weights_agree_with_timm() {
 /// the same, small and on made-up weights, and have the parameters that the formula counts.
 ///
 /// Where shortcuts take maxima, two pixels of a window can differ by less than the forms do, and each form hands the gradient
-/// to another: of forty seeds and widths five do, whichever form convolutions have. So of such a network's seeds half have to
-/// agree in their gradients, and all in their features.
+/// to another: of forty seeds and widths five do where convolutions read windows, seven where they take squares. So of such a
+/// network's seeds half have to agree in their gradients, and all in their features.
 #[test]
 fn coatnets_agree_in_both_forms() {
     let names = [
