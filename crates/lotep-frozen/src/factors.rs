@@ -4,8 +4,7 @@
 /// `p[(j,k),a] = Σ_{b,c} G[a,b,c] v[b,j] w[c,k]`; or without one, all ranks being the same, `p[(j,k),t] = v[t,j] w[t,k]`
 /// (LoTeP, eqs. 5 and 7, but for the channels).
 ///
-/// Multiplications by the tens of thousands: nothing to share out, but as so many operations of a framework they take longer
-/// than the additions to the maps that they are for.
+/// These are multiplications by the tens of thousands: too few to share out, or to be a framework's operations one by one.
 #[derive(Clone, Copy, Debug)]
 pub struct Pairs<'a> {
     core: Option<&'a [f32]>,

@@ -8,8 +8,7 @@ use crate::{Kept, LearningOp, Wanted, isa};
 
 /// `(x + P - mean) / std` of images `[B, C, H, W]`, channel by channel, in f32; `P` `[C, H, W]` is what is learnt, or empty.
 ///
-/// These are passes over memory and nothing else, and three of them, on one thread, take as long as a block of a small
-/// network.
+/// A single pass over memory, shared out by the images' planes.
 ///
 /// Kept: nothing.
 #[derive(Clone, Debug)]
@@ -28,13 +27,15 @@ impl Normalise {
         planes.for_each(|(i, out)| each(i * plane, i % channels, out));
     }
 
-    /// The gradient before, given that behind.
-    fn divide(&self, plane: usize, values: &mut [f32]) {
-        self.planes(plane, values, |_, c, values| {
-            for v in values {
-                *v /= self.std[c];
+    /// The gradient before, given that behind: of images, or of what is added to them.
+    fn carry_back(&self, plane: usize, grad: &[f32]) -> Vec<f32> {
+        let mut out = uncleared(grad.len());
+        self.planes(plane, &mut out, |at, c, out| {
+            for (out, grad) in out.iter_mut().zip(&grad[at..]) {
+                *out = grad / self.std[c];
             }
         });
+        out
     }
 }
 
@@ -82,21 +83,12 @@ impl LearningOp for Normalise {
         wanted: Wanted,
     ) -> (Vec<f32>, Vec<f32>) {
         let plane = shape[2] * shape[3];
-        let mut summed = Vec::new();
-        if wanted.learnt {
-            summed = uncleared(learnt.len());
+        let of_learnt = || {
+            let mut summed = uncleared(learnt.len());
             norm::sum_samples(isa(), grad, &mut summed);
-            self.divide(plane, &mut summed);
-        }
-        let mut stream = Vec::new();
-        if wanted.stream {
-            stream = uncleared(grad.len());
-            self.planes(plane, &mut stream, |at, c, out| {
-                for (out, grad) in out.iter_mut().zip(&grad[at..]) {
-                    *out = grad / self.std[c];
-                }
-            });
-        }
-        (stream, summed)
+            self.carry_back(plane, &summed)
+        };
+        let stream = if wanted.stream { self.carry_back(plane, grad) } else { Vec::new() };
+        (stream, if wanted.learnt { of_learnt() } else { Vec::new() })
     }
 }

@@ -357,7 +357,8 @@ fn real_weights_agree_with_timm() {
 ///
 /// Where shortcuts take maxima, two pixels of a window can differ by less than the forms do, and each form hands the gradient
 /// to another: of forty seeds and widths five do where convolutions read windows, seven where they take squares. So of such a
-/// network's seeds half have to agree in their gradients, and all in their features.
+/// network's seeds with a wide stem half have to agree in their gradients, and all in their features. The narrow one has no
+/// such pair.
 #[test]
 fn coatnets_agree_in_both_forms() {
     let names = [
@@ -375,30 +376,37 @@ fn coatnets_agree_in_both_forms() {
         "rmlp_1_rw2",
     ];
     for name in names {
-        let args = serde_json::json!({
-            "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 2, 1], "stem_width": [32, 40],
-        });
-        let architecture = Architecture::named(&format!("coatnet_{name}_224")).unwrap();
-        let architecture = architecture.with_args(args.as_object().unwrap()).unwrap();
-        let seeds: &[u64] = if name == "rmlp_1_rw" { &[8, 9, 10, 11, 12, 13] } else { &[8] };
-        let mut tied = 0;
-        for &seed in seeds {
-            let [portable, fast] = [true, false].map(|form| outcome(&architecture, form, seed));
-            let what = format!("{name}, seed {seed}");
-            fixtures::assert_close(&fast[0], &portable[0], GRADIENT, &what);
-            let pairs = || fast.iter().zip(&portable);
-            if seeds.len() > 1
-                && pairs()
-                    .any(|(fast, portable)| fixtures::error(fast, portable) > fixtures::allowed(GRADIENT))
-            {
-                tied += 1;
-                continue;
+        let network = |stem: [usize; 2]| {
+            let args = serde_json::json!({
+                "img_size": [64, 96], "embed_dim": [32, 64, 96, 128], "depths": [2, 2, 2, 1], "stem_width": stem,
+            });
+            let architecture = Architecture::named(&format!("coatnet_{name}_224")).unwrap();
+            architecture.with_args(args.as_object().unwrap()).unwrap()
+        };
+        let outcomes = |architecture: &Architecture, seed| {
+            [true, false].map(|portable| outcome(architecture, portable, seed))
+        };
+        let check = |[portable, fast]: [Vec<Vec<f32>>; 2]| {
+            for (i, (fast, portable)) in fast.iter().zip(&portable).enumerate() {
+                fixtures::assert_close(fast, portable, GRADIENT, &format!("{name} {i}"));
             }
-            for (i, (fast, portable)) in pairs().enumerate() {
-                fixtures::assert_close(fast, portable, GRADIENT, &format!("{what}, {i}"));
-            }
+        };
+        check(outcomes(&network([16, 24]), 7));
+        let wide = network([32, 40]);
+        if name != "rmlp_1_rw" {
+            check(outcomes(&wide, 8));
+            continue;
         }
-        assert!(2 * tied <= seeds.len(), "{name}: {tied} of {} seeds differ", seeds.len());
+        let tied = |seed| {
+            let [portable, fast] = outcomes(&wide, seed);
+            fixtures::assert_close(&fast[0], &portable[0], GRADIENT, name);
+            let differs = |(fast, portable): (&Vec<f32>, &Vec<f32>)| {
+                fixtures::error(fast, portable) > fixtures::allowed(GRADIENT)
+            };
+            fast.iter().zip(&portable).any(differs)
+        };
+        let tied = (8..14).filter(|seed| tied(*seed)).count();
+        assert!(tied <= 3, "{tied} of six seeds differ");
     }
 }
 
