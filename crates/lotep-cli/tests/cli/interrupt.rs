@@ -1,5 +1,6 @@
 //! Ctrl-C: status 130, a line that says how to go on, and the same bits in the end.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread::sleep;
@@ -13,9 +14,33 @@ fn signal(child: &Child, name: &str) {
     assert!(sent.success());
 }
 
-/// Wait for the end, and check that it is the end of an interrupted run.
-fn interrupted(child: Child, words: &[&str]) -> Ran {
-    let ran = Ran::new(child.wait_with_output().unwrap(), "(interrupted)".into());
+/// Send a signal and wait until the program says that it stops: a signal may arrive long after it was sent. Returns
+/// all that was said until then.
+fn stop(child: &mut Child, name: &str) -> String {
+    signal(child, name);
+    let mut said = Vec::new();
+    let stderr = child.stderr.as_mut().unwrap();
+    // Byte by byte, for what comes after stays in the pipe.
+    while !said.ends_with(b"stopping after this step (again to stop at once)\n") {
+        let mut byte = [0];
+        let read = stderr.read(&mut byte).unwrap();
+        assert_eq!(read, 1, "it ended before the signal came: {}", String::from_utf8_lossy(&said));
+        said.push(byte[0]);
+    }
+    String::from_utf8(said).unwrap()
+}
+
+/// Wait for the end after [`stop`].
+fn ended(child: Child, said: String, what: &str) -> Ran {
+    let mut ran = Ran::new(child.wait_with_output().unwrap(), what.into());
+    ran.stderr.insert_str(0, &said);
+    ran
+}
+
+/// Wait for the end after [`stop`], and check that it is the end of an interrupted run.
+#[track_caller]
+fn interrupted(child: Child, said: String, words: &[&str]) -> Ran {
+    let ran = ended(child, said, "(interrupted)");
     assert_eq!(ran.code, Some(130), "{ran}");
     assert_eq!(ran.stdout, "", "there is no result: {ran}");
     let last = ran.stderr.lines().last().unwrap();
@@ -62,9 +87,8 @@ fn a_stopped_run_says_how_to_go_on_and_ends_with_the_same_bits() {
         let before = std::fs::read(&checkpoint).ok();
         let mut child = case.training(Net::Vit, "stopped", &resume).spawn().unwrap();
         assert!(checkpoint_changes(&mut child, &checkpoint, before.as_deref()));
-        signal(&child, name);
-        let ran = interrupted(child, &["stopped in epoch", "after step", "last.safetensors", "--resume"]);
-        assert!(ran.stderr.contains("stopping after this step"), "{ran}");
+        let said = stop(&mut child, name);
+        interrupted(child, said, &["stopped in epoch", "after step", "last.safetensors", "--resume"]);
         assert!(!case.path("stopped/result.json").exists());
     }
     case.train(Net::Vit, "stopped", &resume).done();
@@ -76,11 +100,11 @@ fn stopped_while_features_are_computed() {
     let case = Case::new();
     let image = first_image(&case, "train");
     let bytes = hold(&image);
-    let child = case.training(Net::ResNet, "run", &["--method", "linear-probe"]).spawn().unwrap();
+    let mut child = case.training(Net::ResNet, "run", &["--method", "linear-probe"]).spawn().unwrap();
     wait_for(&case.path("run/metrics.jsonl"));
-    signal(&child, "-INT");
+    let said = stop(&mut child, "-INT");
     feed(&image, &bytes);
-    interrupted(child, &["stopped while computing features", "--resume"]);
+    interrupted(child, said, &["stopped while computing features", "--resume"]);
     std::fs::remove_file(&image).unwrap();
     std::fs::write(&image, &bytes).unwrap();
     case.train(Net::ResNet, "run", &["--method", "linear-probe", "--resume"]).done();
@@ -96,9 +120,9 @@ fn stopped_during_the_last_evaluation() {
     let mut child = case.training(Net::Vit, "run", &options).spawn().unwrap();
     let checkpoint = case.path("run/checkpoints/last.safetensors");
     assert!(checkpoint_changes(&mut child, &checkpoint, None));
-    signal(&child, "-INT");
+    let said = stop(&mut child, "-INT");
     feed(&image, &bytes);
-    interrupted(child, &["--resume"]);
+    interrupted(child, said, &["--resume"]);
     std::fs::remove_file(&image).unwrap();
     std::fs::write(&image, &bytes).unwrap();
     case.train(Net::Vit, "run", &[&options[..], &["--resume"]].concat()).done();
@@ -113,11 +137,9 @@ fn a_second_signal_ends_the_program_at_once() {
     // The image never comes, so that "after this step" never comes either.
     let mut child = case.training(Net::Vit, "run", &["--method", "lor-vp"]).spawn().unwrap();
     wait_for(&case.path("run/metrics.jsonl"));
-    for _ in 0..2 {
-        signal(&child, "-INT");
-        // Two signals at the same moment may arrive as one.
-        sleep(Duration::from_millis(100));
-    }
+    // Two signals at the same moment may arrive as one: the second waits until the first was seen.
+    stop(&mut child, "-INT");
+    signal(&child, "-INT");
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -148,15 +170,13 @@ fn eval_and_predict_stop_too() {
         command
     };
     for (name, word) in [("eval", "evaluation was stopped"), ("predict", "prediction was stopped")] {
-        let child = arguments(name).spawn().unwrap();
+        let mut child = arguments(name).spawn().unwrap();
         // The pipe's other end opens once the image is wanted, and by then signals are caught.
         let mut pipe = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
-        signal(&child, "-INT");
-        sleep(Duration::from_millis(50));
+        let said = stop(&mut child, "-INT");
         std::io::Write::write_all(&mut pipe, &bytes).unwrap();
         drop(pipe);
-        let output = child.wait_with_output().unwrap();
-        let ran = Ran::new(output, name.into());
+        let ran = ended(child, said, name);
         assert_eq!(ran.code, Some(130), "{ran}");
         assert!(ran.stderr.contains(word), "{ran}");
     }
@@ -177,7 +197,7 @@ fn a_stopped_sweep_goes_on_and_comes_to_the_same() {
             format!("backbone={}", case.backbone(Net::Vit).display()),
             format!("data={}", case.images().display()),
             "method=lotep-tk".into(),
-            "epochs=12".into(),
+            "epochs=30".into(),
             "batch_size=4".into(),
             "val_fraction=0.3".into(),
             "prompt_lr=0.1,0.05,0.01".into(),
@@ -186,12 +206,12 @@ fn a_stopped_sweep_goes_on_and_comes_to_the_same() {
         }
         command
     };
-    let child = command("stopped", "2").spawn().unwrap();
+    let mut child = command("stopped", "2").spawn().unwrap();
     for trial in ["002", "003"] {
         wait_for(&case.path(&format!("stopped/trials/{trial}/checkpoints/last.safetensors")));
     }
-    signal(&child, "-INT");
-    interrupted(child, &["the same command goes on from here"]);
+    let said = stop(&mut child, "-INT");
+    interrupted(child, said, &["the same command goes on from here"]);
     assert!(!case.path("stopped/result.json").exists());
     run(command("stopped", "2")).done();
     run(command("alone", "1")).done();
