@@ -1,8 +1,10 @@
 //! Squeeze and excitation: sums over an image's pixels, and its channels scaled by a gate.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use crate::gemm::{Activation, PANEL};
+use crate::gemm::{Activation, PANEL, TILE_ROWS, load};
 use crate::parallel::ranges;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::{Isa, Operand, SharedMut, SharedTiles, Tiles};
@@ -31,20 +33,35 @@ pub fn sums<T: Operand>(isa: Isa, x: &Tiles<T>, times: Option<Behind<'_, T>>, ou
     }
     let pixels = x.rows() / images.max(1);
     let panels = channels.div_ceil(PANEL);
+    // Images are enough for all threads, or their channels are shared out as well.
+    let shares = (2 * rayon::current_num_threads()).div_ceil(images.max(1)).min(panels);
     let out = SharedMut::new(out);
-    (0..images * panels).into_par_iter().for_each(|i| {
-        let (image, first) = (i / panels, i % panels * PANEL);
-        let to = image * channels + first..image * channels + (first + PANEL).min(channels);
-        // SAFETY: each panel of each image is one task's.
-        let out = unsafe { out.part(to) };
+    (0..images * shares).into_par_iter().for_each(|i| {
+        let (image, share) = (i / shares, i % shares);
+        let [first, end] = [share, share + 1].map(|i| (i * panels / shares * PANEL).min(channels));
+        // SAFETY: each share of each image is one task's.
+        let out = unsafe { out.part(image * channels + first..image * channels + end) };
+        out.fill(0.0);
         dispatch(isa, Sums { x, times, rows: image * pixels..(image + 1) * pixels, first, out });
     });
+}
+
+/// The parts of `rows` that lie in a tile each, and in an image of `pixels`.
+#[inline(always)]
+fn pieces(rows: Range<usize>, pixels: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut row = rows.start;
+    std::iter::from_fn(move || {
+        let start = row;
+        row = [TILE_ROWS, pixels].map(|of| (start / of + 1) * of).into_iter().fold(rows.end, usize::min);
+        (start < rows.end).then_some(start..row)
+    })
 }
 
 struct Sums<'a, T: Operand> {
     x: &'a Tiles<T>,
     times: Option<Behind<'a, T>>,
-    rows: std::ops::Range<usize>,
+    /// Of an image.
+    rows: Range<usize>,
     first: usize,
     out: &'a mut [f32],
 }
@@ -53,22 +70,47 @@ impl<T: Operand> Kernel for Sums<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (half, out) in self.out.chunks_mut(LANES).enumerate() {
-            let column = self.first + half * LANES;
-            let mut sum = s.splat(0.0);
-            for row in self.rows.clone() {
-                let x = self.x.load(s, row, column, out.len());
-                sum = match &self.times {
-                    Some(b) => {
-                        let y = b.function.value::<T, S>(s, b.before.load(s, row, column, out.len()));
-                        s.mul_add(x, y, sum)
-                    }
-                    None => s.add(sum, x),
-                };
+    fn run<S: Simd>(mut self, s: S) {
+        // A tile with all its panels, one after another, is read as it lies.
+        for rows in pieces(self.rows.clone(), self.x.rows()) {
+            for from in (0..self.out.len()).step_by(PANEL) {
+                let count = (self.out.len() - from).min(PANEL);
+                if count == PANEL {
+                    // The usual case, with the count known to the compiler.
+                    self.add(s, &rows, from, PANEL);
+                } else {
+                    self.add(s, &rows, from, count);
+                }
             }
-            s.store(out, sum);
         }
+    }
+}
+
+impl<T: Operand> Sums<'_, T> {
+    /// Add some rows of a tile to `count` (up to a panel's) of the sums.
+    #[inline(always)]
+    fn add<S: Simd>(&mut self, s: S, rows: &Range<usize>, from: usize, count: usize) {
+        let column = self.first + from;
+        let out = &mut self.out[from..from + count];
+        let (low, high) = out.split_at_mut(count.min(LANES));
+        let mut sums = [s.load(low), s.load(high)];
+        for row in rows.clone() {
+            // SAFETY: rows and columns are the matrices' own, of the same sizes.
+            let x = unsafe { self.x.load_panel(s, row, column, count) };
+            sums = match &self.times {
+                Some(b) => {
+                    // SAFETY: as above.
+                    let y = unsafe { b.before.load_panel(s, row, column, count) };
+                    // (Not by `map`: its closure would be compiled without these instructions.)
+                    let [low, high] = y;
+                    let y = [b.function.value::<T, S>(s, low), b.function.value::<T, S>(s, high)];
+                    [s.mul_add(x[0], y[0], sums[0]), s.mul_add(x[1], y[1], sums[1])]
+                }
+                None => [s.add(sums[0], x[0]), s.add(sums[1], x[1])],
+            };
+        }
+        s.store(low, sums[0]);
+        s.store(high, sums[1]);
     }
 }
 
@@ -97,7 +139,7 @@ pub fn scale<T: Operand>(
     }
     let pixels = (rows / images.max(1)).max(1);
     let out = out.share();
-    ranges(rows, 1, 4, |rows| {
+    ranges(rows, TILE_ROWS, 4, |rows| {
         dispatch(isa, Scale { x, gate, shift, slope, pixels, rows, out });
     });
 }
@@ -109,7 +151,7 @@ struct Scale<'a, T: Operand> {
     slope: Option<Behind<'a, T>>,
     /// Of an image.
     pixels: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     out: SharedTiles<'a, T>,
 }
 
@@ -119,21 +161,45 @@ impl<T: Operand> Kernel for Scale<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let channels = self.x.columns();
-        for row in self.rows {
-            let image = row / self.pixels * channels;
-            for column in (0..channels).step_by(LANES) {
-                let count = (channels - column).min(LANES);
-                let at = image + column..image + column + count;
-                let shift =
-                    if self.shift.is_empty() { s.splat(0.0) } else { s.load(&self.shift[at.clone()]) };
-                let x = self.x.load(s, row, column, count);
-                let mut v = s.mul_add(x, s.load(&self.gate[at]), shift);
-                if let Some(b) = &self.slope {
-                    let x = b.before.load(s, row, column, count);
-                    v = s.mul(v, b.function.derivative::<T, S>(s, x));
+        for rows in pieces(self.rows.clone(), self.pixels) {
+            for column in (0..channels).step_by(PANEL) {
+                let count = (channels - column).min(PANEL);
+                if count == PANEL {
+                    // The usual case, with the count known to the compiler.
+                    self.panel(s, &rows, column, PANEL);
+                } else {
+                    self.panel(s, &rows, column, count);
                 }
-                // SAFETY: rows are shared out among the tasks.
-                unsafe { self.out.store(s, row, column, count, v) };
+            }
+        }
+    }
+}
+
+impl<T: Operand> Scale<'_, T> {
+    /// Some rows of a tile and of an image, `count` columns of a panel.
+    #[inline(always)]
+    fn panel<S: Simd>(&self, s: S, rows: &Range<usize>, column: usize, count: usize) {
+        let at = rows.start / self.pixels * self.x.columns() + column;
+        // SAFETY: gates and shifts have these columns of each image.
+        let gate = unsafe { load(s, self.gate, at, count) };
+        let shift = if self.shift.is_empty() {
+            [s.splat(0.0); 2]
+        } else {
+            // SAFETY: as above.
+            unsafe { load(s, self.shift, at, count) }
+        };
+        self.out.expect(s, rows.start, rows.len(), column);
+        for row in rows.clone() {
+            // SAFETY: rows and columns are the matrices' own, of the same sizes; rows are shared out among the tasks.
+            unsafe {
+                let x = self.x.load_panel(s, row, column, count);
+                let mut v = [s.mul_add(x[0], gate[0], shift[0]), s.mul_add(x[1], gate[1], shift[1])];
+                if let Some(b) = &self.slope {
+                    let before = b.before.load_panel(s, row, column, count);
+                    v[0] = s.mul(v[0], b.function.derivative::<T, S>(s, before[0]));
+                    v[1] = s.mul(v[1], b.function.derivative::<T, S>(s, before[1]));
+                }
+                self.out.store_panel(s, row, column, count, v);
             }
         }
     }
@@ -185,7 +251,7 @@ mod tests {
 
     #[test]
     fn maps_of_any_size_agree_with_f64() {
-        for sizes in [[1, 1, 1], [2, 5, 33], [3, 49, 64], [0, 4, 8], [1, 7, 40]] {
+        for sizes in [[1, 1, 1], [2, 5, 33], [3, 49, 64], [0, 4, 8], [1, 7, 40], [1, 20, 300]] {
             sweep(&Maps(sizes));
         }
     }

@@ -1,9 +1,9 @@
 //! Depthwise convolutions: each channel of a feature map with a kernel of its own, forward and back to the input.
 //!
 //! Nothing is summed over channels, so there is no matrix product to make of it. Sixteen channels are a vector, and
-//! a tap of the kernel is a multiply-add. A strip of the map's rows is brought, sixteen channels at a time, into
-//! memory of its own, as f32 and with the padding around it: what runs over it meets no edges, whatever the map is
-//! stored as. The results go to an [`Epilogue`], as those of products do.
+//! a tap of the kernel is a multiply-add. A strip of the map's rows, of some channels, is brought into memory of its
+//! own, sixteen channels after another, as f32 and with the padding around it: what runs over it meets no edges, whatever
+//! the map is stored as. The results go to an [`Epilogue`], as those of products do.
 //!
 //! The input gradient is a convolution with the kernel turned around, or with a stride of `s` up to `s²` of them,
 //! each for the input pixels of one phase (`y mod s`, `x mod s`) and with the taps that reach them: no zeros are
@@ -13,7 +13,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Epilogue, PANEL, TILE_ROWS};
+use crate::gemm::{Epilogue, PANEL, TILE_ROWS, expect_read};
+use crate::parallel::ranges;
 use crate::repeated::Repeated;
 use crate::scratch::{self, Line, elements, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
@@ -29,6 +30,8 @@ const NARROW: usize = 7;
 const HALVES: usize = PANEL / LANES;
 /// Bytes of a strip's input, as f32, to keep in the second-level cache while its channels pass by sixteen at a time.
 const STRIP_BYTES: usize = 512 << 10;
+/// Rows of a strip's results to reach at least, where there are as many.
+const HIGH: usize = 16;
 
 /// A square kernel's geometry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +66,16 @@ pub trait Pixels: Sync {
     /// Load `count` (up to sixteen) channels of a pixel from `channel` on; further lanes are zero. To be
     /// `#[inline(always)]`.
     fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F;
+    /// The same of up to 32 channels, from a multiple of 32 on.
+    #[inline(always)]
+    fn load_panel<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> [S::F; 2] {
+        let high =
+            if count > LANES { self.load(s, pixel, channel + LANES, count - LANES) } else { s.splat(0.0) };
+        [self.load(s, pixel, channel, count.min(LANES)), high]
+    }
+    /// Ask for the memory of such a panel of `pixels` pixels, which need not be there, to read it soon.
+    #[inline(always)]
+    fn expect<S: Simd>(&self, _s: S, _pixel: usize, _pixels: usize, _channel: usize) {}
 }
 
 impl<T: Operand> Pixels for Tiles<T> {
@@ -73,6 +86,18 @@ impl<T: Operand> Pixels for Tiles<T> {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F {
         Tiles::load(self, s, pixel, channel, count)
+    }
+
+    #[inline(always)]
+    fn load_panel<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> [S::F; 2] {
+        assert!(pixel < self.rows() && channel + count <= self.columns(), "channels outside the map");
+        // SAFETY: as just checked.
+        unsafe { Tiles::load_panel(self, s, pixel, channel, count) }
+    }
+
+    #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, pixel: usize, pixels: usize, channel: usize) {
+        Tiles::expect(self, s, pixel, pixels, channel);
     }
 }
 
@@ -120,6 +145,11 @@ impl Pixels for Rows<'_> {
         }
         let at = self.prompt.index(at);
         s.add(x, s.load(&self.prompt.values()[at..at + count]))
+    }
+
+    #[inline(always)]
+    fn expect<S: Simd>(&self, s: S, pixel: usize, pixels: usize, channel: usize) {
+        expect_read(s, self.x, self.channels, pixel, pixels, channel);
     }
 }
 
@@ -275,6 +305,13 @@ impl Pass {
         if images == 0 || rows == 0 || columns == 0 {
             return;
         }
+        if self.window == [1, 1] && self.step == 1 && self.spread == 1 {
+            // Each pixel by itself: nothing is brought anywhere.
+            ranges(images * rows * columns, TILE_ROWS, 4, |pixels| {
+                dispatch(isa, Factors { weights: &self.weights, x, epilogue, pixels });
+            });
+            return;
+        }
         let chunks = channels.div_ceil(LANES);
         let block = if self.step > 2 {
             1
@@ -284,15 +321,17 @@ impl Pass {
             NARROW
         };
         let pitch = (columns.next_multiple_of(block) - 1) * self.step + self.window[1];
-        // Strips that the cache holds, and enough of them for all threads, but not so low that most of what they
-        // read is their neighbours'. If that is not enough, channels are shared out as well.
-        let threads = rayon::current_num_threads();
-        let most = STRIP_BYTES / (self.step * pitch * chunks * size_of::<Line>());
+        // Strips that the cache holds, of so many channels only that they are high: a low one is mostly its neighbours'. And
+        // enough tasks for all threads, of fewer channels or else of fewer rows.
         let least = self.window[0].max(1);
-        let strips = rows.div_ceil(most.saturating_sub(least).max(least)).max((2 * threads).div_ceil(images));
-        let strips = strips.min(rows.div_ceil(least));
+        let lines = STRIP_BYTES / (pitch * HALVES * size_of::<Line>());
         let panels = channels.div_ceil(PANEL);
-        let shares = (2 * threads).div_ceil(images * strips).min(panels);
+        let together = (lines / ((rows.min(HIGH) - 1) * self.step + least)).clamp(1, panels);
+        let high = (lines / together).saturating_sub(least) / self.step + 1;
+        let (strips, shares) = (rows.div_ceil(high.max(least)), panels.div_ceil(together));
+        let tasks = 2 * rayon::current_num_threads();
+        let shares = shares.max(tasks.div_ceil(images * strips)).min(panels);
+        let strips = strips.max(tasks.div_ceil(images * shares)).min(rows.div_ceil(least));
         let part = |i: usize, parts: usize, all: usize| i * all / parts..(i + 1) * all / parts;
         // The strip is lent here rather than inside the task: a closure there would be compiled without its
         // instructions.
@@ -326,6 +365,53 @@ impl Pass {
             });
         };
         (0..images * strips * shares).into_par_iter().with_max_len(1).for_each(run);
+    }
+}
+
+/// Some pixels, all channels times a factor each: a kernel of one tap.
+struct Factors<'a, X, E> {
+    weights: &'a [Line],
+    x: &'a X,
+    epilogue: &'a E,
+    pixels: Range<usize>,
+}
+
+impl<X: Pixels, E: Epilogue> Kernel for Factors<'_, X, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (_, channels) = self.x.shape();
+        for first in self.pixels.clone().step_by(TILE_ROWS) {
+            let tile = first..(first + TILE_ROWS).min(self.pixels.end);
+            for channel in (0..channels).step_by(PANEL) {
+                let count = (channels - channel).min(PANEL);
+                self.x.expect(s, tile.end, TILE_ROWS, channel);
+                self.epilogue.expect(s, tile.start, tile.len(), channel);
+                if count == PANEL {
+                    // The usual case, with the count known to the compiler.
+                    self.panel(s, tile.clone(), channel, PANEL);
+                } else {
+                    self.panel(s, tile.clone(), channel, count);
+                }
+            }
+        }
+    }
+}
+
+impl<X: Pixels, E: Epilogue> Factors<'_, X, E> {
+    /// `count` channels of some pixels.
+    #[inline(always)]
+    fn panel<S: Simd>(&self, s: S, pixels: Range<usize>, channel: usize, count: usize) {
+        let weights = elements::<f32>(&self.weights[channel / LANES..(channel + count).div_ceil(LANES)]);
+        let (low, high) = weights.split_at(LANES);
+        let weights = [s.load(low), s.load(high)];
+        for pixel in pixels {
+            let [low, high] = self.x.load_panel(s, pixel, channel, count);
+            let v = [s.mul(low, weights[0]), s.mul(high, weights[1])];
+            // SAFETY: the epilogue was checked for all pixels and channels; each comes once.
+            unsafe { self.epilogue.put(s, pixel, channel, count, v) };
+        }
     }
 }
 
@@ -377,7 +463,8 @@ impl<X: Pixels, E: Epilogue> Strip<'_, X, E> {
         for r in 0..self.height {
             let y = first + r as isize;
             let outside = y < 0 || y >= height as isize || from >= to;
-            let row = |chunk: usize| (chunk * self.height + r) * self.pitch;
+            let (strip_height, pitch) = (self.height, self.pitch);
+            let row = |chunk: usize| (chunk * strip_height + r) * pitch;
             for row in (0..self.chunks.len()).map(row) {
                 let line = &mut self.lines[row..row + self.pitch];
                 line[..if outside { self.pitch } else { from }].fill([0.0; LANES]);
@@ -389,20 +476,30 @@ impl<X: Pixels, E: Epilogue> Strip<'_, X, E> {
             // Sixteen pixels with all their channels: near each other in rows as in tiles.
             for column in (from..to).step_by(TILE_ROWS) {
                 let pixel = (self.image * height + y as usize) * width + column.wrapping_add_signed(left);
-                for (i, chunk) in self.chunks.clone().enumerate() {
-                    let at = row(i) + column;
-                    let out = &mut self.lines[at..at + (to - column).min(TILE_ROWS)];
-                    let count = (channels - chunk * LANES).min(LANES);
-                    for (pixel, out) in (pixel..).zip(out) {
-                        let v = if count == LANES {
-                            // The usual case, with the count known to the compiler.
-                            self.x.load(s, pixel, chunk * LANES, LANES)
-                        } else {
-                            self.x.load(s, pixel, chunk * LANES, count)
-                        };
-                        s.store(out, v);
+                let pixels = pixel..pixel + (to - column).min(TILE_ROWS);
+                for (i, chunk) in self.chunks.clone().enumerate().step_by(HALVES) {
+                    let (at, count) = (row(i) + column, (channels - chunk * LANES).min(PANEL));
+                    self.x.expect(s, pixels.end, TILE_ROWS, chunk * LANES);
+                    if count == PANEL {
+                        // The usual case, with the count known to the compiler.
+                        self.bring_panel(s, pixels.clone(), chunk, PANEL, at);
+                    } else {
+                        self.bring_panel(s, pixels.clone(), chunk, count, at);
                     }
                 }
+            }
+        }
+    }
+
+    /// `count` channels of pixels that follow each other, to the lines from `at` on and the next chunk's.
+    #[inline(always)]
+    fn bring_panel<S: Simd>(&mut self, s: S, pixels: Range<usize>, chunk: usize, count: usize, at: usize) {
+        let next = at + self.height * self.pitch;
+        for (i, pixel) in pixels.enumerate() {
+            let v = self.x.load_panel(s, pixel, chunk * LANES, count);
+            s.store(&mut self.lines[at + i], v[0]);
+            if count > LANES {
+                s.store(&mut self.lines[next + i], v[1]);
             }
         }
     }

@@ -85,6 +85,8 @@ fn kernels_of_any_geometry_agree_with_f64() {
         (2, 3, 4, 2, 1, [9, 6]),
         (1, 4, 1, 1, 1, [5, 5]),
         (33, 3, 1, 1, 0, [4, 4]),
+        // A factor a channel.
+        (50, 1, 1, 0, 2, [5, 7]),
     ] {
         sweep(&Maps { shape: Shape { channels, side, stride, padding }, images, size });
     }

@@ -1,7 +1,9 @@
 //! What becomes of a product's sums.
 
 use crate::repeated::Repeated;
-use crate::simd::{LANES, Simd, coarse_gaussian_cdf, coarse_gelu_derivative, gaussian_cdf, logistic};
+use crate::simd::{
+    LANES, Simd, coarse_gaussian_cdf, coarse_gelu_derivative, coarse_logistic, gaussian_cdf, logistic,
+};
 use crate::{Operand, SharedMut, SharedTiles, Tiles};
 
 /// Takes sums as they are finished, a panel's row (32 columns) at a time.
@@ -56,7 +58,7 @@ pub(super) unsafe fn add_bias<S: Simd>(
 
 /// Ask for rows of f32, `stride` apart, that will be read soon.
 #[inline(always)]
-fn expect_read<S: Simd>(s: S, x: &[f32], stride: usize, row: usize, rows: usize, column: usize) {
+pub(crate) fn expect_read<S: Simd>(s: S, x: &[f32], stride: usize, row: usize, rows: usize, column: usize) {
     for at in (row..row + rows).map(|row| row * stride + column) {
         s.prefetch_read(x, at);
         s.prefetch_read(x, at + LANES);
@@ -221,8 +223,8 @@ impl Activation {
             Self::Relu => s.max(s.splat(0.0), x),
             Self::Gelu if T::GROUP == 2 => s.mul(x, coarse_gaussian_cdf(s, x)),
             Self::Gelu => s.mul(x, gaussian_cdf(s, x).0),
-            Self::QuickGelu => s.mul(x, logistic(s, s.mul(x, s.splat(1.702)))),
-            Self::Silu => s.mul(x, logistic(s, x)),
+            Self::QuickGelu => s.mul(x, sigmoid::<T, S>(s, s.mul(x, s.splat(1.702)))),
+            Self::Silu => s.mul(x, sigmoid::<T, S>(s, x)),
         }
     }
 
@@ -239,16 +241,22 @@ impl Activation {
                 let (cdf, bell) = gaussian_cdf(s, x);
                 s.mul_add(s.mul(x, s.splat(DENSITY)), bell, cdf)
             }
-            Self::QuickGelu => swish_derivative(s, s.mul(x, s.splat(1.702))),
-            Self::Silu => swish_derivative(s, x),
+            Self::QuickGelu => swish_derivative::<T, S>(s, s.mul(x, s.splat(1.702))),
+            Self::Silu => swish_derivative::<T, S>(s, x),
         }
     }
 }
 
+/// `σ(x)`, as exact as `T` can hold.
+#[inline(always)]
+fn sigmoid<T: Operand, S: Simd>(s: S, x: S::F) -> S::F {
+    if T::GROUP == 2 { coarse_logistic(s, x) } else { logistic(s, x) }
+}
+
 /// The derivative of `x σ(a x)` at `z = a x`: `σ + z σ (1 - σ)`.
 #[inline(always)]
-fn swish_derivative<S: Simd>(s: S, z: S::F) -> S::F {
-    let y = logistic(s, z);
+fn swish_derivative<T: Operand, S: Simd>(s: S, z: S::F) -> S::F {
+    let y = sigmoid::<T, S>(s, z);
     s.mul(y, s.mul_add(z, s.sub(s.splat(1.0), y), s.splat(1.0)))
 }
 

@@ -21,7 +21,7 @@ mod source;
 mod stream;
 
 pub use epilogue::{Activate, Activation, Add, Epilogue, Masked, Multiply, Output, Plain, Residual, Store};
-pub(crate) use epilogue::{load, mask_words, selected};
+pub(crate) use epilogue::{expect_read, load, mask_words, selected};
 pub use matrix::Matrix;
 pub(crate) use source::NOWHERE;
 pub use source::{Pieces, Rounded, Source};

@@ -163,6 +163,13 @@ pub fn logistic<S: Simd>(s: S, x: S::F) -> S::F {
     s.recip(s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), x))))
 }
 
+/// The same to 5e-6, for results that are rounded to bfloat16; constant, at 2^-64 and 1, where `|x| > 44`.
+#[inline(always)]
+pub fn coarse_logistic<S: Simd>(s: S, x: S::F) -> S::F {
+    let power = s.min(s.splat(-LEAST), s.mul(x, s.splat(-std::f32::consts::LOG2_E)));
+    s.recip(s.add(s.splat(1.0), power_of_two(s, power, &COARSE_EXP2)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Kernel, LANES, dispatch};
@@ -173,11 +180,11 @@ mod tests {
     struct Errors;
 
     impl Kernel for Errors {
-        type Output = [f64; 8];
+        type Output = [f64; 9];
 
         #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> [f64; 8] {
-            let mut worst = [0.0_f64; 8];
+        fn run<S: Simd>(self, s: S) -> [f64; 9] {
+            let mut worst = [0.0_f64; 9];
             let steps = if cfg!(miri) { 40 } else { 1_000 };
             for i in 0..steps {
                 let x: [f32; LANES] =
@@ -192,6 +199,7 @@ mod tests {
                 let (cdf, bell) = gaussian_cdf(s, s.load(&small));
                 let (cdf, bell) = (get(cdf), get(bell));
                 let sigmoid = get(logistic(s, s.load(&small)));
+                let coarse_sigmoid = get(coarse_logistic(s, s.load(&small)));
                 let coarse = get(coarse_gaussian_cdf(s, s.load(&small)));
                 let slope = get(coarse_gelu_derivative(s, s.load(&small)));
                 let below = x.map(|v| v - 85.0);
@@ -211,6 +219,7 @@ mod tests {
                             - (cdf_reference(y) + y * gauss / (2.0 * std::f64::consts::PI).sqrt()),
                         f64::from(two[l]) / power - 1.0,
                         f64::from(coarse_two[l]) / power - 1.0,
+                        f64::from(coarse_sigmoid[l]) * (1.0 + (-y).exp()) - 1.0,
                     ];
                     for (w, e) in worst.iter_mut().zip(errors) {
                         *w = w.max(e.abs());
@@ -249,6 +258,7 @@ mod tests {
                     coarse_gaussian_cdf(s, nan),
                     coarse_gelu_derivative(s, nan),
                     logistic(s, nan),
+                    coarse_logistic(s, nan),
                     exp2(s, nan),
                     coarse_exp2(s, nan),
                     crate::gemm::Activation::Relu.value::<f32, S>(s, nan),
@@ -266,12 +276,35 @@ mod tests {
     }
 
     #[test]
+    fn a_coarse_logistic_ends_where_it_should() {
+        struct Ends;
+        impl Kernel for Ends {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) {
+                for x in [45.0, 100.0, 1e30, f32::INFINITY] {
+                    let mut out = [[0.0; LANES]; 2];
+                    s.store(&mut out[0], coarse_logistic(s, s.splat(x)));
+                    s.store(&mut out[1], coarse_logistic(s, s.splat(-x)));
+                    assert!(out[0].iter().all(|v| (v - 1.0).abs() < 1e-6), "{x}: {out:?}");
+                    assert!(out[1].iter().all(|v| *v > 0.0 && *v < 1e-19), "{x}: {out:?}");
+                }
+            }
+        }
+        for isa in Isa::available() {
+            dispatch(*isa, Ends);
+        }
+    }
+
+    #[test]
     fn functions_are_as_accurate_as_they_say() {
         for isa in Isa::available() {
-            let [e, cdf, bell, sigmoid, coarse, slope, two, coarse_two] = dispatch(*isa, Errors);
+            let [e, cdf, bell, sigmoid, coarse, slope, two, coarse_two, coarse_sigmoid] =
+                dispatch(*isa, Errors);
             assert!(e < 3e-7 && sigmoid < 4e-7, "{isa:?}: {e} {sigmoid}");
             assert!(coarse < 8e-6 && slope < 1e-4, "{isa:?}: {coarse} {slope}");
             assert!(two < 3e-7 && coarse_two < 4e-6, "{isa:?}: {two} {coarse_two}");
+            assert!(coarse_sigmoid < 5e-6, "{isa:?}: {coarse_sigmoid}");
             assert!(cdf < 3e-7 && bell < 2e-7, "{isa:?}: {cdf} {bell}");
         }
     }

@@ -16,7 +16,10 @@ use crate::SharedMut;
 use crate::isa::{Isa, Kind};
 use array::Array;
 
-pub use math::{coarse_exp2, coarse_gaussian_cdf, coarse_gelu_derivative, exp, exp2, gaussian_cdf, logistic};
+pub use math::{
+    coarse_exp2, coarse_gaussian_cdf, coarse_gelu_derivative, coarse_logistic, exp, exp2, gaussian_cdf,
+    logistic,
+};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
