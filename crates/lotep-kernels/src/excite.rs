@@ -27,7 +27,7 @@ pub fn sums<T: Operand>(isa: Isa, x: &Tiles<T>, times: Option<Behind<'_, T>>, ou
     let channels = x.columns();
     assert!(channels > 0 && out.len().is_multiple_of(channels), "sums [B, C] of {channels} channels");
     let images = out.len() / channels;
-    assert!(x.rows().is_multiple_of(images.max(1)), "{} pixels of {images} images", x.rows());
+    assert!(x.rows().is_multiple_of(images), "{} pixels of {images} images", x.rows());
     if let Some(times) = &times {
         assert_eq!((times.before.rows(), times.before.columns()), (x.rows(), channels), "factors");
     }
@@ -72,7 +72,7 @@ impl<T: Operand> Kernel for Sums<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         // A tile with all its panels, one after another, is read as it lies.
-        for rows in pieces(self.rows.clone(), self.x.rows()) {
+        for rows in pieces(self.rows.clone(), TILE_ROWS) {
             for from in (0..self.out.len()).step_by(PANEL) {
                 let count = (self.out.len() - from).min(PANEL);
                 if count == PANEL {
@@ -101,9 +101,9 @@ impl<T: Operand> Sums<'_, T> {
                 Some(b) => {
                     // SAFETY: as above.
                     let y = unsafe { b.before.load_panel(s, row, column, count) };
-                    // (Not by `map`: its closure would be compiled without these instructions.)
-                    let [low, high] = y;
-                    let y = [b.function.value::<T, S>(s, low), b.function.value::<T, S>(s, high)];
+                    let f = b.function;
+                    // Not by `map`, whose closure would be compiled without these instructions.
+                    let y = [f.value::<T, S>(s, y[0]), f.value::<T, S>(s, y[1])];
                     [s.mul_add(x[0], y[0], sums[0]), s.mul_add(x[1], y[1], sums[1])]
                 }
                 None => [s.add(sums[0], x[0]), s.add(sums[1], x[1])],
@@ -133,7 +133,7 @@ pub fn scale<T: Operand>(
     assert!(channels > 0 && gate.len().is_multiple_of(channels), "a gate [B, C] of {channels} channels");
     assert!(shift.is_empty() || shift.len() == gate.len(), "a shift [B, C]");
     let images = gate.len() / channels;
-    assert!(rows.is_multiple_of(images.max(1)), "{rows} pixels of {images} images");
+    assert!(rows.is_multiple_of(images), "{rows} pixels of {images} images");
     if let Some(slope) = &slope {
         assert_eq!((slope.before.rows(), slope.before.columns()), (rows, channels), "values before");
     }
@@ -250,8 +250,15 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "16 pixels of 0 images")]
+    fn pixels_of_no_image_are_refused() {
+        let x = Tiles::<f32>::new(16, 4);
+        scale(Isa::best(), &x, &[], &[], None, &mut Tiles::new(16, 4));
+    }
+
+    #[test]
     fn maps_of_any_size_agree_with_f64() {
-        for sizes in [[1, 1, 1], [2, 5, 33], [3, 49, 64], [0, 4, 8], [1, 7, 40], [1, 20, 300]] {
+        for sizes in [[1, 1, 1], [2, 5, 33], [3, 49, 64], [0, 4, 8], [2, 0, 8], [1, 7, 40], [1, 20, 300]] {
             sweep(&Maps(sizes));
         }
     }

@@ -147,7 +147,7 @@ impl<T: Operand> Tiles<T> {
         }
     }
 
-    /// Ask for the memory of `rows` rows of a panel, to read it soon.
+    /// Ask for the memory of `rows` rows of a panel, which need not be there, to read it soon.
     #[inline(always)]
     pub(crate) fn expect<S: Simd>(&self, s: S, row: usize, rows: usize, column: usize) {
         let x = elements::<T>(&self.lines);

@@ -3,7 +3,8 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::thread::sleep;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::common::{Case, Net, Ran, files_under, run};
@@ -16,30 +17,38 @@ fn signal(child: &Child, name: &str) {
 
 /// Send a signal and wait until the program says that it stops: a signal may arrive long after it was sent. Returns
 /// all that was said until then.
-fn stop(child: &mut Child, name: &str) -> String {
+#[track_caller]
+fn stop(child: &mut Child, name: &str) -> Vec<u8> {
     signal(child, name);
+    let (_done, wait) = mpsc::channel::<()>();
+    let id = child.id().to_string();
+    thread::spawn(move || {
+        if wait.recv_timeout(Duration::from_secs(30)) == Err(RecvTimeoutError::Timeout) {
+            _ = Command::new("kill").args(["-KILL", &id]).status();
+        }
+    });
     let mut said = Vec::new();
     let stderr = child.stderr.as_mut().unwrap();
     // Byte by byte, for what comes after stays in the pipe.
     while !said.ends_with(b"stopping after this step (again to stop at once)\n") {
         let mut byte = [0];
         let read = stderr.read(&mut byte).unwrap();
-        assert_eq!(read, 1, "it ended before the signal came: {}", String::from_utf8_lossy(&said));
+        assert_eq!(read, 1, "it ended before it said so: {}", String::from_utf8_lossy(&said));
         said.push(byte[0]);
     }
-    String::from_utf8(said).unwrap()
+    said
 }
 
 /// Wait for the end after [`stop`].
-fn ended(child: Child, said: String, what: &str) -> Ran {
-    let mut ran = Ran::new(child.wait_with_output().unwrap(), what.into());
-    ran.stderr.insert_str(0, &said);
-    ran
+fn ended(child: Child, said: Vec<u8>, what: &str) -> Ran {
+    let mut output = child.wait_with_output().unwrap();
+    output.stderr.splice(..0, said);
+    Ran::new(output, what.into())
 }
 
 /// Wait for the end after [`stop`], and check that it is the end of an interrupted run.
 #[track_caller]
-fn interrupted(child: Child, said: String, words: &[&str]) -> Ran {
+fn interrupted(child: Child, said: Vec<u8>, words: &[&str]) -> Ran {
     let ran = ended(child, said, "(interrupted)");
     assert_eq!(ran.code, Some(130), "{ran}");
     assert_eq!(ran.stdout, "", "there is no result: {ran}");

@@ -3,7 +3,8 @@
 //! Nothing is summed over channels, so there is no matrix product to make of it. Sixteen channels are a vector, and
 //! a tap of the kernel is a multiply-add. A strip of the map's rows, of some channels, is brought into memory of its
 //! own, sixteen channels after another, as f32 and with the padding around it: what runs over it meets no edges, whatever
-//! the map is stored as. The results go to an [`Epilogue`], as those of products do.
+//! the map is stored as. (A kernel of one tap takes the pixels where they lie.) The results go to an [`Epilogue`], as
+//! those of products do.
 //!
 //! The input gradient is a convolution with the kernel turned around, or with a stride of `s` up to `s²` of them,
 //! each for the input pixels of one phase (`y mod s`, `x mod s`) and with the taps that reach them: no zeros are
@@ -66,14 +67,14 @@ pub trait Pixels: Sync {
     /// Load `count` (up to sixteen) channels of a pixel from `channel` on; further lanes are zero. To be
     /// `#[inline(always)]`.
     fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F;
-    /// The same of up to 32 channels, from a multiple of 32 on.
+    /// The same of up to 32 channels, from a multiple of 32 on. To be `#[inline(always)]` as well.
     #[inline(always)]
     fn load_panel<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> [S::F; 2] {
         let high =
             if count > LANES { self.load(s, pixel, channel + LANES, count - LANES) } else { s.splat(0.0) };
         [self.load(s, pixel, channel, count.min(LANES)), high]
     }
-    /// Ask for the memory of such a panel of `pixels` pixels, which need not be there, to read it soon.
+    /// Ask for the memory of such a panel of `pixels` pixels, which need not be there, to read it soon. Likewise.
     #[inline(always)]
     fn expect<S: Simd>(&self, _s: S, _pixel: usize, _pixels: usize, _channel: usize) {}
 }
@@ -90,7 +91,9 @@ impl<T: Operand> Pixels for Tiles<T> {
 
     #[inline(always)]
     fn load_panel<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> [S::F; 2] {
-        assert!(pixel < self.rows() && channel + count <= self.columns(), "channels outside the map");
+        let (rows, columns) = (self.rows(), self.columns());
+        let there = pixel < rows && channel < columns && count <= PANEL.min(columns - channel);
+        assert!(there && channel.is_multiple_of(PANEL), "channels outside the map");
         // SAFETY: as just checked.
         unsafe { Tiles::load_panel(self, s, pixel, channel, count) }
     }
@@ -321,13 +324,13 @@ impl Pass {
             NARROW
         };
         let pitch = (columns.next_multiple_of(block) - 1) * self.step + self.window[1];
-        // Strips that the cache holds, of so many channels only that they are high: a low one is mostly its neighbours'. And
-        // enough tasks for all threads, of fewer channels or else of fewer rows.
+        // Strips that the cache holds, of so many channels only that they are high: most of what a low one reads, its neighbours
+        // read as well. And enough tasks for all threads, of fewer channels or else of fewer rows.
         let least = self.window[0].max(1);
-        let lines = STRIP_BYTES / (pitch * HALVES * size_of::<Line>());
+        let fit = STRIP_BYTES / (pitch * HALVES * size_of::<Line>());
         let panels = channels.div_ceil(PANEL);
-        let together = (lines / ((rows.min(HIGH) - 1) * self.step + least)).clamp(1, panels);
-        let high = (lines / together).saturating_sub(least) / self.step + 1;
+        let together = (fit / ((rows.min(HIGH) - 1) * self.step + least)).clamp(1, panels);
+        let high = (fit / together).saturating_sub(least) / self.step + 1;
         let (strips, shares) = (rows.div_ceil(high.max(least)), panels.div_ceil(together));
         let tasks = 2 * rayon::current_num_threads();
         let shares = shares.max(tasks.div_ceil(images * strips)).min(panels);

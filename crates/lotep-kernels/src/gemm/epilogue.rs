@@ -56,7 +56,7 @@ pub(super) unsafe fn add_bias<S: Simd>(
     if bias.is_empty() { v } else { add(s, v, unsafe { load(s, bias, column, count) }) }
 }
 
-/// Ask for rows of f32, `stride` apart, that will be read soon.
+/// Ask for rows of f32, `stride` apart, that will be read soon, and need not be there.
 #[inline(always)]
 pub(crate) fn expect_read<S: Simd>(s: S, x: &[f32], stride: usize, row: usize, rows: usize, column: usize) {
     for at in (row..row + rows).map(|row| row * stride + column) {
