@@ -52,7 +52,8 @@ fn pieces(rows: Range<usize>, pixels: usize) -> impl Iterator<Item = Range<usize
     let mut row = rows.start;
     std::iter::from_fn(move || {
         let start = row;
-        row = [TILE_ROWS, pixels].map(|of| (start / of + 1) * of).into_iter().fold(rows.end, usize::min);
+        let next = |of: usize| (start / of + 1) * of;
+        row = next(TILE_ROWS).min(next(pixels)).min(rows.end);
         (start < rows.end).then_some(start..row)
     })
 }
@@ -71,7 +72,7 @@ impl<T: Operand> Kernel for Sums<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        // A tile with all its panels, one after another, is read as it lies.
+        // A tile with all its panels, one after another, is read as it lies. (All rows are one image's.)
         for rows in pieces(self.rows.clone(), TILE_ROWS) {
             for from in (0..self.out.len()).step_by(PANEL) {
                 let count = (self.out.len() - from).min(PANEL);

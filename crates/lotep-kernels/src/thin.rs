@@ -122,11 +122,9 @@ impl<P: Pixels> Contract<'_, P> {
     #[inline(always)]
     fn block<const N: usize, S: Simd>(&self, s: S, rows: Range<usize>, column: usize, k: usize) -> usize {
         let (all, count) = (self.wide.shape().1, (self.columns.end - column).min(PANEL));
-        let (low, high) = (count.min(LANES), count.saturating_sub(LANES));
         let mut sums = [[s.splat(0.0); 2]; N];
         for row in rows {
-            let first = self.wide.load(s, row, column, low);
-            let second = if high > 0 { self.wide.load(s, row, column + LANES, high) } else { s.splat(0.0) };
+            let [first, second] = self.wide.load_panel(s, row, column, count);
             let at = row * self.rank + k;
             for (sums, t) in sums.iter_mut().zip(&self.thin[at..at + N]) {
                 let t = s.splat(*t);

@@ -10,16 +10,20 @@
 //! each for the input pixels of one phase (`y mod s`, `x mod s`) and with the taps that reach them: no zeros are
 //! multiplied.
 
+mod factors;
+mod pixels;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Epilogue, PANEL, TILE_ROWS, expect_read};
+use self::factors::Factors;
+pub use self::pixels::{Pixels, Rows};
+use crate::Isa;
+use crate::gemm::{Epilogue, PANEL, TILE_ROWS};
 use crate::parallel::ranges;
-use crate::repeated::Repeated;
 use crate::scratch::{self, Line, elements, elements_mut};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
-use crate::{Isa, Operand, Tiles};
 
 /// Results whose sums are held in registers at once: two rows of eight, or of seven, which maps of 224 pixels are
 /// halved down to. Enough to keep the multipliers busy while each waits for its last sum. Where registers are not wide, a
@@ -31,7 +35,7 @@ const NARROW: usize = 7;
 const HALVES: usize = PANEL / LANES;
 /// Bytes of a strip's input, as f32, to keep in the second-level cache while its channels pass by sixteen at a time.
 const STRIP_BYTES: usize = 512 << 10;
-/// Rows of a strip's results to reach at least, where there are as many.
+/// Rows of results to aim at in a strip, where there are as many.
 const HIGH: usize = 16;
 
 /// A square kernel's geometry.
@@ -57,102 +61,6 @@ impl Shape {
             let steps = (s + 2 * self.padding).checked_sub(self.side);
             steps.unwrap_or_else(|| panic!("{self:?} on a map of {size:?}")) / self.stride + 1
         })
-    }
-}
-
-/// A feature map's pixels, row by row and image by image: what a depthwise convolution reads.
-pub trait Pixels: Sync {
-    /// Number of pixels and of their channels.
-    fn shape(&self) -> (usize, usize);
-    /// Load `count` (up to sixteen) channels of a pixel from `channel` on; further lanes are zero. To be
-    /// `#[inline(always)]`.
-    fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F;
-    /// The same of up to 32 channels, from a multiple of 32 on. To be `#[inline(always)]` as well.
-    #[inline(always)]
-    fn load_panel<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> [S::F; 2] {
-        let high =
-            if count > LANES { self.load(s, pixel, channel + LANES, count - LANES) } else { s.splat(0.0) };
-        [self.load(s, pixel, channel, count.min(LANES)), high]
-    }
-    /// Ask for the memory of such a panel of `pixels` pixels, which need not be there, to read it soon. Likewise.
-    #[inline(always)]
-    fn expect<S: Simd>(&self, _s: S, _pixel: usize, _pixels: usize, _channel: usize) {}
-}
-
-impl<T: Operand> Pixels for Tiles<T> {
-    fn shape(&self) -> (usize, usize) {
-        (self.rows(), self.columns())
-    }
-
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F {
-        Tiles::load(self, s, pixel, channel, count)
-    }
-
-    #[inline(always)]
-    fn load_panel<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> [S::F; 2] {
-        let (rows, columns) = (self.rows(), self.columns());
-        let there = pixel < rows && channel < columns && count <= PANEL.min(columns - channel);
-        assert!(there && channel.is_multiple_of(PANEL), "channels outside the map");
-        // SAFETY: as just checked.
-        unsafe { Tiles::load_panel(self, s, pixel, channel, count) }
-    }
-
-    #[inline(always)]
-    fn expect<S: Simd>(&self, s: S, pixel: usize, pixels: usize, channel: usize) {
-        Tiles::expect(self, s, pixel, pixels, channel);
-    }
-}
-
-/// Pixels as rows of f32, one after another, with something added where it is given.
-#[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
-    x: &'a [f32],
-    prompt: Repeated<'a>,
-    channels: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// Rows of `channels` values.
-    ///
-    /// # Panics
-    /// `x` is not made of whole rows.
-    pub fn new(x: &'a [f32], channels: usize) -> Self {
-        assert!(channels > 0 && x.len().is_multiple_of(channels), "{} values in rows of {channels}", x.len());
-        Self { x, prompt: Repeated::NONE, channels }
-    }
-
-    /// Add one sample's rows, repeated; may be empty.
-    ///
-    /// # Panics
-    /// `prompt` is not made of whole rows.
-    #[must_use]
-    pub fn prompt(self, prompt: &'a [f32]) -> Self {
-        let prompt = Repeated::rows(prompt, self.channels);
-        prompt.check(self.x.len());
-        Self { prompt, ..self }
-    }
-}
-
-impl Pixels for Rows<'_> {
-    fn shape(&self) -> (usize, usize) {
-        (self.x.len() / self.channels, self.channels)
-    }
-
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, pixel: usize, channel: usize, count: usize) -> S::F {
-        let at = pixel * self.channels + channel;
-        let x = s.load(&self.x[at..at + count]);
-        if self.prompt.is_empty() {
-            return x;
-        }
-        let at = self.prompt.index(at);
-        s.add(x, s.load(&self.prompt.values()[at..at + count]))
-    }
-
-    #[inline(always)]
-    fn expect<S: Simd>(&self, s: S, pixel: usize, pixels: usize, channel: usize) {
-        expect_read(s, self.x, self.channels, pixel, pixels, channel);
     }
 }
 
@@ -309,7 +217,6 @@ impl Pass {
             return;
         }
         if self.window == [1, 1] && self.step == 1 && self.spread == 1 {
-            // Each pixel by itself: nothing is brought anywhere.
             ranges(images * rows * columns, TILE_ROWS, 4, |pixels| {
                 dispatch(isa, Factors { weights: &self.weights, x, epilogue, pixels });
             });
@@ -368,53 +275,6 @@ impl Pass {
             });
         };
         (0..images * strips * shares).into_par_iter().with_max_len(1).for_each(run);
-    }
-}
-
-/// Some pixels, all channels times a factor each: a kernel of one tap.
-struct Factors<'a, X, E> {
-    weights: &'a [Line],
-    x: &'a X,
-    epilogue: &'a E,
-    pixels: Range<usize>,
-}
-
-impl<X: Pixels, E: Epilogue> Kernel for Factors<'_, X, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (_, channels) = self.x.shape();
-        for first in self.pixels.clone().step_by(TILE_ROWS) {
-            let tile = first..(first + TILE_ROWS).min(self.pixels.end);
-            for channel in (0..channels).step_by(PANEL) {
-                let count = (channels - channel).min(PANEL);
-                self.x.expect(s, tile.end, TILE_ROWS, channel);
-                self.epilogue.expect(s, tile.start, tile.len(), channel);
-                if count == PANEL {
-                    // The usual case, with the count known to the compiler.
-                    self.panel(s, tile.clone(), channel, PANEL);
-                } else {
-                    self.panel(s, tile.clone(), channel, count);
-                }
-            }
-        }
-    }
-}
-
-impl<X: Pixels, E: Epilogue> Factors<'_, X, E> {
-    /// `count` channels of some pixels.
-    #[inline(always)]
-    fn panel<S: Simd>(&self, s: S, pixels: Range<usize>, channel: usize, count: usize) {
-        let weights = elements::<f32>(&self.weights[channel / LANES..(channel + count).div_ceil(LANES)]);
-        let (low, high) = weights.split_at(LANES);
-        let weights = [s.load(low), s.load(high)];
-        for pixel in pixels {
-            let [low, high] = self.x.load_panel(s, pixel, channel, count);
-            let v = [s.mul(low, weights[0]), s.mul(high, weights[1])];
-            // SAFETY: the epilogue was checked for all pixels and channels; each comes once.
-            unsafe { self.epilogue.put(s, pixel, channel, count, v) };
-        }
     }
 }
 

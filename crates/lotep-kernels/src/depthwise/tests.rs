@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::gemm::{Activate, Activation, Store};
 use crate::testing::{Sweep, assert_close, operands, sweep, values, wide};
+use crate::{Operand, Tiles};
 
 struct Maps {
     shape: Shape,
