@@ -46,6 +46,10 @@ impl Period {
     #[inline(always)]
     pub(crate) fn in_tile(&self, row: usize) -> usize {
         let first = row / TILE_ROWS * TILE_ROWS;
+        if self.length.is_multiple_of(TILE_ROWS) {
+            // The row within its tile stays visible.
+            return self.index(first) / TILE_ROWS * TILE_ROWS + row % TILE_ROWS;
+        }
         let mut at = self.index(first) + (row - first);
         while at >= self.length {
             at -= self.length;

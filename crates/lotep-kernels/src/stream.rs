@@ -54,7 +54,7 @@ pub fn take_factors<T: Operand>(
     thin::sizes(thin, wide, rank, pixels * columns);
     let samples = Samples::new(grad, mask, pixels);
     // Each has sums of its own for the other factor, which are not to outgrow the gradient of the product.
-    let segment = pixels.div_ceil(SEGMENTS.min(pixels / rank).max(1));
+    let segment = pixels.div_ceil(SEGMENTS.min(pixels / rank).max(1)).next_multiple_of(TILE_ROWS);
     let mut of_thin = uncleared(thin.len());
     let mut partial = vec![0.0; pixels.div_ceil(segment) * wide.len()];
     let parts = of_thin.par_chunks_mut(segment * rank).zip(partial.par_chunks_mut(wide.len()));
@@ -77,6 +77,10 @@ pub fn take_factors<T: Operand>(
 
 /// Sums that stay in the first-level cache while the samples pass by.
 const SUMS: usize = 8192;
+/// Pixels whose sums are in registers at once, in bfloat16: their lines lie side by side, where those of samples are maps apart.
+/// (Measured on Zen 4, eight samples of 56 × 56 × 256 on two threads: 0.27 ms, 0.41 pixel by pixel with lines put together
+/// again from lanes; without pairs 0.43, and pairs pixel by pixel 0.39.)
+const TOGETHER: usize = 8;
 
 /// The gradient of a stream that each of some samples had the same prompt added to.
 #[derive(Clone, Copy)]
@@ -109,24 +113,84 @@ impl<'a, T: Operand> Samples<'a, T> {
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, s: S, pixels: Range<usize>, sums: &mut [f32]) {
         let columns = self.grad.columns();
-        let words = mask_words(columns);
+        let whole = columns - columns % PANEL;
         for column in (0..columns).step_by(PANEL) {
-            let count = (columns - column).min(PANEL);
-            for (pixel, sums) in pixels.clone().zip(sums.chunks_exact_mut(columns)) {
-                let mut sum = [s.splat(0.0); 2];
-                for row in (0..self.count).map(|sample| sample * self.pixels + pixel) {
-                    // SAFETY: a row and columns that the matrix has; alone, as the caller promises.
-                    let v = unsafe { stored(s, &self.grad, row, column, count) };
-                    sum = [s.add(sum[0], v[0]), s.add(sum[1], v[1])];
-                    let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
-                    let kept = selected(s, mask, v);
-                    // SAFETY: as above.
-                    unsafe { self.grad.store_panel(s, row, column, count, kept) };
+            if T::GROUP == 1 || column == whole {
+                for (pixel, sums) in pixels.clone().zip(sums.chunks_exact_mut(columns)) {
+                    let to = &mut sums[column..(column + PANEL).min(columns)];
+                    // SAFETY: the caller's.
+                    unsafe { self.sum_values(s, pixel, column, to) };
                 }
-                let (low, high) = sums[column..column + count].split_at_mut(count.min(LANES));
-                s.store(low, sum[0]);
-                s.store(high, sum[1]);
+                continue;
             }
+            let mut first = pixels.start;
+            for sums in sums.chunks_mut(TOGETHER * columns) {
+                let sums = sums.split_at_mut(column).1;
+                // SAFETY: the caller's.
+                unsafe {
+                    if pixels.end - first >= TOGETHER {
+                        self.sum_lines::<S, TOGETHER>(s, first, column, sums);
+                    } else {
+                        for (pixel, sums) in (first..pixels.end).zip(sums.chunks_mut(columns)) {
+                            self.sum_lines::<S, 1>(s, pixel, column, sums);
+                        }
+                    }
+                }
+                first += TOGETHER;
+            }
+        }
+    }
+
+    /// The same of one pixel and up to a panel of columns.
+    ///
+    /// # Safety
+    /// Nobody else uses it at the same time.
+    #[inline(always)]
+    unsafe fn sum_values<S: Simd>(&self, s: S, pixel: usize, column: usize, sums: &mut [f32]) {
+        let (count, words) = (sums.len(), mask_words(self.grad.columns()));
+        let mut sum = [s.splat(0.0); 2];
+        for row in (0..self.count).map(|sample| sample * self.pixels + pixel) {
+            // SAFETY: a row and columns that the matrix has; alone, as the caller promises.
+            let v = unsafe { stored(s, &self.grad, row, column, count) };
+            sum = [s.add(sum[0], v[0]), s.add(sum[1], v[1])];
+            let mask = &self.mask[row * words + column / LANES..][..count.div_ceil(LANES)];
+            // SAFETY: as above.
+            unsafe { self.grad.store_panel(s, row, column, count, selected(s, mask, v)) };
+        }
+        let (low, high) = sums.split_at_mut(count.min(LANES));
+        s.store(low, sum[0]);
+        s.store(high, sum[1]);
+    }
+
+    /// The same of `N` pixels and a whole panel of bfloat16, which is one line of each: those of a group are summed apart, and
+    /// nothing is rounded again. `sums` begin with the first of the panel's.
+    ///
+    /// # Safety
+    /// As above, and the columns are whole panel's.
+    #[inline(always)]
+    unsafe fn sum_lines<S: Simd, const N: usize>(&self, s: S, first: usize, column: usize, sums: &mut [f32]) {
+        let columns = self.grad.columns();
+        let words = mask_words(columns);
+        let mut sum = [[s.splat(0.0); 2]; N];
+        for first in (0..self.count).map(|sample| sample * self.pixels + first) {
+            for (i, sum) in sum.iter_mut().enumerate() {
+                let row = first + i;
+                let word = row * words + column / LANES;
+                // SAFETY: a row and columns that the matrix and the mask have; alone, as the caller promises.
+                unsafe {
+                    let line = self.grad.line_mut(row, column);
+                    let mask = self.mask.get_unchecked(word..word + PANEL / LANES);
+                    let groups = s.load_groups(line);
+                    s.store_groups(line, s.keep_bf16([mask[0], mask[1]], groups));
+                    let v = s.unpair(groups);
+                    *sum = [s.add(sum[0], v[0]), s.add(sum[1], v[1])];
+                }
+            }
+        }
+        for (sum, to) in sum.into_iter().zip(sums.chunks_mut(columns)) {
+            let v = s.interleave(sum[0], sum[1]);
+            s.store(&mut to[..LANES], v[0]);
+            s.store(&mut to[LANES..PANEL], v[1]);
         }
     }
 }

@@ -275,6 +275,19 @@ impl<T: Operand> SharedTiles<'_, T> {
         expected::<T>(self.per_row, row, rows, column, |at| s.prefetch(&self.data, at));
     }
 
+    /// The line of a row that an element lies in, as groups.
+    ///
+    /// # Safety
+    /// The matrix has it, and nobody else uses it at the same time.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // as with `SharedMut`
+    pub(crate) unsafe fn line_mut(&self, row: usize, column: usize) -> &mut [u32; LANES] {
+        debug_assert!(row < self.rows && column < self.columns);
+        let first = at::<T>(self.per_row, row, column / line::<T>() * line::<T>());
+        // SAFETY: the caller's; lines are whole and aligned, and any bits are groups.
+        unsafe { &mut *self.data.part_unchecked(first, line::<T>()).as_mut_ptr().cast() }
+    }
+
     /// Store `count` (1 to 32) elements of a row from `column` on, a multiple of 32.
     ///
     /// # Safety

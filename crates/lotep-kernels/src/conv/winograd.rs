@@ -213,7 +213,7 @@ impl<T: Operand, E: Epilogue> Kernel for Task<'_, T, E> {
                     let values = &values[place * per_place(lines)..][..used];
                     let b = &b[place * lines * 2 * GROUPS..(place + 1) * lines * 2 * GROUPS];
                     let sums = &mut sums[place * SUMS..(place + 1) * SUMS];
-                    unit.add_part::<false>(values, lines, 0..lines, b, sums, PANEL, true);
+                    unit.add_part::<false>(values, lines, 0..lines, b, sums, PANEL, true, &|_| ());
                 }
                 let count = (columns - column).min(PANEL);
                 for (r, (image, [top, left])) in found[..here].iter().copied().enumerate() {

@@ -57,7 +57,7 @@ pub(crate) trait Block<T: Operand> {
 
     /// Over `part` of the lines, `sums (+)= A b` for one or two `tiles`: the first part sets the sums, others add to them. `b` is
     /// a whole panel, and sums are in rows of [`PANEL`]. With `ahead` as many lines as the part's, those that
-    /// follow them, are asked for ([`Unit::add_part`]).
+    /// follow them, are asked for; `soon` is told which rows' sums are next, from the first of the tiles on ([`Unit::add_part`]).
     fn add<S: Simd>(
         &self,
         unit: &Unit<T, S>,
@@ -66,6 +66,7 @@ pub(crate) trait Block<T: Operand> {
         b: &[Line],
         sums: &mut [f32],
         ahead: bool,
+        soon: &impl Fn(Range<usize>),
     );
 }
 
@@ -97,10 +98,11 @@ impl<T: Operand, const TURNED: bool> Block<T> for Packed<'_, TURNED> {
         b: &[Line],
         sums: &mut [f32],
         ahead: bool,
+        soon: &impl Fn(Range<usize>),
     ) {
         let tile = self.lines * TILE_ROWS;
         let tiles = &self.tiles[tiles.start * tile..tiles.end * tile];
-        unit.add_part::<TURNED>(tiles, self.lines, part, b, sums, PANEL, ahead);
+        unit.add_part::<TURNED>(tiles, self.lines, part, b, sums, PANEL, ahead, soon);
     }
 }
 
@@ -135,10 +137,12 @@ impl<T: Operand> Block<T> for Found<'_, T> {
         b: &[Line],
         sums: &mut [f32],
         ahead: bool,
+        soon: &impl Fn(Range<usize>),
     ) {
         let (count, lines) = (self.pieces.count(), self.pieces.line_count());
         let b = &b[part.start * 2 * GROUPS..part.end * 2 * GROUPS];
         for (half, (tile, sums)) in tiles.zip(sums.chunks_mut(TILE_ROWS * PANEL)).enumerate() {
+            soon(half * TILE_ROWS..(half + 1) * TILE_ROWS);
             let starts = &self.starts[tile * count..(tile + 1) * count][part.start / lines..part.end / lines];
             unit.add_pieces(
                 self.pieces.lines(),

@@ -86,12 +86,14 @@ impl<T: Operand, S: Simd> Unit<T, S> {
     /// The same into rows `stride` apart.
     #[inline(always)]
     pub(crate) fn product_into(&self, a: &[Line], lines: usize, b: &[Line], sums: &mut [f32], stride: usize) {
-        self.add_part::<false>(a, lines, 0..lines, b, sums, stride, false);
+        self.add_part::<false>(a, lines, 0..lines, b, sums, stride, false, &|_| ());
     }
 
     /// As [`Unit::product_into`] over some of the lines: the first part sets the sums, others add to them. `TURNED` tiles
     /// are for vectors alone. With `ahead` wide vectors ask on the way for what follows the
-    /// part of `b`, as much again.
+    /// part of `b`, as much again. `soon` is told which rows' sums are next. (Measured on Zen 4, for a result that joins another in
+    /// bfloat16, whose lines it asks for: 64 values a row and 256 results 10 % quicker than with all 32 rows at once, 128 and 512
+    /// 3 %; by six rows inside the loop slower than at once.)
     #[inline(always)]
     pub(crate) fn add_part<const TURNED: bool>(
         &self,
@@ -102,6 +104,7 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         sums: &mut [f32],
         stride: usize,
         ahead: bool,
+        soon: &impl Fn(Range<usize>),
     ) {
         let tile = lines * TILE_ROWS;
         assert!((a.len() == tile || a.len() == 2 * tile) && b.len() == 2 * lines * GROUPS);
@@ -124,14 +127,19 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if let Some(tiles) = &self.tiles {
             assert!(!TURNED, "tiles are loaded by rows");
+            soon(0..rows);
             return tiles.product(a, b, sums, stride, add);
         }
         if S::WIDE && !TURNED && rows == 2 * TILE_ROWS {
+            soon(0..PAIR_ROWS);
             self.block_of_pair::<PAIR_ROWS>(a, b, sums, stride, add, 0, ahead);
+            soon(PAIR_ROWS..2 * PAIR_ROWS);
             self.block_of_pair::<PAIR_ROWS>(a, b, sums, stride, add, PAIR_ROWS, ahead);
+            soon(2 * PAIR_ROWS..rows);
             self.block_of_pair::<ROWS>(a, b, sums, stride, add, 2 * PAIR_ROWS, ahead);
             return;
         }
+        soon(0..rows);
         for (tile, sums) in a.iter().filter(|t| !t.is_empty()).zip(sums.chunks_mut(TILE_ROWS * stride)) {
             each_block!(self.block::<TURNED>(tile, b, sums, stride, add, ahead), 0);
         }

@@ -156,12 +156,15 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
                 let at = if part.len() == lines { 0 } else { first * TILE_ROWS * PANEL };
                 let sums = &mut sums[at..at + 2 * TILE_ROWS * PANEL];
                 let last = part.end == lines;
-                if last {
-                    epilogue.expect(s, row, count, column);
-                }
+                let soon = |rows: std::ops::Range<usize>| {
+                    let rows = rows.start..rows.end.min(count);
+                    if last && !rows.is_empty() {
+                        epilogue.expect(s, row + rows.start, rows.len(), column);
+                    }
+                };
                 // The last whole pair, or a tile that is alone, asks for the next part or panel.
                 let ahead = first / 2 + 1 == (tiles / 2).max(1);
-                block.add(&unit, first..(first + 2).min(tiles), part.clone(), b, sums, ahead);
+                block.add(&unit, first..(first + 2).min(tiles), part.clone(), b, sums, ahead, &soon);
                 if !last {
                     continue;
                 }

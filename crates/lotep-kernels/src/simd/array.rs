@@ -183,6 +183,29 @@ impl<const FMA: bool> Simd for Array<FMA> {
     }
 
     #[inline(always)]
+    fn unpair(self, x: Self::G) -> [Self::F; 2] {
+        [each(|i| f32::from_bits(x[i] << 16)), each(|i| f32::from_bits(x[i] & 0xffff_0000))]
+    }
+
+    #[inline(always)]
+    fn keep_bf16(self, words: [u16; 2], x: Self::G) -> Self::G {
+        let mut out = x;
+        for i in 0..2 * LANES {
+            if words[i / LANES] >> (i % LANES) & 1 == 0 {
+                out[i / 2] &= if i % 2 == 0 { 0xffff_0000 } else { 0x0000_ffff };
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn interleave(self, even: Self::F, odd: Self::F) -> [Self::F; 2] {
+        let turns =
+            |first: usize| each(|i| if i % 2 == 0 { even[first + i / 2] } else { odd[first + i / 2] });
+        [turns(0), turns(LANES / 2)]
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
         for (r, row) in rows.iter().enumerate() {
             for (c, v) in row.iter().enumerate() {

@@ -242,6 +242,49 @@ impl Simd for Avx2 {
         unsafe { halves!(dot_pairs, sum, a, b) }
     }
 
+    #[inline(always)]
+    fn unpair(self, x: Self::G) -> [Self::F; 2] {
+        unsafe {
+            let high = [_mm256_set1_epi32(0xffff_0000_u32 as i32); 2];
+            let even = halves!(_mm256_slli_epi32::<16>, x);
+            let odd = halves!(_mm256_and_si256, x, high);
+            [halves!(_mm256_castsi256_ps, even), halves!(_mm256_castsi256_ps, odd)]
+        }
+    }
+
+    #[inline(always)]
+    fn keep_bf16(self, words: [u16; 2], x: Self::G) -> Self::G {
+        unsafe {
+            let bits = _mm256_setr_epi16(
+                1,
+                2,
+                4,
+                8,
+                16,
+                32,
+                64,
+                128,
+                256,
+                512,
+                1024,
+                2048,
+                4096,
+                8192,
+                16384,
+                i16::MIN,
+            );
+            let word = [_mm256_set1_epi16(words[0] as i16), _mm256_set1_epi16(words[1] as i16)];
+            let bits = [bits; 2];
+            let set = halves!(_mm256_cmpeq_epi16, halves!(_mm256_and_si256, word, bits), bits);
+            halves!(_mm256_and_si256, x, set)
+        }
+    }
+
+    #[inline(always)]
+    fn interleave(self, even: Self::F, odd: Self::F) -> [Self::F; 2] {
+        unsafe { [turns(even[0], odd[0]), turns(even[1], odd[1])] }
+    }
+
     /// By quarters, each a square of eight.
     #[inline(always)]
     fn transpose(self, rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {
@@ -285,6 +328,16 @@ unsafe fn transposed(a: [__m256; HALF]) -> [__m256; HALF] {
 }
 
 // SAFETY of the following: called with the token at hand.
+
+/// The lanes of both in turns.
+#[inline(always)]
+unsafe fn turns(even: __m256, odd: __m256) -> [__m256; 2] {
+    // SAFETY: as above.
+    unsafe {
+        let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+        [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)]
+    }
+}
 
 /// Eight bfloat16 as f32.
 #[inline(always)]

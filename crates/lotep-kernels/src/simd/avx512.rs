@@ -245,6 +245,28 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
 
+    #[inline(always)]
+    fn unpair(self, x: Self::G) -> [Self::F; 2] {
+        unsafe {
+            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)), _mm512_castsi512_ps(_mm512_and_si512(x, high))]
+        }
+    }
+
+    #[inline(always)]
+    fn keep_bf16(self, words: [u16; 2], x: Self::G) -> Self::G {
+        unsafe { _mm512_maskz_mov_epi16(u32::from(words[0]) | u32::from(words[1]) << 16, x) }
+    }
+
+    #[inline(always)]
+    fn interleave(self, even: Self::F, odd: Self::F) -> [Self::F; 2] {
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(LANES as i32 / 2));
+            [_mm512_permutex2var_ps(even, low, odd), _mm512_permutex2var_ps(even, high, odd)]
+        }
+    }
+
     /// By doubling: neighbouring groups, pairs, then the registers' quarters.
     #[inline(always)]
     fn transpose(self, rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]) {

@@ -105,6 +105,12 @@ pub trait Simd: Copy + Send + Sync {
     fn dot_f32(self, sum: Self::F, a: Self::G, b: Self::G) -> Self::F;
     /// Add both products of groups of two bfloat16.
     fn dot_bf16(self, sum: Self::F, a: Self::G, b: Self::G) -> Self::F;
+    /// Of groups of two bfloat16, the first of each and the second: what [`Simd::pair`] put together.
+    fn unpair(self, x: Self::G) -> [Self::F; 2];
+    /// Of 32 bfloat16 in groups, those whose bits are set, the first sixteen in the first word; zero elsewhere.
+    fn keep_bf16(self, words: [u16; 2], x: Self::G) -> Self::G;
+    /// Lanes of both vectors in turns: the first eight of each, and the others.
+    fn interleave(self, even: Self::F, odd: Self::F) -> [Self::F; 2];
     /// Exchange rows and columns of sixteen rows of sixteen groups.
     fn transpose(self, rows: &[[u32; LANES]; LANES], out: &mut [[u32; LANES]; LANES]);
 }
@@ -257,6 +263,30 @@ mod tests {
                     assert_eq!(groups[i], bits(a[i]) | bits(b[i]) << 16);
                 }
                 let g = s.load_groups(&groups);
+                let [even, odd] = s.unpair(g);
+                let rounded = |v: f32| bf16::from_f32(v).to_f32();
+                check(s.sub(even, va), &|a, _| rounded(a) - a);
+                check(s.sub(odd, vb), &|_, b| rounded(b) - b);
+                for words in [[0, 0xffff], [0x8001, 0x5a3c]] {
+                    let mut kept = [7; LANES];
+                    s.store_groups(&mut kept, s.keep_bf16(words, g));
+                    let bits = u32::from(words[0]) | u32::from(words[1]) << 16;
+                    for i in 0..LANES {
+                        let half = |place: usize| if bits >> place & 1 == 1 { 0xffff } else { 0 };
+                        assert_eq!(kept[i], groups[i] & (half(2 * i) | half(2 * i + 1) << 16), "group {i}");
+                    }
+                }
+                let mut turns = [0.0; 2 * LANES];
+                let [low, high] = s.interleave(va, vb);
+                s.store(&mut turns[..LANES], low);
+                s.store(&mut turns[LANES..], high);
+                for (i, pair) in turns.chunks_exact(2).enumerate() {
+                    assert_eq!(
+                        [pair[0], pair[1]].map(f32::to_bits),
+                        [a[i], b[i]].map(f32::to_bits),
+                        "lane {i}"
+                    );
+                }
                 check(s.dot_bf16(va, g, s.splat_group(groups[2])), &|x, y| {
                     let r = |v: f32| bf16::from_f32(v).to_f32();
                     x + r(x) * r(a[2]) + r(y) * r(b[2])
