@@ -43,13 +43,19 @@ impl<'a> Pairs<'a> {
     /// Their product.
     pub fn product(&self) -> Vec<f32> {
         let ([rows, columns], [rank, inner, _]) = (self.size, self.ranks);
-        let (v, joined) = (transposed(self.v, rows), self.joined());
-        let mut out = Vec::with_capacity(rows * columns * rank);
-        for v in v.chunks_exact(inner) {
-            if self.core.is_none() {
-                out.extend(joined.chunks_exact(rank).flat_map(|w| v.iter().zip(w).map(|(v, w)| v * w)));
-            } else {
-                out.extend(joined.chunks_exact(inner).map(|g| dot(g, v)));
+        let (v, joined, row) = (transposed(self.v, rows), self.joined(), columns * rank);
+        let mut out = vec![0.0; rows * row];
+        for (v, out) in v.chunks_exact(inner).zip(out.chunks_exact_mut(row)) {
+            if self.core.is_some() {
+                for (v, g) in v.iter().zip(joined.chunks_exact(row)) {
+                    add(out, *v, g);
+                }
+                continue;
+            }
+            for (out, w) in out.chunks_exact_mut(rank).zip(joined.chunks_exact(rank)) {
+                for ((out, v), w) in out.iter_mut().zip(v).zip(w) {
+                    *out = v * w;
+                }
             }
         }
         out
@@ -61,25 +67,26 @@ impl<'a> Pairs<'a> {
     /// It is not of the product's size.
     pub fn gradients(&self, grad: &[f32]) -> PairsGradients {
         let ([rows, columns], [rank, inner, _]) = (self.size, self.ranks);
-        assert_eq!(grad.len(), rows * columns * rank, "the gradient of {rows} x {columns} pixels");
+        let row = columns * rank;
+        assert_eq!(grad.len(), rows * row, "the gradient of {rows} x {columns} pixels");
         let (v, joined) = (transposed(self.v, rows), self.joined());
         let (mut of_v, mut of_joined) = (vec![0.0; v.len()], vec![0.0; joined.len()]);
         // Sums over a row or a column at a time, so that none is long.
         let rows_of_v = v.chunks_exact(inner).zip(of_v.chunks_exact_mut(inner));
-        for ((v, of_v), grad) in rows_of_v.zip(grad.chunks_exact(columns * rank)) {
-            if self.core.is_none() {
-                let pixels = grad.chunks_exact(rank).zip(joined.chunks_exact(rank));
-                for ((grad, w), of_w) in pixels.zip(of_joined.chunks_exact_mut(rank)) {
-                    for t in 0..rank {
-                        of_v[t] += grad[t] * w[t];
-                        of_w[t] += grad[t] * v[t];
-                    }
+        for ((v, of_v), grad) in rows_of_v.zip(grad.chunks_exact(row)) {
+            if self.core.is_some() {
+                let parts = joined.chunks_exact(row).zip(of_joined.chunks_exact_mut(row));
+                for ((v, of_v), (g, of_g)) in v.iter().zip(of_v).zip(parts) {
+                    *of_v = dot(grad, g);
+                    add(of_g, *v, grad);
                 }
-            } else {
-                let values = grad.iter().zip(joined.chunks_exact(inner));
-                for ((grad, g), of_g) in values.zip(of_joined.chunks_exact_mut(inner)) {
-                    add(of_v, *grad, g);
-                    add(of_g, *grad, v);
+                continue;
+            }
+            let pixels = grad.chunks_exact(rank).zip(joined.chunks_exact(rank));
+            for ((grad, w), of_w) in pixels.zip(of_joined.chunks_exact_mut(rank)) {
+                for t in 0..rank {
+                    of_v[t] += grad[t] * w[t];
+                    of_w[t] += grad[t] * v[t];
                 }
             }
         }
@@ -90,14 +97,17 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    /// For each column, `w`'s values, or those of its product with the core, `[K, r₁, r₂]`.
+    /// `w`'s values, `[K, r₁]`, or those of its product with the core, `[r₂, K, r₁]`: a row of the whole is then made by adding
+    /// long rows.
     fn joined(&self) -> Vec<f32> {
         let ([_, columns], [rank, inner, last]) = (self.size, self.ranks);
         let w = transposed(self.w, columns);
         let Some(core) = self.core else { return w };
-        let mut out = Vec::with_capacity(columns * rank * inner);
-        for w in w.chunks_exact(last) {
-            out.extend(core.chunks_exact(last).map(|g| dot(g, w)));
+        let mut out = Vec::with_capacity(inner * columns * rank);
+        for b in 0..inner {
+            for w in w.chunks_exact(last) {
+                out.extend(core.chunks_exact(last).skip(b).step_by(inner).map(|g| dot(g, w)));
+            }
         }
         out
     }
@@ -107,12 +117,14 @@ impl<'a> Pairs<'a> {
         let ([_, columns], [rank, inner, last]) = (self.size, self.ranks);
         let w = transposed(self.w, columns);
         let (mut of_core, mut of_w) = (vec![0.0; core.len()], vec![0.0; w.len()]);
-        let columns = w.chunks_exact(last).zip(of_w.chunks_exact_mut(last));
-        for ((w, of_w), grad) in columns.zip(of_joined.chunks_exact(rank * inner)) {
-            let values = grad.iter().zip(core.chunks_exact(last)).zip(of_core.chunks_exact_mut(last));
-            for ((grad, g), of_g) in values {
-                add(of_w, *grad, g);
-                add(of_g, *grad, w);
+        for (b, grad) in of_joined.chunks_exact(columns * rank).enumerate() {
+            let columns = w.chunks_exact(last).zip(of_w.chunks_exact_mut(last));
+            for ((w, of_w), grad) in columns.zip(grad.chunks_exact(rank)) {
+                for (a, grad) in grad.iter().enumerate() {
+                    let values = (a * inner + b) * last..(a * inner + b + 1) * last;
+                    add(of_w, *grad, &core[values.clone()]);
+                    add(&mut of_core[values], *grad, w);
+                }
             }
         }
         PairsGradients { core: of_core, v: of_v, w: transposed(&of_w, last) }
@@ -125,8 +137,16 @@ fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
     (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
+/// In several sums side by side, which vectors can hold.
 fn dot(x: &[f32], y: &[f32]) -> f32 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (x, y) in x.iter().zip(y) {
+        for i in 0..8 {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    sums.iter().sum::<f32>() + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
 }
 
 /// `sum += factor x`.
