@@ -31,12 +31,12 @@ impl<'a> Pairs<'a> {
     /// Take the factors and r₁.
     ///
     /// # Panics
-    /// They are not of these ranks and this size.
+    /// They are not of these ranks and this size, or a rank is 0.
     pub fn new(core: Option<&'a [f32]>, [v, w]: [&'a [f32]; 2], rank: usize, size: [usize; 2]) -> Self {
         let ranks = [rank, v.len() / size[0], w.len() / size[1]];
         let fits = v.len() == ranks[1] * size[0] && w.len() == ranks[2] * size[1];
         let joined = core.map_or(ranks == [rank; 3], |core| core.len() == ranks.iter().product());
-        assert!(fits && joined, "factors of ranks {ranks:?} and size {size:?}");
+        assert!(fits && joined && !ranks.contains(&0), "factors of ranks {ranks:?} and size {size:?}");
         Self { core, v, w, ranks, size }
     }
 
@@ -97,8 +97,8 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    /// `w`'s values, `[K, r₁]`, or those of its product with the core, `[r₂, K, r₁]`: a row of the whole is then made by adding
-    /// long rows.
+    /// `w`'s values, `[K, r₁]`, or those of its product with the core, `[r₂, K, r₁]`, so that a row of the product is a sum of whole
+    /// rows of it.
     fn joined(&self) -> Vec<f32> {
         let ([_, columns], [rank, inner, last]) = (self.size, self.ranks);
         let w = transposed(self.w, columns);
@@ -137,7 +137,7 @@ fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
     (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
-/// In several sums side by side, which vectors can hold.
+/// The sum of products, as eight sums side by side, which a vector can hold.
 fn dot(x: &[f32], y: &[f32]) -> f32 {
     let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
     let mut sums = [0.0; 8];
@@ -172,6 +172,7 @@ mod tests {
             ([1, 1, 1], [1, 6]),
             ([2, 3, 4], [5, 3]),
             ([4, 1, 2], [7, 1]),
+            ([3, 2, 9], [2, 7]),
             ([1, 2, 2], [1, 1]),
         ] {
             for with_core in [true, false] {

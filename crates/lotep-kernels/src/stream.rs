@@ -54,14 +54,16 @@ pub fn take_factors<T: Operand>(
     thin::sizes(thin, wide, rank, pixels * columns);
     let samples = Samples::new(grad, mask, pixels);
     // Each has sums of its own for the other factor, which are not to outgrow the gradient of the product.
-    let segment = pixels.div_ceil(SEGMENTS.min(pixels / rank).max(1)).next_multiple_of(TILE_ROWS);
+    // Of whole tiles where there are many: each sample's lines then lie side by side.
+    let whole = if pixels < SEGMENTS * TILE_ROWS { TOGETHER } else { TILE_ROWS };
+    let segment = pixels.div_ceil(SEGMENTS.min(pixels / rank).max(1)).next_multiple_of(whole);
     let mut of_thin = uncleared(thin.len());
     let mut partial = vec![0.0; pixels.div_ceil(segment) * wide.len()];
     let parts = of_thin.par_chunks_mut(segment * rank).zip(partial.par_chunks_mut(wide.len()));
     parts.with_max_len(1).enumerate().for_each(|(i, (of_thin, of_wide))| {
         let part = i * segment..((i + 1) * segment).min(pixels);
         let thin = &thin[part.start * rank..part.end * rank];
-        scratch::with([SUMS.max(columns).div_ceil(line::<f32>())], |[sums]| {
+        scratch::with([SUMS.max(TOGETHER * columns).div_ceil(line::<f32>())], |[sums]| {
             let sums = elements_mut(sums);
             dispatch(isa, TakeFactors { samples, part, thin, wide, rank, of_thin, of_wide, sums });
         });
@@ -77,9 +79,9 @@ pub fn take_factors<T: Operand>(
 
 /// Sums that stay in the first-level cache while the samples pass by.
 const SUMS: usize = 8192;
-/// Pixels whose sums are in registers at once, in bfloat16: their lines lie side by side, where those of samples are maps apart.
-/// (Measured on Zen 4, eight samples of 56 × 56 × 256 on two threads: 0.27 ms, 0.41 pixel by pixel with lines put together
-/// again from lanes; without pairs 0.43, and pairs pixel by pixel 0.39.)
+/// Pixels whose sums are in registers at once, in bfloat16, where those are wide: a tile's lines lie side by side, where those of
+/// samples are maps apart. (Measured on Zen 4, eight samples of 56 × 56 × 256 on two threads. Lines' halves summed apart: 0.27 ms
+/// eight pixels at a time, 0.39 one by one. Lines widened and rounded again: 0.43 and 0.41.)
 const TOGETHER: usize = 8;
 
 /// The gradient of a stream that each of some samples had the same prompt added to.
@@ -102,7 +104,7 @@ impl<'a, T: Operand> Samples<'a, T> {
 
     /// So many of some pixels at a time that their sums stay in the first-level cache.
     fn steps(&self, part: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let step = (SUMS / self.grad.columns()).clamp(1, TILE_ROWS);
+        let step = (SUMS / self.grad.columns() / TOGETHER * TOGETHER).clamp(TOGETHER, TILE_ROWS);
         part.clone().step_by(step).map(move |first| first..(first + step).min(part.end))
     }
 
@@ -118,7 +120,7 @@ impl<'a, T: Operand> Samples<'a, T> {
             if T::GROUP == 1 || column == whole {
                 for (pixel, sums) in pixels.clone().zip(sums.chunks_exact_mut(columns)) {
                     let to = &mut sums[column..(column + PANEL).min(columns)];
-                    // SAFETY: the caller's.
+                    // SAFETY: the caller's; a pixel there is, from a panel's first column on.
                     unsafe { self.sum_values(s, pixel, column, to) };
                 }
                 continue;
@@ -126,12 +128,13 @@ impl<'a, T: Operand> Samples<'a, T> {
             let mut first = pixels.start;
             for sums in sums.chunks_mut(TOGETHER * columns) {
                 let sums = sums.split_at_mut(column).1;
-                // SAFETY: the caller's.
+                // SAFETY: the caller's; pixels there are, and a whole panel of bfloat16.
                 unsafe {
-                    if pixels.end - first >= TOGETHER {
+                    if S::WIDE && pixels.end - first >= TOGETHER {
                         self.sum_lines::<S, TOGETHER>(s, first, column, sums);
                     } else {
-                        for (pixel, sums) in (first..pixels.end).zip(sums.chunks_mut(columns)) {
+                        let end = pixels.end.min(first + TOGETHER);
+                        for (pixel, sums) in (first..end).zip(sums.chunks_mut(columns)) {
                             self.sum_lines::<S, 1>(s, pixel, column, sums);
                         }
                     }
@@ -144,7 +147,7 @@ impl<'a, T: Operand> Samples<'a, T> {
     /// The same of one pixel and up to a panel of columns.
     ///
     /// # Safety
-    /// Nobody else uses it at the same time.
+    /// The sample has the pixel, and a panel begins at `column`; nobody else uses either at the same time.
     #[inline(always)]
     unsafe fn sum_values<S: Simd>(&self, s: S, pixel: usize, column: usize, sums: &mut [f32]) {
         let (count, words) = (sums.len(), mask_words(self.grad.columns()));
@@ -162,13 +165,14 @@ impl<'a, T: Operand> Samples<'a, T> {
         s.store(high, sum[1]);
     }
 
-    /// The same of `N` pixels and a whole panel of bfloat16, which is one line of each: those of a group are summed apart, and
-    /// nothing is rounded again. `sums` begin with the first of the panel's.
+    /// The same of `N` pixels and a whole panel of bfloat16, which is one line of each: the two values of a group are summed apart,
+    /// and nothing is rounded again. `sums` begin with the panel's first.
     ///
     /// # Safety
-    /// As above, and the columns are whole panel's.
+    /// The sample has the pixels, and a whole panel of bfloat16 begins at `column`; nobody else uses them at the same time.
     #[inline(always)]
     unsafe fn sum_lines<S: Simd, const N: usize>(&self, s: S, first: usize, column: usize, sums: &mut [f32]) {
+        debug_assert!(T::GROUP == 2 && column.is_multiple_of(PANEL));
         let columns = self.grad.columns();
         let words = mask_words(columns);
         let mut sum = [[s.splat(0.0); 2]; N];
@@ -178,7 +182,7 @@ impl<'a, T: Operand> Samples<'a, T> {
                 let word = row * words + column / LANES;
                 // SAFETY: a row and columns that the matrix and the mask have; alone, as the caller promises.
                 unsafe {
-                    let line = self.grad.line_mut(row, column);
+                    let line = self.grad.row_line_mut(row, column);
                     let mask = self.mask.get_unchecked(word..word + PANEL / LANES);
                     let groups = s.load_groups(line);
                     s.store_groups(line, s.keep_bf16([mask[0], mask[1]], groups));
@@ -463,9 +467,16 @@ mod tests {
 
     #[test]
     fn a_stream_in_tiles_agrees_with_f64() {
-        for (samples, pixels, columns) in
-            [(1, 1, 1), (2, 3, 16), (3, 5, 33), (2, 16, 64), (4, 21, 47), (1, 37, 100)]
-        {
+        for (samples, pixels, columns) in [
+            (1, 1, 1),
+            (2, 3, 16),
+            (3, 5, 33),
+            (2, 16, 64),
+            (4, 21, 47),
+            (1, 37, 100),
+            (2, 29, 33),
+            (2, 11, 1100),
+        ] {
             sweep(&Stream { samples, pixels, columns });
         }
     }

@@ -1,5 +1,9 @@
 //! What the tests share: awkward values and comparison.
 
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use crate::gemm::{Epilogue, PANEL};
+use crate::simd::Simd;
 use crate::{Isa, Operand};
 
 /// Repeatable values of order one, without a library.
@@ -49,4 +53,41 @@ pub(crate) fn sweep(check: &impl Sweep) {
         check.check::<f32>(*isa, 2e-6);
         check.check::<half::bf16>(*isa, 4e-3);
     }
+}
+
+/// Notes which rows of which panels memory was asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// `[rows, panels]`: 1 once it was, 2 once results came.
+    seen: &'a [AtomicU8],
+    panels: usize,
+}
+
+impl Asked<'_> {
+    fn step(&self, row: usize, column: usize, from: u8) {
+        let before = self.seen[row * self.panels + column / PANEL].swap(from + 1, Relaxed);
+        assert_eq!(before, from, "row {row}, column {column}");
+    }
+}
+
+impl Epilogue for Asked<'_> {
+    fn check(&self, _rows: usize, _columns: usize) {}
+
+    #[inline(always)]
+    fn expect<S: Simd>(&self, _s: S, row: usize, rows: usize, column: usize) {
+        (row..row + rows).for_each(|row| self.step(row, column, 0));
+    }
+
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&self, _s: S, row: usize, column: usize, _count: usize, _sums: [S::F; 2]) {
+        self.step(row, column, 1);
+    }
+}
+
+/// Check that a product asks for the memory of each of its results once, before it has them.
+pub(crate) fn asks_once(rows: usize, columns: usize, what: &str, run: impl FnOnce(&Asked<'_>)) {
+    let panels = columns.div_ceil(PANEL);
+    let seen: Vec<_> = (0..rows * panels).map(|_| AtomicU8::new(0)).collect();
+    run(&Asked { seen: &seen, panels });
+    assert!(seen.iter().all(|seen| seen.load(Relaxed) == 2), "{what}: results that did not come");
 }

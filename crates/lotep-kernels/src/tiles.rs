@@ -281,7 +281,7 @@ impl<T: Operand> SharedTiles<'_, T> {
     /// The matrix has it, and nobody else uses it at the same time.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)] // as with `SharedMut`
-    pub(crate) unsafe fn line_mut(&self, row: usize, column: usize) -> &mut [u32; LANES] {
+    pub(crate) unsafe fn row_line_mut(&self, row: usize, column: usize) -> &mut [u32; LANES] {
         debug_assert!(row < self.rows && column < self.columns);
         let first = at::<T>(self.per_row, row, column / line::<T>() * line::<T>());
         // SAFETY: the caller's; lines are whole and aligned, and any bits are groups.

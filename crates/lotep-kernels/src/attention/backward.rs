@@ -207,7 +207,8 @@ impl RowPair<'_> {
             let (x, g) = (&mut scores[row..row + stride], &grads[row..row + stride]);
             let power = Power::of(s, self.sizes, self.at, self.query + i, x, e.keys);
             let (mut sum, mut product) = ([zero; 2], [zero; 2]);
-            for (p, (x, g)) in x.chunks_exact_mut(PANEL).zip(g.chunks_exact(PANEL)).enumerate() {
+            for (p, x) in x.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+                let g = &g[p * PANEL..(p + 1) * PANEL];
                 let w = power.weights::<T>(s, x, (e.keys - p * PANEL).min(PANEL));
                 for half in 0..2 {
                     let part = half * LANES..(half + 1) * LANES;

@@ -58,7 +58,7 @@ impl<T: Operand> Kernel for Forward<'_, T> {
             for (r, row) in scores.chunks_exact_mut(stride).enumerate().take(count) {
                 let power = Power::of(s, &sizes, at, first + r, row, e.keys);
                 let mut sums = [s.splat(0.0); 2];
-                for (p, scores) in row.chunks_exact(PANEL).enumerate() {
+                for (p, scores) in row.as_chunks::<PANEL>().0.iter().enumerate() {
                     let w = power.weights::<T>(s, scores, (e.keys - p * PANEL).min(PANEL));
                     sums = [s.add(sums[0], w[0]), s.add(sums[1], w[1])];
                     store_left::<T, S>(s, weights, e.key_lines, r, p, w);

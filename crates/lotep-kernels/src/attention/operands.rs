@@ -81,6 +81,9 @@ impl<T: Operand> Rows<'_, T> {
     /// As left operand: `[tile][line]`, rows beyond the last zero.
     #[inline(always)]
     pub(super) fn left(&self, lines: usize, out: &mut [Line]) {
+        if self.is_of_lines() {
+            return self.left_lines(lines, out);
+        }
         for r in 0..out.len() / lines {
             let tile = r / TILE_ROWS * TILE_ROWS * lines;
             let mut packed = PackedRow::new(&mut out[tile + r % TILE_ROWS..tile + TILE_ROWS * lines]);
@@ -104,7 +107,7 @@ impl<T: Operand> Rows<'_, T> {
     #[inline(always)]
     pub(super) fn right<S: Simd>(&self, s: S, panels: usize, out: &mut [Line]) {
         let lines = out.len() / (2 * TILE_ROWS * panels);
-        if T::GROUP == 2 && [self.column, self.width].iter().all(|n| n.is_multiple_of(PANEL)) {
+        if T::GROUP == 2 && self.is_of_lines() {
             return self.whole_lines(lines, panels, out);
         }
         for first in (0..lines * line::<T>()).step_by(T::GROUP) {
@@ -117,6 +120,31 @@ impl<T: Operand> Rows<'_, T> {
 }
 
 impl<T: Operand> Rows<'_, T> {
+    /// Whether the head begins and ends where lines do.
+    #[inline(always)]
+    fn is_of_lines(&self) -> bool {
+        let more = self.more.map_or(0, |(_, column)| column);
+        self.column.is_multiple_of(line::<T>())
+            && self.width.is_multiple_of(line::<T>())
+            && more.is_multiple_of(line::<T>())
+    }
+
+    /// The left operand where that is so: its lines are rows' own.
+    #[inline(always)]
+    fn left_lines(&self, lines: usize, out: &mut [Line]) {
+        let own = (self.width / line::<T>()).min(lines);
+        for r in 0..out.len() / lines {
+            let tile = r / TILE_ROWS * TILE_ROWS * lines + r % TILE_ROWS;
+            let source = self.at(r);
+            for i in 0..lines {
+                out[tile + i * TILE_ROWS] = match source {
+                    Some((tiles, row, column)) if i < own => *tiles.row_line(row, column / line::<T>() + i),
+                    _ => Line::ZERO,
+                };
+            }
+        }
+    }
+
     /// The right operand where a panel of a row is a line: nothing is converted.
     #[inline(always)]
     fn whole_lines(&self, lines: usize, panels: usize, out: &mut [Line]) {

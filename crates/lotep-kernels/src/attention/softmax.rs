@@ -34,21 +34,18 @@ impl<S: Simd> Power<S> {
         let (first, second) = if bias.is_empty() { (mask, bias) } else { (bias, mask) };
         if !first.is_empty() {
             let (scale, unit) = (s.splat(factor), s.splat(std::f32::consts::LOG2_E));
-            let added = row.len().min(first.len().next_multiple_of(LANES));
-            let (row, rest) = row.split_at_mut(added);
-            if second.is_empty() {
-                for (x, a) in row.chunks_exact_mut(LANES).zip(first.chunks(LANES)) {
-                    s.store(x, s.mul_add(s.load(a), unit, scaled(s, x, scale)));
+            // By their numbers: to take two iterators over chunks side by side, the compiler calls a function that divides.
+            for (i, x) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let from = i * LANES;
+                let mut v = scaled(s, x, scale);
+                if from < first.len() {
+                    let mut a = s.load(&first[from..first.len().min(from + LANES)]);
+                    if from < second.len() {
+                        a = s.add(a, s.load(&second[from..second.len().min(from + LANES)]));
+                    }
+                    v = s.mul_add(a, unit, v);
                 }
-            } else {
-                for ((x, a), b) in
-                    row.chunks_exact_mut(LANES).zip(first.chunks(LANES)).zip(second.chunks(LANES))
-                {
-                    s.store(x, s.mul_add(s.add(s.load(a), s.load(b)), unit, scaled(s, x, scale)));
-                }
-            }
-            for x in rest.chunks_exact_mut(LANES) {
-                s.store(x, scaled(s, x, scale));
+                s.store(x, v);
             }
             factor = 1.0;
         }

@@ -383,7 +383,7 @@ impl<E: Epilogue> Epilogue for Scattered<E> {
 mod tests {
     use super::*;
     use crate::gemm::Store;
-    use crate::testing::{Sweep, assert_close, operands, sweep, wide};
+    use crate::testing::{Sweep, asks_once, assert_close, operands, sweep, wide};
 
     /// Windows that are packed even where products could read them in place, as they are for tile instructions.
     struct Packing<'a, T>(Gather<'a, T>);
@@ -444,6 +444,7 @@ mod tests {
             let mut out = vec![9.0; expected.len()];
             conv.run(isa, &x, images, [h, w], &Store::new(&mut out, outputs));
             assert_close(&out, &expected, 1e-5, &what);
+            asks_once(images * oh * ow, outputs, &what, |asked| conv.run(isa, &x, images, [h, w], asked));
             let mut packed = vec![9.0; expected.len()];
             let Form::Windows(windows, matrix) = &conv.form else { panic!("another form") };
             let windows = Gather { x: &x, windows, images, size: [h, w], output: [oh, ow] };

@@ -57,7 +57,8 @@ pub(crate) trait Block<T: Operand> {
 
     /// Over `part` of the lines, `sums (+)= A b` for one or two `tiles`: the first part sets the sums, others add to them. `b` is
     /// a whole panel, and sums are in rows of [`PANEL`]. With `ahead` as many lines as the part's, those that
-    /// follow them, are asked for; `soon` is told which rows' sums are next, from the first of the tiles on ([`Unit::add_part`]).
+    /// follow them, are asked for; `soon` is told which rows' sums are next ([`Unit::add_part`]), counted from
+    /// the first tile's first; they may reach beyond the last row there is.
     fn add<S: Simd>(
         &self,
         unit: &Unit<T, S>,

@@ -121,7 +121,8 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         }
         let (first, second) = a.split_at(tile);
         let lines = part.start * TILE_ROWS..part.end * TILE_ROWS;
-        let a = [first, second].map(|tile| tile.get(lines.clone()).unwrap_or_default());
+        // Not by `map`, which is a call that is not inlined.
+        let a = [&first[lines.clone()], second.get(lines).unwrap_or_default()];
         let add = part.start > 0;
         let b = &b[part.start * 2 * GROUPS..part.end * 2 * GROUPS];
         #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -206,8 +207,10 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         let s = self.s;
         let sums = &mut sums[first * stride + vector * LANES..];
         let mut acc = load_sums::<S, R, V>(s, sums, stride, add);
-        let behind = b.len() + 2 * first;
-        for (a, b) in tile.chunks_exact(TILE_ROWS).zip(b.chunks_exact(2 * GROUPS)) {
+        let (b, behind) = (b.as_chunks::<{ 2 * GROUPS }>().0, b.len() + 2 * first);
+        let tile = tile.as_chunks::<TILE_ROWS>().0;
+        for l in 0..b.len() {
+            let (a, b) = (&tile[l], &b[l]);
             if ahead && S::WIDE {
                 for i in 0..2 * R {
                     s.prefetch_read(b, behind + i);
@@ -245,9 +248,12 @@ impl<T: Operand, S: Simd> Unit<T, S> {
         let s = self.s;
         let sums = &mut sums[first * stride..];
         let mut acc = load_sums::<S, R, 2>(s, sums, stride, add);
-        let lines = tiles[0].chunks_exact(TILE_ROWS).zip(tiles[1].chunks_exact(TILE_ROWS));
-        let behind = b.len();
-        for ((upper, lower), b) in lines.zip(b.chunks_exact(2 * GROUPS)) {
+        let (b, behind) = (b.as_chunks::<{ 2 * GROUPS }>().0, b.len());
+        let [uppers, lowers] = tiles;
+        let (uppers, lowers) = (uppers.as_chunks::<TILE_ROWS>().0, lowers.as_chunks::<TILE_ROWS>().0);
+        // By their numbers: iterators side by side would be a call each, which shows where there are two lines.
+        for l in 0..b.len() {
+            let (upper, lower, b) = (&uppers[l], &lowers[l], &b[l]);
             if ahead {
                 for row in first..first + R {
                     s.prefetch_read(b, behind + row);

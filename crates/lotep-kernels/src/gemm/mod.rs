@@ -156,10 +156,11 @@ impl<T: Operand, A: Source<T>, E: Epilogue> Task<'_, T, A, E> {
                 let at = if part.len() == lines { 0 } else { first * TILE_ROWS * PANEL };
                 let sums = &mut sums[at..at + 2 * TILE_ROWS * PANEL];
                 let last = part.end == lines;
-                let soon = |rows: std::ops::Range<usize>| {
-                    let rows = rows.start..rows.end.min(count);
-                    if last && !rows.is_empty() {
-                        epilogue.expect(s, row + rows.start, rows.len(), column);
+                // A closure can do this without its instructions: it only asks for memory.
+                let soon = |next: std::ops::Range<usize>| {
+                    let next = next.start..next.end.min(count);
+                    if last && !next.is_empty() {
+                        epilogue.expect(s, row + next.start, next.len(), column);
                     }
                 };
                 // The last whole pair, or a tile that is alone, asks for the next part or panel.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Tiles;
-use crate::testing::{Sweep, assert_close, operands, sweep, values, wide};
+use crate::testing::{Sweep, asks_once, assert_close, operands, sweep, values, wide};
 
 /// `A W` in f64.
 fn reference<T: Operand>(a: &[T], w: &dyn Fn(usize, usize) -> f32, sizes: [usize; 3]) -> Vec<f64> {
@@ -81,6 +81,8 @@ impl Sweep for Products {
             .collect();
         assert_close(&out, &expected, 1e-5, &what);
 
+        asks_once(rows, columns, &what, |asked| run(isa, &tiles, &packed, asked));
+
         // Activations, and back through them.
         for function in FUNCTIONS {
             let what = format!("{what} {function:?}");
@@ -105,11 +107,19 @@ impl Sweep for Products {
     }
 }
 
+/// The last has its summed axis in parts.
 #[test]
 fn awkward_shapes_agree_with_f64() {
-    for sizes in
-        [[1, 1, 1], [1, 33, 31], [2, 32, 32], [17, 64, 33], [33, 7, 65], [48, 100, 16], [33, 270, 65]]
-    {
+    for sizes in [
+        [1, 1, 1],
+        [1, 33, 31],
+        [2, 32, 32],
+        [17, 64, 33],
+        [33, 7, 65],
+        [48, 100, 16],
+        [33, 270, 65],
+        [49, 1600, 33],
+    ] {
         sweep(&Products(sizes, 7));
     }
 }

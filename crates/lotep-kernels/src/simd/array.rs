@@ -177,9 +177,8 @@ impl<const FMA: bool> Simd for Array<FMA> {
 
     #[inline(always)]
     fn dot_bf16(self, sum: Self::F, a: Self::G, b: Self::G) -> Self::F {
-        let low = |g: [u32; LANES]| each(|i| f32::from_bits(g[i] << 16));
-        let high = |g: [u32; LANES]| each(|i| f32::from_bits(g[i] & 0xffff_0000));
-        self.mul_add(high(a), high(b), self.mul_add(low(a), low(b), sum))
+        let ([a_even, a_odd], [b_even, b_odd]) = (self.unpair(a), self.unpair(b));
+        self.mul_add(a_odd, b_odd, self.mul_add(a_even, b_even, sum))
     }
 
     #[inline(always)]

@@ -282,7 +282,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn interleave(self, even: Self::F, odd: Self::F) -> [Self::F; 2] {
-        unsafe { [turns(even[0], odd[0]), turns(even[1], odd[1])] }
+        unsafe { [interleaved(even[0], odd[0]), interleaved(even[1], odd[1])] }
     }
 
     /// By quarters, each a square of eight.
@@ -329,9 +329,9 @@ unsafe fn transposed(a: [__m256; HALF]) -> [__m256; HALF] {
 
 // SAFETY of the following: called with the token at hand.
 
-/// The lanes of both in turns.
+/// The lanes of both, alternating.
 #[inline(always)]
-unsafe fn turns(even: __m256, odd: __m256) -> [__m256; 2] {
+unsafe fn interleaved(even: __m256, odd: __m256) -> [__m256; 2] {
     // SAFETY: as above.
     unsafe {
         let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));

@@ -238,10 +238,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 let cast = |g| std::mem::transmute::<__m512i, __m512bh>(g);
                 return _mm512_dpbf16_ps(sum, cast(a), cast(b));
             }
-            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            let low = |g| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(g));
-            let upper = |g| _mm512_castsi512_ps(_mm512_and_si512(g, high));
-            _mm512_fmadd_ps(upper(a), upper(b), _mm512_fmadd_ps(low(a), low(b), sum))
+            let ([a_even, a_odd], [b_even, b_odd]) = (self.unpair(a), self.unpair(b));
+            _mm512_fmadd_ps(a_odd, b_odd, _mm512_fmadd_ps(a_even, b_even, sum))
         }
     }
 
