@@ -47,7 +47,8 @@ impl Period {
     pub(crate) fn in_tile(&self, row: usize) -> usize {
         let first = row / TILE_ROWS * TILE_ROWS;
         if self.length.is_multiple_of(TILE_ROWS) {
-            // The row within its tile stays visible to the compiler.
+            // The row within its tile stays visible to the compiler. (Measured on Zen 4: a prompt added to a product of 64 values and
+            // 256 columns, eight maps of 56 × 56, costs 0.27 ms instead of 0.39; of 128 and 512, 28 × 28, 0.10 instead of 0.13.)
             return self.index(first) / TILE_ROWS * TILE_ROWS + row % TILE_ROWS;
         }
         let mut at = self.index(first) + (row - first);

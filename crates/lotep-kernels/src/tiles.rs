@@ -196,12 +196,6 @@ impl<T: Operand> Tiles<T> {
     #[inline(always)]
     pub(crate) fn copy(&self, row: usize, column: usize, out: &mut [T]) {
         let x = elements::<T>(&self.lines);
-        if out.len() == line::<T>() && column.is_multiple_of(line::<T>()) {
-            // A whole line, its length known to the compiler.
-            let from = self.index(row, column);
-            out[..line::<T>()].copy_from_slice(&x[from..from + line::<T>()]);
-            return;
-        }
         let mut done = 0;
         while done < out.len() {
             let here = (line::<T>() - (column + done) % line::<T>()).min(out.len() - done);

@@ -12,12 +12,6 @@ pub(super) struct Power<S: Simd> {
     shift: S::F,
 }
 
-/// Not a closure: that would be compiled without the instructions.
-#[inline(always)]
-fn scaled<S: Simd>(s: S, x: &[f32], scale: S::F) -> S::F {
-    s.mul(s.load(x), scale)
-}
-
 impl<S: Simd> Power<S> {
     /// Look through a row of scores, of which `keys` count; add bias and mask first.
     #[inline(always)]
@@ -37,7 +31,7 @@ impl<S: Simd> Power<S> {
             // By their numbers: to take two iterators over chunks side by side, the compiler calls a function that divides.
             for (i, x) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                 let from = i * LANES;
-                let mut v = scaled(s, x, scale);
+                let mut v = s.mul(s.load(x), scale);
                 if from < first.len() {
                     let mut a = s.load(&first[from..first.len().min(from + LANES)]);
                     if from < second.len() {

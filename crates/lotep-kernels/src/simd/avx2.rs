@@ -255,24 +255,8 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn keep_bf16(self, words: [u16; 2], x: Self::G) -> Self::G {
         unsafe {
-            let bits = _mm256_setr_epi16(
-                1,
-                2,
-                4,
-                8,
-                16,
-                32,
-                64,
-                128,
-                256,
-                512,
-                1024,
-                2048,
-                4096,
-                8192,
-                16384,
-                i16::MIN,
-            );
+            let bits = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, i16::MIN];
+            let bits = _mm256_loadu_si256(bits.as_ptr().cast());
             let word = [_mm256_set1_epi16(words[0] as i16), _mm256_set1_epi16(words[1] as i16)];
             let bits = [bits; 2];
             let set = halves!(_mm256_cmpeq_epi16, halves!(_mm256_and_si256, word, bits), bits);
